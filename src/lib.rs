@@ -2,15 +2,28 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod authority;
+mod base_url;
 mod config;
 mod deadline;
 mod error;
+mod http_head;
+mod metrics;
+mod pem;
+mod resolver;
 mod secret;
+mod shutdown;
+mod sockets;
+mod tls;
+mod wait;
 
+pub use authority::{Authority, AuthorityError, Host, Pattern};
 pub use config::{
     Cancel, Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE, Environment, Limits, UnusableSetting,
     When,
 };
 pub use deadline::Stage;
 pub use error::Error;
+pub use metrics::Stats;
+pub use resolver::{Override, OverrideError};
 pub use secret::{Credentials, Secret};

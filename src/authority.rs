@@ -1,0 +1,291 @@
+//! `host:port` as [RFC 3986, section 3.2] has it and as CONNECT asks for it ([RFC 9110, section 9.3.6]): parsed once, printed back from its parts.
+//!
+//! Pure and total: any bytes give an authority or an error. Whether an address may be reached is the gateway's `policy`, not ours.
+//!
+//! [RFC 3986, section 3.2]: https://www.rfc-editor.org/rfc/rfc3986#section-3.2
+//! [RFC 9110, section 9.3.6]: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+/// The longest name in presentation form without its final dot ([RFC 1035, section 2.3.4]).
+///
+/// [RFC 1035, section 2.3.4]: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4
+const NAME_LIMIT: usize = 253;
+/// The longest label of a name, by the same section.
+const LABEL_LIMIT: usize = 63;
+
+/// The host of an authority.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A registered name: lower case, no final dot.
+    Name(String),
+    /// An address literal.
+    Address(IpAddr),
+}
+
+impl Host {
+    /// Parses a host without a port: a name, an IPv4 address, or an IPv6 address in brackets.
+    pub fn parse(text: &str) -> Result<Self, AuthorityError> {
+        if let Some(inner) = text.strip_prefix('[') {
+            let inner = inner.strip_suffix(']').ok_or(AuthorityError::Brackets)?;
+            // `Ipv6Addr` knows no zone, which is what we want: a zone means nothing to another machine.
+            return Ipv6Addr::from_str(inner)
+                .map(|address| Self::Address(address.into()))
+                .map_err(|_| AuthorityError::Brackets);
+        }
+        if text.contains([':', ']']) {
+            return Err(AuthorityError::Brackets);
+        }
+        // The final dot before the address: `192.0.2.1.` is no name either, and must not print as one and read back as the other.
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if let Ok(address) = name.parse() {
+            return Ok(Self::Address(IpAddr::V4(address)));
+        }
+        let label_fits = |label: &str| {
+            (1..=LABEL_LIMIT).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        if name.len() > NAME_LIMIT || !name.split('.').all(label_fits) {
+            return Err(AuthorityError::Name);
+        }
+        Ok(Self::Name(name.to_ascii_lowercase()))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Address(IpAddr::V4(address)) => address.fmt(f),
+            Self::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+        }
+    }
+}
+
+/// A host and a port, as a CONNECT request names its target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Authority {
+    /// Where to.
+    pub host: Host,
+    /// The TCP port, never 0.
+    pub port: u16,
+}
+
+impl FromStr for Authority {
+    type Err = AuthorityError;
+
+    fn from_str(text: &str) -> Result<Self, AuthorityError> {
+        let (host, port) = text.rsplit_once(':').ok_or(AuthorityError::Port)?;
+        Ok(Self {
+            host: Host::parse(host)?,
+            port: parse_port(port).ok_or(AuthorityError::Port)?,
+        })
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// A port from 1 to 65535 in decimal digits, without sign or leading zero.
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits || text.starts_with('0') {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Why some text is no authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// The port is missing, or not a number from 1 to 65535.
+    Port,
+    /// Brackets that do not hold an IPv6 address, or an IPv6 address without them.
+    Brackets,
+    /// A name that is empty, too long, or has a byte that no host name has.
+    Name,
+}
+
+impl fmt::Display for AuthorityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Port => "the port is missing or not a number from 1 to 65535",
+            Self::Brackets => "an IPv6 address stands in brackets, and nothing else does",
+            Self::Name => "the host is not a name that can be looked up",
+        })
+    }
+}
+
+impl std::error::Error for AuthorityError {}
+
+/// A pattern for authorities: `*`, `example.com`, `*.example.com` (subdomains only), an address; each with `:PORT` or for any port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    host: HostPattern,
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum HostPattern {
+    Any,
+    Exactly(Host),
+    Below(String),
+}
+
+impl Pattern {
+    /// Every host on one port.
+    pub fn any_on(port: u16) -> Self {
+        Self {
+            host: HostPattern::Any,
+            port: Some(port),
+        }
+    }
+
+    /// Whether `authority` is one of those meant.
+    pub fn matches(&self, authority: &Authority) -> bool {
+        let host = match (&self.host, &authority.host) {
+            (HostPattern::Any, _) => true,
+            (HostPattern::Exactly(host), asked) => host == asked,
+            (HostPattern::Below(zone), Host::Name(name)) => name
+                .strip_suffix(zone.as_str())
+                .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+            (HostPattern::Below(_), Host::Address(_)) => false,
+        };
+        host && self.port.is_none_or(|port| port == authority.port)
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = AuthorityError;
+
+    fn from_str(text: &str) -> Result<Self, AuthorityError> {
+        // An IPv6 literal is in brackets, so a colon after the last bracket is the port's.
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => {
+                let port = parse_port(port).ok_or(AuthorityError::Port)?;
+                (host, Some(port))
+            }
+            _ => (text, None),
+        };
+        let host = if host == "*" {
+            HostPattern::Any
+        } else if let Some(zone) = host.strip_prefix("*.") {
+            match Host::parse(zone)? {
+                Host::Name(zone) => HostPattern::Below(zone),
+                Host::Address(_) => return Err(AuthorityError::Name),
+            }
+        } else {
+            HostPattern::Exactly(Host::parse(host)?)
+        };
+        Ok(Self { host, port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<String, AuthorityError> {
+        text.parse::<Authority>().map(|a| a.to_string())
+    }
+
+    #[test]
+    fn an_address_with_a_final_dot_is_that_address() {
+        let address = Host::Address("192.0.2.1".parse().unwrap());
+        assert_eq!(Host::parse("192.0.2.1."), Ok(address));
+        assert_eq!(Host::parse("192.0.2.1.."), Err(AuthorityError::Name));
+    }
+
+    #[test]
+    fn accepts_names_addresses_and_bracketed_ipv6() {
+        for (text, printed) in [
+            ("example.com:443", "example.com:443"),
+            ("EXAMPLE.Com.:443", "example.com:443"),
+            ("_dmarc.x-y.example:1", "_dmarc.x-y.example:1"),
+            ("127.0.0.1:65535", "127.0.0.1:65535"),
+            ("[::1]:443", "[::1]:443"),
+            ("[::ffff:127.0.0.1]:443", "[::ffff:127.0.0.1]:443"),
+            ("xn--bcher-kva.example:443", "xn--bcher-kva.example:443"),
+            // No `IpAddr`, yet resolvers know it: policy looks at the address after resolution.
+            ("0177.0.0.1:443", "0177.0.0.1:443"),
+        ] {
+            assert_eq!(parse(text).as_deref(), Ok(printed), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_authority() {
+        for text in [
+            "",
+            ":",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:99999999999999999999",
+            "host:+443",
+            "host:-1",
+            "host:443 ",
+            "host:0443",
+            "host:https",
+            "host:０４４３",
+            ":443",
+            "::1:443",
+            "[::1]",
+            "[::1%25lo]:443",
+            "[::1%lo]:443",
+            "[[a]]:443",
+            "[example.com]:443",
+            "[]:443",
+            "[::1:443",
+            "::1]:443",
+            "a..b:443",
+            ".a:443",
+            ".:443",
+            "..:443",
+            "a b:443",
+            "a\0b:443",
+            "user@host:443",
+            "host/path:443",
+            "bücher.example:443",
+        ] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+        assert!(parse(&format!("{}:443", "a".repeat(64))).is_err());
+        assert!(parse(&format!("{}:443", "a.".repeat(127))).is_ok());
+        assert!(parse(&format!("{}b.c:443", "a.".repeat(126))).is_err());
+    }
+
+    #[test]
+    fn patterns_match_hosts_ports_and_subdomains() {
+        let matches = |pattern: &str, authority: &str| {
+            let pattern: Pattern = pattern.parse().expect(pattern);
+            pattern.matches(&authority.parse().expect(authority))
+        };
+        assert!(matches("*", "a.example:22"));
+        assert!(matches("*:443", "[::1]:443"));
+        assert!(!matches("*:443", "a.example:22"));
+        assert!(matches("example.com", "EXAMPLE.com.:8443"));
+        assert!(!matches("example.com", "a.example.com:443"));
+        assert!(matches("*.example.com", "a.b.example.com:443"));
+        assert!(!matches("*.example.com", "example.com:443"));
+        assert!(!matches("*.example.com", "badexample.com:443"));
+        assert!(matches("[::1]", "[0:0::1]:443"));
+        assert!(matches("[::1]:22", "[::1]:22"));
+    }
+
+    #[test]
+    fn refuses_patterns_that_mean_nothing() {
+        for text in ["", "*.", "a*", "*.127.0.0.1", "a:0", "a:b", "*:", "::1"] {
+            assert!(text.parse::<Pattern>().is_err(), "{text:?}");
+        }
+    }
+}

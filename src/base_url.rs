@@ -1,0 +1,357 @@
+//! The upstream's base URL: parsed once, and from then on the only source of addresses, paths and `Host` for our own connections.
+//!
+//! Pure and total: any text gives a base URL or an error, and no error repeats the text, for a URL is where people leave
+//! passwords. No general URL parser: a base has no query, no fragment and no userinfo. The syntax is
+//! [RFC 3986, section 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use crate::authority::{Authority, AuthorityError, Host, parse_port};
+
+/// Below the base: where the upstream's CA certificates are served.
+pub(crate) const CA_CERT_PATH: &str = "/v1/code/upstreamproxy/ca-cert";
+/// Below the base: where tunnels are opened.
+pub(crate) const WS_PATH: &str = "/v1/code/upstreamproxy/ws";
+
+/// The longest base URL. It goes into a request head of at most 16 KiB beside a token; no real one comes near.
+const LENGTH_LIMIT: usize = 2048;
+
+/// Where the upstream is: scheme, host, port, and a path that may be empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BaseUrl {
+    scheme: Scheme,
+    authority: Authority,
+    /// Empty, or begins with a slash and does not end with one.
+    path: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+impl BaseUrl {
+    /// Parses `text`, whose outer white space and trailing slashes do not count.
+    ///
+    /// # Errors
+    /// Whatever is not `https://host[:port][/path]`, or the same with `http` and a loopback host.
+    pub(crate) fn parse(text: &str) -> Result<Self, BaseUrlError> {
+        let text = text.trim();
+        if text.len() > LENGTH_LIMIT {
+            return Err(BaseUrlError::TooLong);
+        }
+        let (scheme, rest) = text.split_once("://").ok_or(BaseUrlError::Scheme)?;
+        let scheme = Scheme::parse(scheme).ok_or(BaseUrlError::Scheme)?;
+        if rest.contains(['?', '#']) {
+            return Err(BaseUrlError::QueryOrFragment);
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err(BaseUrlError::Userinfo);
+        }
+        let authority = parse_authority(authority, scheme.default_port())?;
+        if scheme == Scheme::Http && !is_loopback(&authority.host) {
+            return Err(BaseUrlError::PlainHttp);
+        }
+        let path = path.trim_end_matches('/');
+        if !is_path(path) {
+            return Err(BaseUrlError::Path);
+        }
+        Ok(Self {
+            scheme,
+            authority,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Whether connections to it are TLS: https and wss rather than http and ws.
+    pub(crate) fn secure(&self) -> bool {
+        self.scheme == Scheme::Https
+    }
+
+    /// The host and port to dial; the scheme's own port where the URL names none.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The URL of the CA download.
+    pub(crate) fn ca_cert_url(&self) -> String {
+        format!("{self}{CA_CERT_PATH}")
+    }
+
+    /// The request target of the WebSocket upgrade.
+    pub(crate) fn ws_path(&self) -> String {
+        format!("{}{WS_PATH}", self.path)
+    }
+
+    /// The value of `Host`: the port is named only where it is not the scheme's own ([RFC 9110, section 7.2]).
+    ///
+    /// [RFC 9110, section 7.2]: https://www.rfc-editor.org/rfc/rfc9110#section-7.2
+    pub(crate) fn host_header(&self) -> String {
+        if self.authority.port == self.scheme.default_port() {
+            self.authority.host.to_string()
+        } else {
+            self.authority.to_string()
+        }
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = BaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BaseUrlError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, host) = (self.scheme.name(), self.host_header());
+        write!(f, "{scheme}://{host}{}", self.path)
+    }
+}
+
+impl Scheme {
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Http, Self::Https]
+            .into_iter()
+            .find(|scheme| text.eq_ignore_ascii_case(scheme.name()))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// `host` or `host:port`; a colon inside the brackets of an IPv6 address is not the port's.
+fn parse_authority(text: &str, default_port: u16) -> Result<Authority, BaseUrlError> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => {
+            (host, parse_port(port).ok_or(BaseUrlError::Port)?)
+        }
+        _ => (text, default_port),
+    };
+    let host = Host::parse(host).map_err(BaseUrlError::Host)?;
+    Ok(Authority { host, port })
+}
+
+/// The hosts for which plain http is accepted: what is said to them stays on this machine.
+fn is_loopback(host: &Host) -> bool {
+    match host {
+        Host::Name(name) => name == "localhost",
+        // Not `IpAddr::to_canonical`: a mapped address in a base URL is more likely a trick than a wish.
+        Host::Address(IpAddr::V4(address)) => address.is_loopback(),
+        Host::Address(IpAddr::V6(address)) => address.is_loopback(),
+    }
+}
+
+/// Whether `text` has only what a path may have ([RFC 3986, section 3.3]), so that it can stand in a request line as it is.
+///
+/// [RFC 3986, section 3.3]: https://www.rfc-editor.org/rfc/rfc3986#section-3.3
+fn is_path(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let fits = match byte {
+            b'%' => {
+                let mut hex_digit = || bytes.next().is_some_and(|b| b.is_ascii_hexdigit());
+                hex_digit() && hex_digit()
+            }
+            _ => byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte),
+        };
+        if !fits {
+            return false;
+        }
+    }
+    true
+}
+
+/// Why some text is no base URL. Nothing of the text is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub(crate) enum BaseUrlError {
+    /// Longer than any base URL needs to be.
+    TooLong,
+    /// Neither `http://` nor `https://` stands at the beginning.
+    Scheme,
+    /// A user name or a password before the host.
+    Userinfo,
+    /// The host is not a name or an address.
+    Host(AuthorityError),
+    /// The port is not a number from 1 to 65535.
+    Port,
+    /// A byte in the path that would have to be percent-encoded.
+    Path,
+    /// A query or a fragment, which could not stand before the paths that we append.
+    QueryOrFragment,
+    /// `http` to another machine: the token would travel in the clear.
+    PlainHttp,
+}
+
+impl fmt::Display for BaseUrlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "it is longer than {LENGTH_LIMIT} bytes"),
+            Self::Scheme => f.write_str("it does not begin with https:// or http://"),
+            Self::Userinfo => f.write_str("it has a user name or password before the host"),
+            Self::Host(error) => error.fmt(f),
+            Self::Port => f.write_str("its port is not a number from 1 to 65535"),
+            Self::Path => f.write_str("its path has a character that must be percent-encoded"),
+            Self::QueryOrFragment => f.write_str("it has a query or a fragment"),
+            Self::PlainHttp => f.write_str("plain http is for loopback hosts only"),
+        }
+    }
+}
+
+impl std::error::Error for BaseUrlError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> BaseUrl {
+        BaseUrl::parse(text).expect(text)
+    }
+
+    #[test]
+    fn prints_itself_in_one_canonical_form() {
+        for (text, printed) in [
+            ("https://api.example.com", "https://api.example.com"),
+            ("https://api.example.com/", "https://api.example.com"),
+            ("HTTPS://API.Example.com.:443//", "https://api.example.com"),
+            (
+                " https://h.example:8443/A/b%2F/\n",
+                "https://h.example:8443/A/b%2F",
+            ),
+            ("https://h.example:80", "https://h.example:80"),
+            ("https://10.0.0.1/x:y@z", "https://10.0.0.1/x:y@z"),
+            ("https://[2001:DB8::1]/a", "https://[2001:db8::1]/a"),
+            ("https://[::1]:8443", "https://[::1]:8443"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://LOCALHOST.:8080/", "http://localhost:8080"),
+            ("http://127.255.0.9:443", "http://127.255.0.9:443"),
+            ("http://[::1]/p/", "http://[::1]/p"),
+        ] {
+            let base = parse(text);
+            assert_eq!(base.to_string(), printed, "{text}");
+            assert_eq!(parse(printed), base, "parsing what was printed: {text}");
+        }
+    }
+
+    #[test]
+    fn gives_every_address_that_a_connection_needs() {
+        let base = parse("https://h.example/tenant/7/");
+        assert!(base.secure());
+        assert_eq!(base.authority().to_string(), "h.example:443");
+        assert_eq!(base.host_header(), "h.example");
+        assert_eq!(base.ws_path(), "/tenant/7/v1/code/upstreamproxy/ws");
+        assert_eq!(
+            base.ca_cert_url(),
+            "https://h.example/tenant/7/v1/code/upstreamproxy/ca-cert"
+        );
+
+        let base = parse("http://[::1]:8443");
+        assert!(!base.secure());
+        assert_eq!(base.authority().to_string(), "[::1]:8443");
+        assert_eq!(base.host_header(), "[::1]:8443");
+        assert_eq!(base.ws_path(), "/v1/code/upstreamproxy/ws");
+        assert_eq!(
+            base.ca_cert_url(),
+            "http://[::1]:8443/v1/code/upstreamproxy/ca-cert"
+        );
+    }
+
+    #[test]
+    fn the_default_base_url_is_one() {
+        assert_eq!(
+            parse(crate::config::DEFAULT_BASE_URL).to_string(),
+            crate::config::DEFAULT_BASE_URL
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_no_base_url_and_says_why() {
+        use AuthorityError::{Brackets, Name};
+        use BaseUrlError::{
+            Host, Path, PlainHttp, Port, QueryOrFragment, Scheme, TooLong, Userinfo,
+        };
+        let long = format!("https://h/{}", "a".repeat(LENGTH_LIMIT));
+        for (text, expected) in [
+            ("", Scheme),
+            ("h.example", Scheme),
+            ("//h.example", Scheme),
+            ("https:/h.example", Scheme),
+            ("https:h.example", Scheme),
+            ("ftp://h.example", Scheme),
+            ("wss://h.example", Scheme),
+            ("xhttps://h.example", Scheme),
+            ("\u{feff}https://h.example", Scheme),
+            ("https://", Host(Name)),
+            ("https:///path", Host(Name)),
+            ("https://a..b", Host(Name)),
+            ("https://h example", Host(Name)),
+            ("https://h\r\nX", Host(Name)),
+            ("https://h\\.example", Host(Name)),
+            ("https://%68.example", Host(Name)),
+            ("https://b\u{fc}cher.example", Host(Name)),
+            ("https://::1", Host(Brackets)),
+            ("https://[::1", Host(Brackets)),
+            ("https://[::1%25lo]", Host(Brackets)),
+            ("https://[h.example]:1", Host(Brackets)),
+            ("https://h.example:", Port),
+            ("https://h.example:0", Port),
+            ("https://h.example:99999", Port),
+            ("https://h.example:+1", Port),
+            ("https://h.example:0443", Port),
+            ("https://h.example:https", Port),
+            ("https://canary@h.example", Userinfo),
+            ("https://user:canary@h.example", Userinfo),
+            ("https://@h.example", Userinfo),
+            ("https://h.example/?canary", QueryOrFragment),
+            ("https://h.example?", QueryOrFragment),
+            ("https://h.example#canary", QueryOrFragment),
+            ("https://h.example/a b", Path),
+            ("https://h.example/a\r\nX: y", Path),
+            ("https://h.example/\u{e4}", Path),
+            ("https://h.example/%2", Path),
+            ("https://h.example/%", Path),
+            ("https://h.example/%2g", Path),
+            ("https://h.example/a\\b", Path),
+            ("http://h.example", PlainHttp),
+            ("http://10.0.0.1", PlainHttp),
+            ("http://0.0.0.0", PlainHttp),
+            ("http://[::]", PlainHttp),
+            ("http://[::ffff:127.0.0.1]", PlainHttp),
+            ("http://127.1", PlainHttp),
+            ("http://localhost.example", PlainHttp),
+            (&long, TooLong),
+        ] {
+            let error = BaseUrl::parse(text).expect_err(text);
+            assert_eq!(error, expected, "{text:?}");
+            assert!(!error.to_string().contains("canary"), "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_gives_a_base_url_or_an_error(text in ".*", tail in "[!-~]*") {
+            let _ = BaseUrl::parse(&text);
+            if let Ok(base) = BaseUrl::parse(&format!("https://{tail}")) {
+                let printed = base.to_string();
+                proptest::prop_assert_eq!(BaseUrl::parse(&printed), Ok(base));
+            }
+        }
+    }
+}

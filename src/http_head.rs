@@ -1,0 +1,500 @@
+//! HTTP/1.x heads ([RFC 9112]): bytes to a request or response head, and the replies that we write ourselves.
+//!
+//! Pure and total: any bytes give a head, a wish for more, or an error. `httparse` does the grammar; what it is lenient
+//! about (bare LF) is refused here, as two readers of one head must not disagree about where it ends.
+//!
+//! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
+
+use std::fmt;
+
+use crate::deadline::Phase;
+
+/// The longest head that is read, in bytes, its empty line included.
+pub(crate) const HEAD_LIMIT: usize = 16 << 10;
+/// The most fields in one head; a head of [`HEAD_LIMIT`] with more is not one that a client of ours sends.
+const FIELD_LIMIT: usize = 128;
+
+/// The fields of a head, in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(Vec<(String, Vec<u8>)>);
+
+impl Fields {
+    fn new(raw: &[httparse::Header<'_>]) -> Self {
+        Self(
+            raw.iter()
+                .map(|field| (field.name.to_ascii_lowercase(), field.value.to_vec()))
+                .collect(),
+        )
+    }
+
+    /// Every value of the field, whose name is given in lower case.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.0
+            .iter()
+            .filter(move |(own, _)| own == name)
+            .map(|(_, value)| value.as_slice())
+    }
+
+    /// The field's value if it is there exactly once.
+    pub(crate) fn one(&self, name: &str) -> Option<&[u8]> {
+        let mut all = self
+            .0
+            .iter()
+            .filter(|(own, _)| own == name)
+            .map(|(_, value)| value.as_slice());
+        let first = all.next()?;
+        all.next().is_none().then_some(first)
+    }
+
+    /// Whether the field is there at all.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.all(name).next().is_some()
+    }
+
+    /// The elements of a comma-separated list field, over all its lines, trimmed ([RFC 9110, section 5.6.1]).
+    ///
+    /// [RFC 9110, section 5.6.1]: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.1
+    pub(crate) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.all(name)
+            .flat_map(|value| value.split(|&b| b == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|element| !element.is_empty())
+    }
+}
+
+/// A request head.
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    /// The method, as sent.
+    pub(crate) method: String,
+    /// The request target, as sent.
+    pub(crate) target: String,
+    /// The fields.
+    pub(crate) fields: Fields,
+}
+
+/// A response head.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    /// The status code, from 100 to 999.
+    pub(crate) status: u16,
+    /// The fields.
+    pub(crate) fields: Fields,
+}
+
+/// Why bytes are no head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadError {
+    /// Not the grammar of RFC 9112.
+    Malformed(&'static str),
+    /// More than [`HEAD_LIMIT`] bytes or [`FIELD_LIMIT`] fields.
+    TooLarge,
+}
+
+impl fmt::Display for HeadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(what) => f.write_str(what),
+            Self::TooLarge => write!(
+                f,
+                "the head has more than {HEAD_LIMIT} bytes or {FIELD_LIMIT} fields"
+            ),
+        }
+    }
+}
+
+/// Reads a request head off the front of `bytes`: the head and its length, or `None` when more bytes are needed.
+pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, HeadError> {
+    // A client that speaks another protocol waits for our answer: it gets it before a whole head has come.
+    let method = bytes.iter().take_while(|&&b| b != b' ');
+    if !method.clone().all(|&b| is_token(b)) || method.count() > 32 {
+        return Err(HeadError::Malformed("this is no HTTP request"));
+    }
+    let Some(len) = whole(bytes)? else {
+        return Ok(None);
+    };
+    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let status = parsed.parse(&bytes[..len]).map_err(malformed)?;
+    let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
+        return Err(HeadError::Malformed("the request line is incomplete"));
+    };
+    if status != httparse::Status::Complete(len) {
+        return Err(HeadError::Malformed(
+            "the head does not end where its empty line is",
+        ));
+    }
+    let head = RequestHead {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        fields: Fields::new(parsed.headers),
+    };
+    Ok(Some((head, len)))
+}
+
+/// Reads a response head off the front of `bytes`: the head and its length, or `None` when more bytes are needed.
+pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, HeadError> {
+    const START: &[u8] = b"HTTP/1.";
+    let known = bytes.len().min(START.len());
+    if bytes[..known] != START[..known] {
+        return Err(HeadError::Malformed("this is no HTTP response"));
+    }
+    let Some(len) = whole(bytes)? else {
+        return Ok(None);
+    };
+    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let status = parsed.parse(&bytes[..len]).map_err(malformed)?;
+    match (status, parsed.code) {
+        (httparse::Status::Complete(n), Some(code @ 100..)) if n == len => Ok(Some((
+            ResponseHead {
+                status: code,
+                fields: Fields::new(parsed.headers),
+            },
+            len,
+        ))),
+        _ => Err(HeadError::Malformed("the status line is incomplete")),
+    }
+}
+
+/// The length of the head with its empty line, once that is there.
+fn whole(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
+    let within = &bytes[..bytes.len().min(HEAD_LIMIT)];
+    let mut line_start = 0;
+    while let Some(lf) = within[line_start..]
+        .iter()
+        .position(|&b| b == b'\n')
+        .map(|n| line_start + n)
+    {
+        // RFC 9112, section 2.2, lets a recipient take a bare LF for a line's end; we do not, so that no one reads it otherwise.
+        if lf == 0 || within[lf - 1] != b'\r' {
+            return Err(HeadError::Malformed("a line ends with LF alone, not CRLF"));
+        }
+        if lf == line_start + 1 {
+            return Ok(Some(lf + 1));
+        }
+        line_start = lf + 1;
+    }
+    if bytes.len() >= HEAD_LIMIT {
+        Err(HeadError::TooLarge)
+    } else {
+        Ok(None)
+    }
+}
+
+fn malformed(error: httparse::Error) -> HeadError {
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooLarge,
+        httparse::Error::Version => HeadError::Malformed("the HTTP version is neither 1.0 nor 1.1"),
+        httparse::Error::HeaderName | httparse::Error::HeaderValue => {
+            HeadError::Malformed("a field has a byte that must not be there, or is folded")
+        }
+        _ => HeadError::Malformed("the start line is not HTTP"),
+    }
+}
+
+/// `tchar` of [RFC 9110, section 5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A reply that ends the connection: a refusal, with its reason as plain text.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    /// The status code.
+    pub(crate) status: u16,
+    /// What happened and what to do, in one sentence; never a byte of the request.
+    pub(crate) sentence: String,
+    /// The `Proxy-Status` error type ([RFC 9209, section 2.3](https://www.rfc-editor.org/rfc/rfc9209#section-2.3)) and the phase.
+    pub(crate) proxy_status: Option<(&'static str, Phase)>,
+    /// One more field: name and value.
+    pub(crate) field: Option<(&'static str, &'static str)>,
+    /// The connection stays open for another request.
+    pub(crate) stays: bool,
+}
+
+impl Reply {
+    /// A reply of `status` with its sentence.
+    pub(crate) fn new(status: u16, sentence: impl Into<String>) -> Self {
+        Self {
+            status,
+            sentence: sentence.into(),
+            proxy_status: None,
+            field: None,
+            stays: false,
+        }
+    }
+
+    /// A sentence taken apart: what happened, and behind the last semicolon what to do.
+    pub(crate) fn parts(sentence: &str) -> (&str, &str) {
+        sentence
+            .rsplit_once("; ")
+            .unwrap_or((sentence, "look at the relay's log"))
+    }
+
+    /// Names the kind of error, and the phase it happened in.
+    pub(crate) fn because(mut self, error: &'static str, phase: Phase) -> Self {
+        self.proxy_status = Some((error, phase));
+        self
+    }
+
+    /// Adds one field.
+    pub(crate) fn with(mut self, name: &'static str, value: &'static str) -> Self {
+        self.field = Some((name, value));
+        self
+    }
+
+    /// Leaves the connection open for another request.
+    pub(crate) fn staying(mut self) -> Self {
+        self.stays = true;
+        self
+    }
+
+    /// The reply as it goes over the wire.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        use std::fmt::Write;
+        let body = format!("{}\n", self.sentence);
+        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        if let Some((error, phase)) = self.proxy_status {
+            // Writing to a `String` cannot fail.
+            let _ = write!(
+                head,
+                "Proxy-Status: upstreamproxy; error={error}; details=\"{phase}\"\r\n"
+            );
+        }
+        if let Some((name, value)) = self.field {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        let _ = write!(
+            head,
+            "Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
+            body.len(),
+            if self.stays { "keep-alive" } else { "close" }
+        );
+        head.into_bytes()
+    }
+}
+
+/// The reason phrase of a status that we send ([RFC 9110, section 15](https://www.rfc-editor.org/rfc/rfc9110#section-15)).
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONNECT: &[u8] =
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\nX-A: 1\r\nx-a: 2, 3\r\n\r\n";
+
+    #[test]
+    fn a_request_head_is_the_same_in_any_segmentation() {
+        let mut with_more = CONNECT.to_vec();
+        with_more.extend(b"early data\n\n");
+        for n in 0..CONNECT.len() {
+            assert!(request(&with_more[..n]).expect("no fault").is_none(), "{n}");
+        }
+        for n in CONNECT.len()..=with_more.len() {
+            let (head, len) = request(&with_more[..n]).expect("no fault").expect("whole");
+            assert_eq!(
+                (head.method.as_str(), head.target.as_str(), len),
+                ("CONNECT", "example.com:443", CONNECT.len())
+            );
+            assert_eq!(
+                head.fields.list("x-a").collect::<Vec<_>>(),
+                [b"1", b"2", b"3"]
+            );
+            assert_eq!(head.fields.one("x-a"), None);
+            assert_eq!(head.fields.one("host"), Some(&b"example.com:443"[..]));
+        }
+    }
+
+    #[test]
+    fn refuses_what_two_readers_could_read_differently() {
+        for head in [
+            &b"CONNECT a:1 HTTP/1.1\nHost: a\n\n"[..],
+            b"CONNECT a:1 HTTP/1.1\r\nHost: a\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHost : a\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHo\0st: a\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHost: a\rb\r\n\r\n",
+            b"CONNECT a:1 HTTP/2.0\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1x\r\n\r\n",
+            b"CONNECT a:1 http/1.1\r\n\r\n",
+            b"CONNECT a:1\r\n\r\n",
+            b"\n",
+            b"\r\n\r\n",
+        ] {
+            assert!(
+                matches!(request(head), Err(HeadError::Malformed(_))),
+                "{:?}",
+                String::from_utf8_lossy(head)
+            );
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_refused_by_its_first_bytes() {
+        for bytes in [
+            &b"\x16\x03\x01\x02\x00"[..],
+            b"\x05\x01\x00",
+            b"SSH-2.0-x\r\n",
+            b"\0\0",
+            &[b'A'; 33],
+        ] {
+            assert!(
+                matches!(request(bytes), Err(HeadError::Malformed(_))),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_head_is_bounded_in_bytes_and_in_fields() {
+        let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
+        head.resize(HEAD_LIMIT - 4, b'x');
+        head.extend(b"\r\n\r\n");
+        assert!(request(&head).expect("no fault").is_some());
+        assert!(
+            request(&head[..HEAD_LIMIT - 1])
+                .expect("no fault")
+                .is_none()
+        );
+        head.insert(30, b'x');
+        assert_eq!(request(&head).err(), Some(HeadError::TooLarge));
+        let many = format!(
+            "GET / HTTP/1.1\r\n{}\r\n",
+            "a: b\r\n".repeat(FIELD_LIMIT + 1)
+        );
+        assert_eq!(request(many.as_bytes()).err(), Some(HeadError::TooLarge));
+    }
+
+    #[test]
+    fn reads_response_heads_and_refuses_what_is_none() {
+        let (head, len) = response(b"HTTP/1.1 200 Connection Established\r\n\r\nrest")
+            .expect("no fault")
+            .expect("whole");
+        assert_eq!((head.status, len), (200, 39));
+        assert!(
+            response(b"HTTP/1.0 403\r\n\r\n")
+                .expect("no fault")
+                .is_some()
+        );
+        assert!(response(b"HTT").expect("no fault").is_none());
+        for bytes in [
+            &b"\x16\x03"[..],
+            b"HTTP/2 200\r\n\r\n",
+            b"HTTP/1.1 abc\r\n\r\n",
+            b"HTTP/1.1 20\r\n\r\n",
+        ] {
+            assert!(response(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_says_what_happened_and_closes() {
+        let reply = Reply::new(503, "all tunnels are in use, try again")
+            .because("connection_limit_reached", Phase::Head);
+        let bytes = reply.with("Retry-After", "1").to_bytes();
+        let (head, len) = response(&bytes).expect("no fault").expect("whole");
+        assert_eq!(head.status, 503);
+        assert_eq!(head.fields.one("retry-after"), Some(&b"1"[..]));
+        assert_eq!(head.fields.one("connection"), Some(&b"close"[..]));
+        let length = String::from_utf8_lossy(head.fields.one("content-length").unwrap_or_default())
+            .into_owned();
+        assert_eq!(length, (bytes.len() - len).to_string());
+        let status = head.fields.one("proxy-status").map(String::from_utf8_lossy);
+        assert_eq!(
+            status.as_deref(),
+            Some("upstreamproxy; error=connection_limit_reached; details=\"head\"")
+        );
+    }
+
+    /// Heads as clients send them, and some that none should: a start line, fields, an empty line.
+    fn any_head(start: &'static str) -> impl Strategy<Value = Vec<u8>> {
+        let line_end = || prop_oneof![20 => Just("\r\n"), 1 => Just("\n"), 1 => Just("\r"), 1 => Just(" \r\n")];
+        let field = (
+            "[a-zA-Z-]{1,12}",
+            ":[ \t]{0,2}",
+            "[!-~ é]{0,30}",
+            line_end(),
+        );
+        let fields = prop::collection::vec(field, 0..6);
+        (start, line_end(), fields, line_end()).prop_map(|(start, first, fields, last)| {
+            let mut head = start + first;
+            for (name, colon, value, end) in fields {
+                head.extend([name.as_str(), &colon, &value, end]);
+            }
+            (head + last).into_bytes()
+        })
+    }
+
+    /// `read` gives, for every front of `bytes` from some length on, one and the same answer, and none before.
+    fn is_settled_once(
+        bytes: &[u8],
+        read: impl Fn(&[u8]) -> Option<String>,
+    ) -> Result<(), TestCaseError> {
+        let mut answer = None;
+        for end in 0..=bytes.len() {
+            let said = read(&bytes[..end]);
+            prop_assert!(
+                answer.is_none() || said == answer,
+                "after {} bytes {:?}, before it {:?}",
+                end,
+                said,
+                answer
+            );
+            answer = said;
+        }
+        Ok(())
+    }
+
+    fn said<T: fmt::Debug>(read: Result<Option<T>, HeadError>) -> Option<String> {
+        read.transpose().map(|read| format!("{read:?}"))
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_head_is_the_same_in_any_segmentation(
+            head in any_head("(CONNECT|GET|P[A-Z]{1,33}) [!-~]{1,20}( HTTP/1\\.[01])?"), tail in prop::collection::vec(any::<u8>(), 0..30),
+        ) {
+            is_settled_once(&[head, tail].concat(), |front| said(request(front)))?;
+        }
+
+        #[test]
+        fn any_response_head_is_the_same_in_any_segmentation(
+            head in any_head("HTTP/1\\.[012] [0-9]{2,4}( [ -~]{0,20})?"), tail in prop::collection::vec(any::<u8>(), 0..30),
+        ) {
+            is_settled_once(&[head, tail].concat(), |front| said(response(front)))?;
+        }
+
+        #[test]
+        fn any_bytes_give_a_head_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for bytes in [bytes.clone(), [b"CONNECT ", &bytes[..]].concat(), [b"HTTP/1.1 ", &bytes[..], b"\r\n\r\n"].concat()] {
+                if let Ok(Some((_, len))) = request(&bytes) {
+                    prop_assert!(len <= bytes.len());
+                }
+                if let Ok(Some((_, len))) = response(&bytes) {
+                    prop_assert!(len <= bytes.len());
+                }
+            }
+        }
+    }
+}
