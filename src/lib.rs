@@ -15,6 +15,7 @@ mod secret;
 mod shutdown;
 mod sockets;
 mod tls;
+mod tunnel;
 mod wait;
 
 pub use authority::{Authority, AuthorityError, Host, Pattern};

@@ -1,0 +1,185 @@
+//! The conversation with a single peer that the phases before the stream are made of, and the farewell after it.
+
+use std::mem;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::buffer::Buffer;
+use super::fault::Fault;
+use super::life::{Life, Verdict};
+use super::link::Link;
+use super::message::Messages;
+use crate::deadline::{Deadline, Phase};
+use crate::shutdown::Stop;
+use crate::wait::{OVER, wait};
+
+/// What is read of a connection that was refused: more than a client sends before it looks for the answer, and over in no time.
+const DISMISSED_LIMIT: usize = 1 << 20;
+
+/// What can end a conversation with one peer, besides the peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch<'a> {
+    /// A stop request.
+    pub(crate) stop: &'a Stop,
+    /// The client that all this is for: when it is gone, so is the reason to go on.
+    pub(crate) client: Option<&'a TcpStream>,
+    /// By when it must be over.
+    pub(crate) deadline: Deadline,
+    /// The phase that is bounded, for the error.
+    pub(crate) phase: Phase,
+    /// The interval of pings meanwhile; zero for none.
+    pub(crate) keepalive: Duration,
+    /// The tunnel stands already, so a stop leaves it the drain deadline.
+    pub(crate) drains: bool,
+}
+
+impl Watch<'_> {
+    /// When a stop ends it; `None` while nobody has asked for one.
+    fn stopped(&self) -> Option<Deadline> {
+        let asked = self.stop.asked()?;
+        Some(if self.drains {
+            asked
+        } else {
+            Deadline::at(Instant::now())
+        })
+    }
+}
+
+/// Talks with the peer of one link, writing what is sealed and adding what comes to `received`, until `look` finds what it
+/// looks for.
+///
+/// # Errors
+/// What `look` returns and what the link meets; `TimedOut` with the watch's phase; `ClientLeft`, `Stopped`, `Ended`, `Closed`.
+pub(crate) fn converse<T>(
+    link: &mut Link,
+    received: &mut Buffer,
+    watch: &Watch<'_>,
+    mut look: impl FnMut(&mut Link, &mut Buffer) -> Result<Option<T>, Fault>,
+) -> Result<T, Fault> {
+    let mut life = Life::new(watch.keepalive, Instant::now());
+    loop {
+        let met = step(link, received);
+        // What came before a failure still counts: a refusal may be followed by a reset.
+        if let Some(found) = look(link, received)? {
+            // It lies behind what was looked for, so it is for whoever reads on.
+            if let Err(fault) = met {
+                link.keep(fault);
+            }
+            return Ok(found);
+        }
+        met?;
+        if let Some(close) = link.messages().and_then(Messages::closed_by_peer) {
+            return Err(Fault::Closed(close.code));
+        }
+        if link.eof() {
+            return Err(Fault::Ended);
+        }
+        if watch.stopped().is_some_and(Deadline::passed) {
+            return Err(Fault::Stopped);
+        }
+        let now = Instant::now();
+        if mem::take(&mut link.sent) {
+            life.sent(now);
+        }
+        if mem::take(&mut link.heard) {
+            life.heard(now);
+        }
+        match life.verdict(now, true) {
+            Verdict::Ping => link.ping().and_then(|()| link.flush())?,
+            Verdict::Dead => return Err(Fault::TimedOut(Phase::Stream)),
+            Verdict::Wait => {}
+        }
+        if watch.deadline.passed() {
+            return Err(Fault::TimedOut(watch.phase));
+        }
+        if !link.readable {
+            let until = watch
+                .deadline
+                .min(life.due().map_or(Deadline::never(), Deadline::at));
+            pause(link, watch, until)?;
+        }
+    }
+}
+
+/// Reads what can be read, and writes what can be written: also when reading failed, as TLS may have an alert to send.
+fn step(link: &mut Link, received: &mut Buffer) -> Result<(), Fault> {
+    let read = if link.readable {
+        link.fill(received)
+    } else {
+        Ok(())
+    };
+    let written = link.flush();
+    read.and(written)
+}
+
+fn pause(link: &mut Link, watch: &Watch<'_>, until: Deadline) -> Result<(), Fault> {
+    let mut interest = PollFlags::IN;
+    interest.set(PollFlags::OUT, !link.flushed());
+    // The client is watched for its end only: what it sends meanwhile waits in its socket.
+    let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
+    let stopped = watch.stopped();
+    let mut stop_interest = PollFlags::empty();
+    stop_interest.set(PollFlags::IN, stopped.is_none());
+    let mut fds = [
+        PollFd::from_borrowed_fd(link.fd(), interest),
+        PollFd::from_borrowed_fd(watch.stop.as_fd(), stop_interest),
+        PollFd::from_borrowed_fd(client, PollFlags::empty()),
+    ];
+    let until = stopped.map_or(until, |stop| until.min(stop));
+    wait(&mut fds, until.instant())?;
+    let [ours, _, client] = fds.map(|fd| fd.revents());
+    link.woken(ours);
+    if client.intersects(OVER) {
+        Err(Fault::ClientLeft)
+    } else {
+        Ok(())
+    }
+}
+
+/// Ends the sending direction and reads on until the peer ends its own, so that no reset overtakes what was sent last.
+pub(crate) fn farewell(link: Link, stop: &Stop, at_most: Duration) {
+    read_out(link, stop, at_most, usize::MAX);
+}
+
+/// The same for one that was refused: it has no claim on our reading much of what it sends without end.
+pub(crate) fn dismiss(link: Link, stop: &Stop, at_most: Duration) {
+    read_out(link, stop, at_most, DISMISSED_LIMIT);
+}
+
+fn read_out(mut link: Link, stop: &Stop, at_most: Duration, mut bytes: usize) {
+    let mut until = Deadline::after(at_most);
+    let mut shut = false;
+    loop {
+        if let Some(stop) = stop.asked() {
+            until = until.min(stop);
+        }
+        if link.flush().is_err() {
+            return;
+        }
+        if until.passed() {
+            if !link.flushed() {
+                // What was not taken is lost, and must not look like the end.
+                link.reset();
+            }
+            return;
+        }
+        if link.flushed() && !mem::replace(&mut shut, true) {
+            link.shut_writing();
+        }
+        match link.discard() {
+            Some(len) if len < bytes => bytes -= len,
+            _ => return,
+        }
+        let mut interest = PollFlags::IN;
+        interest.set(PollFlags::OUT, !link.flushed());
+        let mut fds = [PollFd::from_borrowed_fd(link.fd(), interest)];
+        if wait(&mut fds, until.instant()).is_err() {
+            return;
+        }
+        let [woken] = fds.map(|fd| fd.revents());
+        link.woken(woken);
+    }
+}

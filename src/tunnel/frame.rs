@@ -1,0 +1,562 @@
+//! WebSocket frames, streamed ([RFC 6455, section 5]): payload is handed on as it arrives, no frame is ever held whole.
+//!
+//! Without I/O. `tungstenite` owns the header's format; the rules about headers (reserved bits, control frames,
+//! fragmentation, masking, close payloads) are checked here. What a message means is [`super::message`]'s.
+//!
+//! [RFC 6455, section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
+
+use std::io::Cursor;
+
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+
+use super::fault::Fault;
+use crate::tls;
+
+/// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).
+///
+/// [RFC 6455, section 5.1]: https://www.rfc-editor.org/rfc/rfc6455#section-5.1
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The relay.
+    Client,
+    /// The gateway.
+    Server,
+}
+
+/// The longest header: 2 bytes, 8 of length, 4 of mask.
+pub(crate) const MAX_HEADER: usize = 14;
+/// The longest control payload ([RFC 6455, section 5.5](https://www.rfc-editor.org/rfc/rfc6455#section-5.5)).
+pub(crate) const MAX_CONTROL: usize = 125;
+
+/// A key that payload is masked with, and how far it has been used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mask(Option<[u8; 4]>);
+
+impl Mask {
+    /// Masks or unmasks `bytes`, which follow right after those that this mask was applied to before.
+    pub(crate) fn apply(&mut self, bytes: &mut [u8]) {
+        let Some(key) = &mut self.0 else { return };
+        let wide = u64::from_ne_bytes([
+            key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3],
+        ]);
+        let mut words = bytes.chunks_exact_mut(8);
+        for word in &mut words {
+            let mut value = [0; 8];
+            value.copy_from_slice(word);
+            word.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
+        }
+        let tail = words.into_remainder();
+        for (byte, key) in tail.iter_mut().zip(key.iter().cycle()) {
+            *byte ^= key;
+        }
+        let used = tail.len() % 4;
+        key.rotate_left(used);
+    }
+}
+
+/// What the reader found next in the bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    /// A data frame begins; its payload follows in `Payload` pieces.
+    Frame {
+        /// Bytes of payload in this frame.
+        len: usize,
+        /// No frame of this message comes after it.
+        last: bool,
+        /// A message begins with it.
+        first: bool,
+    },
+    /// Payload of the frame at hand, still to be unmasked.
+    Payload(&'a [u8], Mask),
+    /// The frame at hand is complete.
+    FrameEnd,
+    /// A ping; its payload must come back in a pong.
+    Ping(Vec<u8>),
+    /// A pong.
+    Pong,
+    /// The closing handshake, with the code if there was one.
+    Close(Option<u16>),
+}
+
+/// Cuts the bytes of one direction into pieces.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    role: Role,
+    limit: usize,
+    header: [u8; MAX_HEADER],
+    header_len: usize,
+    state: State,
+    /// A message was begun and not yet finished.
+    in_message: bool,
+    /// How many bytes the message has had so far, whole frames only.
+    message_len: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    Header,
+    Payload {
+        left: usize,
+        mask: Mask,
+    },
+    Control {
+        control: Control,
+        len: usize,
+        payload: Vec<u8>,
+        mask: Mask,
+    },
+    Closed,
+}
+
+impl FrameReader {
+    /// A reader for the frames that the peer of `role` sends, in messages of at most `limit` bytes.
+    pub(crate) fn new(role: Role, limit: usize) -> Self {
+        Self {
+            role,
+            limit,
+            header: [0; MAX_HEADER],
+            header_len: 0,
+            state: State::Header,
+            in_message: false,
+            message_len: 0,
+        }
+    }
+
+    /// The next piece, taken off the front of `bytes`; `None` when more bytes are needed. After a close everything is dropped.
+    pub(crate) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Fault> {
+        loop {
+            match &mut self.state {
+                State::Header => match self.read_header(bytes)? {
+                    Some((header, len)) => {
+                        if let Some(piece) = self.begin(&header, len)? {
+                            return Ok(Some(piece));
+                        }
+                    }
+                    None => return Ok(None),
+                },
+                State::Payload { left: 0, .. } => {
+                    self.state = State::Header;
+                    return Ok(Some(Piece::FrameEnd));
+                }
+                State::Payload { left, mask } => {
+                    let taken = take(bytes, *left);
+                    if taken.is_empty() {
+                        return Ok(None);
+                    }
+                    *left -= taken.len();
+                    let now = *mask;
+                    if let Some(key) = &mut mask.0 {
+                        key.rotate_left(taken.len() % 4);
+                    }
+                    return Ok(Some(Piece::Payload(taken, now)));
+                }
+                State::Control {
+                    control,
+                    len,
+                    payload,
+                    mask,
+                } => {
+                    let from = payload.len();
+                    payload.extend_from_slice(take(bytes, *len - from));
+                    mask.apply(&mut payload[from..]);
+                    if payload.len() < *len {
+                        return Ok(None);
+                    }
+                    let (control, payload) = (*control, std::mem::take(payload));
+                    self.state = if control == Control::Close {
+                        State::Closed
+                    } else {
+                        State::Header
+                    };
+                    return Ok(Some(match control {
+                        Control::Ping => Piece::Ping(payload),
+                        Control::Close => Piece::Close(close_code(&payload)?),
+                        _ => Piece::Pong,
+                    }));
+                }
+                State::Closed => {
+                    *bytes = &[];
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Gathers a header over as many calls as it takes.
+    fn read_header(&mut self, bytes: &mut &[u8]) -> Result<Option<(FrameHeader, u64)>, Fault> {
+        let held = self.header_len;
+        let added = take(&mut { *bytes }, MAX_HEADER - held);
+        self.header[held..held + added.len()].copy_from_slice(added);
+        let mut cursor = Cursor::new(&self.header[..held + added.len()]);
+        match FrameHeader::parse(&mut cursor) {
+            Ok(Some(parsed)) => {
+                take(bytes, cursor.position() as usize - held);
+                self.header_len = 0;
+                Ok(Some(parsed))
+            }
+            Ok(None) => {
+                take(bytes, added.len());
+                self.header_len = held + added.len();
+                Ok(None)
+            }
+            Err(_) => Err(Fault::Frame("an opcode that is not assigned")),
+        }
+    }
+
+    /// Checks a header and begins its frame; the piece is for data frames only, as control frames are gathered first.
+    fn begin(&mut self, header: &FrameHeader, len: u64) -> Result<Option<Piece<'static>>, Fault> {
+        // RFC 6455, section 5.2: reserved bits "MUST be 0 unless an extension is negotiated".
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return Err(Fault::Frame("a reserved bit is set"));
+        }
+        // RFC 6455, section 5.1: a server closes "upon receiving a frame that is not masked", a client one that is.
+        if header.mask.is_some() != (self.role == Role::Server) {
+            return Err(Fault::Frame("wrong masking for this direction"));
+        }
+        // RFC 6455, section 5.2: the most significant bit of a 64-bit length "MUST be 0".
+        if len >> 63 != 0 {
+            return Err(Fault::Frame("a length over 63 bits"));
+        }
+        let mask = Mask(header.mask);
+        match header.opcode {
+            OpCode::Control(control) => {
+                // RFC 6455, section 5.5: "MUST have a payload length of 125 bytes or less and MUST NOT be fragmented".
+                if len > MAX_CONTROL as u64 || !header.is_final {
+                    return Err(Fault::Frame(
+                        "a control frame that is fragmented or over 125 bytes",
+                    ));
+                }
+                self.state = State::Control {
+                    control,
+                    len: len as usize,
+                    payload: Vec::new(),
+                    mask,
+                };
+                Ok(None)
+            }
+            OpCode::Data(data) => {
+                match (data, self.in_message) {
+                    (Data::Binary, false) | (Data::Continue, true) => {}
+                    (Data::Text, false) => return Err(Fault::Text),
+                    (Data::Continue, false) => {
+                        return Err(Fault::Frame("a continuation of no message"));
+                    }
+                    _ => return Err(Fault::Frame("a new message inside a fragmented one")),
+                }
+                let first = !self.in_message;
+                let before = if first { 0 } else { self.message_len };
+                let len = usize::try_from(len).map_err(|_| Fault::TooBig)?;
+                if len > self.limit.saturating_sub(before) {
+                    return Err(Fault::TooBig);
+                }
+                self.message_len = before + len;
+                self.in_message = !header.is_final;
+                self.state = State::Payload { left: len, mask };
+                Ok(Some(Piece::Frame {
+                    len,
+                    last: header.is_final,
+                    first,
+                }))
+            }
+        }
+    }
+}
+
+/// Takes up to `n` bytes off the front of `bytes`.
+fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
+    let (taken, rest) = bytes.split_at(n.min(bytes.len()));
+    *bytes = rest;
+    taken
+}
+
+/// The code of a close payload, which is empty or a code and UTF-8 text ([RFC 6455, section 5.5.1]).
+///
+/// [RFC 6455, section 5.5.1]: https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
+fn close_code(payload: &[u8]) -> Result<Option<u16>, Fault> {
+    match payload {
+        [] => Ok(None),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !CloseCode::from(code).is_allowed() || std::str::from_utf8(reason).is_err() {
+                return Err(Fault::Frame("a close payload that is not allowed"));
+            }
+            Ok(Some(code))
+        }
+        [_] => Err(Fault::Frame("a close payload of one byte")),
+    }
+}
+
+/// Writes headers, each with a fresh mask key where we are the client.
+pub(crate) struct FrameWriter {
+    role: Role,
+    keys: [u8; KEYS],
+    used: usize,
+}
+
+/// How many bytes of key material are drawn at once, so that not every frame costs a system call.
+const KEYS: usize = 256;
+
+impl std::fmt::Debug for FrameWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameWriter")
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FrameWriter {
+    /// A writer for the frames that `role` sends.
+    pub(crate) fn new(role: Role) -> Self {
+        Self {
+            role,
+            keys: [0; KEYS],
+            used: KEYS,
+        }
+    }
+
+    /// Writes the header of a whole message (one frame) of `len` bytes; returns its length and the mask for the payload.
+    pub(crate) fn header(
+        &mut self,
+        opcode: OpCode,
+        len: usize,
+        into: &mut [u8; MAX_HEADER],
+    ) -> Result<(usize, Mask), Fault> {
+        let mask = match self.role {
+            Role::Client => Some(self.key()?),
+            Role::Server => None,
+        };
+        let header = FrameHeader {
+            is_final: true,
+            opcode,
+            mask,
+            ..FrameHeader::default()
+        };
+        let mut cursor = Cursor::new(&mut into[..]);
+        header
+            .format(len as u64, &mut cursor)
+            .map_err(|_| Fault::Frame("a header that could not be written"))?;
+        Ok((cursor.position() as usize, Mask(mask)))
+    }
+
+    /// A key that nobody can foresee ([RFC 6455, section 5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
+    fn key(&mut self) -> Result<[u8; 4], Fault> {
+        if self.used + 4 > KEYS {
+            tls::random(&mut self.keys)?;
+            self.used = 0;
+        }
+        let mut key = [0; 4];
+        key.copy_from_slice(&self.keys[self.used..self.used + 4]);
+        self.used += 4;
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tungstenite::protocol::frame::Frame;
+
+    use super::*;
+
+    /// Everything that the pieces of `bytes` say, cut at every `step` bytes: data and control, flattened.
+    fn read(role: Role, bytes: &[u8], step: usize) -> Result<Vec<String>, Fault> {
+        let mut reader = FrameReader::new(role, 1 << 20);
+        let mut said = Vec::new();
+        let mut payload = Vec::new();
+        for part in bytes.chunks(step.max(1)) {
+            let mut part = part;
+            while let Some(piece) = reader.next(&mut part)? {
+                match piece {
+                    Piece::Payload(bytes, mut mask) => {
+                        let from = payload.len();
+                        payload.extend_from_slice(bytes);
+                        mask.apply(&mut payload[from..]);
+                    }
+                    Piece::FrameEnd => said.push(format!(
+                        "{:?}",
+                        String::from_utf8_lossy(&std::mem::take(&mut payload))
+                    )),
+                    other => said.push(format!("{other:?}")),
+                }
+            }
+            assert!(part.is_empty());
+        }
+        Ok(said)
+    }
+
+    /// A frame as tungstenite writes it.
+    fn frame(opcode: OpCode, last: bool, mask: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
+        let header = FrameHeader {
+            is_final: last,
+            opcode,
+            mask,
+            ..FrameHeader::default()
+        };
+        let mut bytes = Vec::new();
+        Frame::from_payload(header, payload.to_vec().into())
+            .format(&mut bytes)
+            .expect("formats");
+        bytes
+    }
+
+    #[test]
+    fn any_segmentation_gives_the_same_pieces() {
+        let key = Some([1, 2, 3, 4]);
+        let mut bytes = frame(OpCode::Data(Data::Binary), false, key, b"hel");
+        bytes.extend(frame(
+            OpCode::Control(Control::Ping),
+            true,
+            key,
+            b"are you there",
+        ));
+        bytes.extend(frame(OpCode::Data(Data::Continue), true, key, b"lo, world"));
+        bytes.extend(frame(
+            OpCode::Data(Data::Binary),
+            true,
+            key,
+            &vec![b'x'; 70_000],
+        ));
+        bytes.extend(frame(
+            OpCode::Control(Control::Close),
+            true,
+            key,
+            b"\x03\xe8bye",
+        ));
+        let whole = read(Role::Server, &bytes, bytes.len()).expect("reads");
+        assert_eq!(whole.len(), 8);
+        assert_eq!(whole[1], "\"hel\"");
+        assert_eq!(whole[4], "\"lo, world\"");
+        assert_eq!(whole[7], "Close(Some(1000))");
+        for step in [1, 2, 3, 5, 7, 13, 1000] {
+            assert_eq!(
+                read(Role::Server, &bytes, step).expect("reads"),
+                whole,
+                "{step}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_rfc_forbids() {
+        let binary = OpCode::Data(Data::Binary);
+        let unmasked = frame(binary, true, None, b"x");
+        let masked = frame(binary, true, Some([9; 4]), b"x");
+        let cases: [(&str, Role, Vec<u8>); 13] = [
+            ("masked for the client", Role::Client, masked),
+            ("unmasked for the server", Role::Server, unmasked),
+            ("reserved bit", Role::Client, vec![0xc2, 0]),
+            ("reserved opcode", Role::Client, vec![0x83, 0]),
+            ("reserved control opcode", Role::Client, vec![0x8b, 0]),
+            ("fragmented ping", Role::Client, vec![0x09, 0]),
+            ("long ping", Role::Client, vec![0x89, 126, 0, 126]),
+            ("continuation of nothing", Role::Client, vec![0x80, 0]),
+            (
+                "message inside a message",
+                Role::Client,
+                vec![0x02, 0, 0x82, 0],
+            ),
+            (
+                "64-bit length",
+                Role::Client,
+                vec![0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            ("close of one byte", Role::Client, vec![0x88, 1, 3]),
+            (
+                "close with a code of nobody",
+                Role::Client,
+                vec![0x88, 2, 0x03, 0xed],
+            ),
+            (
+                "close with broken text",
+                Role::Client,
+                vec![0x88, 3, 0x03, 0xe8, 0xff],
+            ),
+        ];
+        for (name, role, bytes) in cases {
+            assert!(
+                matches!(read(role, &bytes, 1), Err(Fault::Frame(_))),
+                "{name}"
+            );
+        }
+        assert!(matches!(
+            read(Role::Client, &[0x81, 0], 1),
+            Err(Fault::Text)
+        ));
+        assert!(matches!(
+            read(Role::Client, &[0x82, 127, 0, 0, 0, 0, 0, 16, 0, 1], 1),
+            Err(Fault::TooBig)
+        ));
+        let mut fragments = frame(binary, false, None, &vec![0; 1 << 19]);
+        fragments.extend(frame(
+            OpCode::Data(Data::Continue),
+            false,
+            None,
+            &vec![0; 1 << 19],
+        ));
+        assert!(read(Role::Client, &fragments, 4096).is_ok());
+        fragments.extend([0x80, 1]);
+        assert!(matches!(
+            read(Role::Client, &fragments, 4096),
+            Err(Fault::TooBig)
+        ));
+    }
+
+    #[test]
+    fn what_comes_after_a_close_is_dropped() {
+        let said = read(Role::Client, &[0x88, 0, 0x82, 1, b'x'], 1).expect("reads");
+        assert_eq!(said, ["Close(None)"]);
+    }
+
+    #[test]
+    fn tungstenite_reads_what_the_writer_writes() {
+        for len in [0, 1, 125, 126, 65_535, 65_536] {
+            for role in [Role::Client, Role::Server] {
+                let mut into = [0; MAX_HEADER];
+                let mut writer = FrameWriter::new(role);
+                let (n, mask) = writer
+                    .header(OpCode::Data(Data::Binary), len, &mut into)
+                    .expect("writes");
+                let (header, read_len) = FrameHeader::parse(&mut Cursor::new(&into[..n]))
+                    .expect("parses")
+                    .expect("is whole");
+                assert_eq!((read_len, Mask(header.mask)), (len as u64, mask));
+                assert_eq!(header.mask.is_some(), role == Role::Client);
+            }
+        }
+    }
+
+    #[test]
+    fn mask_keys_do_not_repeat() {
+        let mut writer = FrameWriter::new(Role::Client);
+        let keys: std::collections::HashSet<_> =
+            (0..200).map(|_| writer.key().expect("a key")).collect();
+        assert!(
+            keys.len() > 195,
+            "32 random bits collide almost never in 200 draws"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_mask_applied_in_parts_is_the_mask_applied_at_once(bytes in proptest::collection::vec(any::<u8>(), 0..100), cut in 0_usize..100) {
+            let mut whole = bytes.clone();
+            Mask(Some([1, 2, 3, 4])).apply(&mut whole);
+            let mut parts = bytes.clone();
+            let mut mask = Mask(Some([1, 2, 3, 4]));
+            let (a, b) = parts.split_at_mut(cut.min(bytes.len()));
+            mask.apply(a);
+            mask.apply(b);
+            prop_assert_eq!(&parts, &whole);
+            for (i, byte) in bytes.iter().enumerate() {
+                prop_assert_eq!(whole[i], byte ^ [1, 2, 3, 4][i % 4]);
+            }
+        }
+
+        #[test]
+        fn any_bytes_give_pieces_or_a_fault(bytes in proptest::collection::vec(any::<u8>(), 0..200), step in 1_usize..20) {
+            let _ = read(Role::Client, &bytes, step);
+            let _ = read(Role::Server, &bytes, step);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Signs of life on a WebSocket: when a ping is due, and when silence means that the peer is gone (`manual/protocol.md`, Messages).
+//!
+//! Pure: it is told what happened and when, and asks nothing of the clock.
+
+use std::time::{Duration, Instant};
+
+/// Silent intervals in a row that end a tunnel.
+const STRIKES: u32 = 3;
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing.
+    Wait,
+    /// Send a ping.
+    Ping,
+    /// The peer is gone.
+    Dead,
+}
+
+/// Keeps the time of one WebSocket's signs of life.
+#[derive(Debug)]
+pub(crate) struct Life {
+    interval: Option<Duration>,
+    /// When we last sent anything.
+    sent: Instant,
+    /// When the current interval of silence from the peer began.
+    silent_since: Instant,
+    strikes: u32,
+}
+
+impl Life {
+    /// A ping after each silent `interval`; zero: none, ever.
+    pub(crate) fn new(interval: Duration, now: Instant) -> Self {
+        Self {
+            interval: Some(interval).filter(|i| !i.is_zero()),
+            sent: now,
+            silent_since: now,
+            strikes: 0,
+        }
+    }
+
+    /// Something was sent.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.sent = now;
+    }
+
+    /// Something came; anything counts.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        self.silent_since = now;
+        self.strikes = 0;
+    }
+
+    /// When to ask for a verdict at the latest.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let interval = self.interval?;
+        Some(self.sent.min(self.silent_since) + interval)
+    }
+
+    /// What is to be done at `now`. Only intervals in which this end was `reading` count against the peer.
+    pub(crate) fn verdict(&mut self, now: Instant, reading: bool) -> Verdict {
+        let Some(interval) = self.interval else {
+            return Verdict::Wait;
+        };
+        let silent = now >= self.silent_since + interval;
+        let quiet = now >= self.sent + interval;
+        if silent {
+            // One strike however late we are asked: a process that was stopped for an hour has heard nothing of it.
+            self.silent_since = now;
+            self.strikes = if reading { self.strikes + 1 } else { 0 };
+            if self.strikes >= STRIKES {
+                return Verdict::Dead;
+            }
+        }
+        if silent || quiet {
+            self.sent = now;
+            return Verdict::Ping;
+        }
+        Verdict::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(25);
+
+    #[test]
+    fn three_silent_intervals_end_it_and_each_sends_a_ping() {
+        let start = Instant::now();
+        let mut life = Life::new(INTERVAL, start);
+        assert_eq!(life.due(), Some(start + INTERVAL));
+        assert_eq!(life.verdict(start + INTERVAL / 2, true), Verdict::Wait);
+        assert_eq!(life.verdict(start + INTERVAL, true), Verdict::Ping);
+        assert_eq!(life.verdict(start + 2 * INTERVAL, true), Verdict::Ping);
+        assert_eq!(life.verdict(start + 3 * INTERVAL, true), Verdict::Dead);
+    }
+
+    #[test]
+    fn anything_heard_starts_the_count_anew() {
+        let start = Instant::now();
+        let mut life = Life::new(INTERVAL, start);
+        for n in 1..20 {
+            assert_eq!(life.verdict(start + n * INTERVAL, true), Verdict::Ping);
+            life.heard(start + n * INTERVAL);
+        }
+    }
+
+    #[test]
+    fn a_long_stop_of_this_process_counts_as_one_interval() {
+        let start = Instant::now();
+        let mut life = Life::new(INTERVAL, start);
+        assert_eq!(life.verdict(start + 100 * INTERVAL, true), Verdict::Ping);
+        assert_eq!(life.verdict(start + 100 * INTERVAL, true), Verdict::Wait);
+    }
+
+    #[test]
+    fn held_off_intervals_do_not_count_but_still_ping() {
+        let start = Instant::now();
+        let mut life = Life::new(INTERVAL, start);
+        for n in 1..20 {
+            assert_eq!(life.verdict(start + n * INTERVAL, false), Verdict::Ping);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_only_talks_still_gets_its_ping() {
+        let start = Instant::now();
+        let mut life = Life::new(INTERVAL, start);
+        life.heard(start + INTERVAL / 2);
+        assert_eq!(life.due(), Some(start + INTERVAL));
+        assert_eq!(life.verdict(start + INTERVAL, true), Verdict::Ping);
+        life.heard(start + INTERVAL);
+        assert_eq!(life.verdict(start + 2 * INTERVAL, true), Verdict::Ping);
+    }
+}

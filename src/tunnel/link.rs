@@ -1,0 +1,499 @@
+//! One socket and the layers upon it: the only place where a tunnel's bytes enter and leave the kernel.
+//!
+//! From the socket up: TLS (wss, or an intercepted target), messages (the WebSocket and its chunks), TLS again (an intercepted
+//! client inside the WebSocket). Each may be absent. A link never waits; [`super::pump`] decides when to read and write.
+
+use std::io::{self, Read, Write};
+use std::mem;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use socket2::{SockRef, TcpKeepalive};
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::buffer::{Buffer, Class, Pool};
+use super::fault::Fault;
+use super::message::Messages;
+use super::transport::Tls;
+use crate::sockets::{Delivery, delivery};
+use crate::wait::{OVER, wait};
+
+/// The most that may lie unread of one TLS record or handshake flight.
+const INCOMING_LIMIT: usize = 512 << 10;
+
+/// A non-blocking socket with its layers.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: TcpStream,
+    outer: Option<Tls>,
+    messages: Option<Messages>,
+    inner: Option<Tls>,
+    incoming: Buffer,
+    between: Buffer,
+    outgoing: Buffer,
+    class: Class,
+    /// The socket may have bytes for us; false after a read came up short.
+    pub(crate) readable: bool,
+    /// The socket may take bytes; false after a write came up short.
+    pub(crate) writable: bool,
+    /// Bytes came since this was last reset.
+    pub(crate) heard: bool,
+    /// Bytes went since this was last reset.
+    pub(crate) sent: bool,
+    /// A failure that was met while what came before it was still to be taken.
+    kept: Option<Fault>,
+    eof: bool,
+    end_due: bool,
+    ended: bool,
+}
+
+impl Link {
+    /// A link without layers.
+    pub(crate) fn new(socket: TcpStream, pool: &Pool) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        Ok(Self {
+            socket,
+            outer: None,
+            messages: None,
+            inner: None,
+            incoming: Buffer::new(pool),
+            between: Buffer::new(pool),
+            outgoing: Buffer::new(pool),
+            class: Class::default(),
+            readable: true,
+            writable: true,
+            heard: false,
+            sent: false,
+            kept: None,
+            eof: false,
+            end_due: false,
+            ended: false,
+        })
+    }
+
+    /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
+    pub(crate) fn unsent(&self) -> bool {
+        let socket = SockRef::from(&self.socket);
+        // With this mark poll(2) calls a socket writable only when nothing is unsent (tcp(7)); 0 is the kernel's own again.
+        if socket.set_tcp_notsent_lowat(1).is_err() {
+            return false;
+        }
+        let mut fds = [PollFd::from_borrowed_fd(
+            self.socket.as_fd(),
+            PollFlags::OUT,
+        )];
+        let asked = wait(&mut fds, Some(Instant::now()));
+        let _ = socket.set_tcp_notsent_lowat(0);
+        let [ours] = fds.map(|fd| fd.revents());
+        asked.is_ok() && !ours.intersects(OVER | PollFlags::OUT)
+    }
+
+    /// What became of the bytes that were written, as far as the kernel tells; no answer for so `long` is too long.
+    pub(crate) fn delivery(&self, long: Duration) -> Delivery {
+        delivery(&self.socket, long)
+    }
+
+    /// Has the kernel ask a silent peer for a sign of life after an `interval`, and give up on it before three; zero: not.
+    pub(crate) fn probe_every(&self, interval: Duration) {
+        if interval.is_zero() {
+            return;
+        }
+        // The kernel counts in whole seconds, and its timers may be late by an eighth: so it is asked more often than we
+        // would ourselves, at 25 s after 25, 37, 49 and, without an answer, for the last time 61 s.
+        let second = Duration::from_secs(1);
+        let keepalive = TcpKeepalive::new()
+            .with_time(interval.max(second))
+            .with_interval((interval / 2).max(second))
+            .with_retries(3);
+        // A socket that does not take it is over already, and says so when it is used.
+        let _ = SockRef::from(&self.socket).set_tcp_keepalive(&keepalive);
+    }
+
+    /// Lets the kernel give up on a peer that acknowledges nothing for this long, with bytes on the way; zero: its own default.
+    pub(crate) fn set_user_timeout(&self, timeout: Duration) {
+        // What a kernel without the option does is its default, so a refusal changes nothing that we promise.
+        let _ = SockRef::from(&self.socket)
+            .set_tcp_user_timeout(Some(timeout).filter(|t| !t.is_zero()));
+    }
+
+    /// Puts TLS on the socket.
+    pub(crate) fn secure(&mut self, tls: Tls) {
+        self.outer = Some(tls);
+        // The client speaks first, and it is `fill` that lets it.
+        self.readable = true;
+    }
+
+    /// The TLS on the socket.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.outer.as_ref()
+    }
+
+    /// Puts the message layer upon the transport; `rest` holds what came after the handshake, and then the data in it.
+    pub(crate) fn frame(&mut self, messages: Messages, rest: &mut Buffer) -> Result<(), Fault> {
+        let came = rest.filled().to_vec();
+        rest.consume(came.len());
+        self.messages.insert(messages).open(&came, rest)
+    }
+
+    /// The message layer.
+    pub(crate) fn messages(&self) -> Option<&Messages> {
+        self.messages.as_ref()
+    }
+
+    /// Puts TLS inside the messages; `rest` holds what came before, and then the data in it.
+    pub(crate) fn intercept(&mut self, mut tls: Tls, rest: &mut Buffer) -> Result<(), Fault> {
+        tls.incoming.extend(rest.filled());
+        rest.consume(rest.len());
+        self.inner = Some(tls);
+        self.decode(rest)
+    }
+
+    /// Whether the handshake of the inner TLS is done, where there is one: only then can data go out.
+    pub(crate) fn ready(&self) -> bool {
+        self.inner.as_ref().is_none_or(Tls::established)
+    }
+
+    /// The socket, for poll.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The socket, for watching it while another link is talked with.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Takes note of what poll said of the socket.
+    pub(crate) fn woken(&mut self, flags: PollFlags) {
+        self.readable |= flags.intersects(OVER | PollFlags::IN);
+        self.writable |= flags.intersects(OVER | PollFlags::OUT);
+    }
+
+    /// Keeps a failure for the next [`Self::fill`]: after it the layers understand nothing of what comes.
+    pub(crate) fn keep(&mut self, fault: Fault) {
+        self.kept = Some(fault);
+        self.readable = true;
+    }
+
+    /// Reads once from the socket and adds the data in it to `plain`.
+    pub(crate) fn fill(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+        if let Some(fault) = self.kept.take() {
+            return Err(fault);
+        }
+        let bare = self.messages.is_none() && self.inner.is_none();
+        let into = match &mut self.outer {
+            Some(tls) => &mut tls.incoming,
+            None if bare => &mut *plain,
+            None => &mut self.incoming,
+        };
+        if into.room(self.class).is_empty() {
+            if into.len() >= INCOMING_LIMIT {
+                return Err(Fault::TooBig);
+            }
+            into.reserve(into.len());
+        }
+        let room = into.room(self.class);
+        let size = room.len();
+        match (&self.socket).read(room) {
+            Ok(0) => {
+                self.eof = true;
+                self.readable = false;
+            }
+            Ok(n) => {
+                self.heard = true;
+                into.advance(n);
+                // A full read: there is more, and a larger buffer pays. A short one: the socket is empty, poll will tell.
+                if n == size {
+                    self.class = self.class.larger();
+                } else {
+                    self.readable = false;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        if bare && self.outer.is_none() {
+            Ok(())
+        } else {
+            self.decode(plain)
+        }
+    }
+
+    /// Takes what lies in the layers as far up as it goes.
+    fn decode(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+        let Self {
+            outer,
+            messages,
+            inner,
+            incoming,
+            between,
+            outgoing,
+            ..
+        } = self;
+        let mut above = |bytes: &[u8]| {
+            let into = match inner {
+                Some(tls) => &mut tls.incoming,
+                None => &mut *plain,
+            };
+            if let Some(messages) = messages {
+                messages.open(bytes, into)
+            } else {
+                into.extend(bytes);
+                Ok(())
+            }
+        };
+        if let Some(tls) = outer {
+            tls.open(outgoing, &mut above)?;
+        } else {
+            above(incoming.filled())?;
+            incoming.consume(incoming.len());
+        }
+        if let Some(tls) = inner {
+            let result = tls.open(between, &mut |bytes| {
+                plain.extend(bytes);
+                Ok(())
+            });
+            // What TLS has to say goes out also when it is an alert.
+            self.lower_data()?;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Takes all of `plain` through the layers into what is to be written; without TLS the buffers change places.
+    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+        if plain.is_empty() {
+            return Ok(());
+        }
+        if let Some(tls) = &mut self.inner {
+            tls.seal(plain.filled(), &mut self.between)?;
+            plain.consume(plain.len());
+            return self.lower_data();
+        }
+        if let Some(messages) = &mut self.messages {
+            messages.seal(plain)?;
+        }
+        lower(self.outer.as_mut(), plain, &mut self.outgoing)
+    }
+
+    /// Sends what is in `between` as data of the message layer.
+    fn lower_data(&mut self) -> Result<(), Fault> {
+        if let Some(messages) = &mut self.messages {
+            messages.seal(&mut self.between)?;
+        }
+        self.lower()
+    }
+
+    /// Sends what is in `between` as it is.
+    fn lower(&mut self) -> Result<(), Fault> {
+        lower(self.outer.as_mut(), &mut self.between, &mut self.outgoing)
+    }
+
+    /// Writes what is to be written, until all is gone or the socket takes no more.
+    pub(crate) fn flush(&mut self) -> Result<(), Fault> {
+        self.write()?;
+        // A pong waits for all that is before it, so that pings cannot make a queue grow, and then goes out at once, so that
+        // a busy sender answers too.
+        if self.outgoing.is_empty()
+            && let Some(messages) = &mut self.messages
+        {
+            messages.pong(&mut self.between)?;
+            self.lower()?;
+            self.write()?;
+        }
+        if self.end_due && self.outgoing.is_empty() {
+            self.end_due = false;
+            self.ended = true;
+            if self.messages.is_none() {
+                // The peer may be gone already; then there is nobody left to tell.
+                let _ = self.socket.shutdown(Shutdown::Write);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), Fault> {
+        while self.writable && !self.outgoing.is_empty() {
+            match (&self.socket).write(self.outgoing.filled()) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(n) => {
+                    self.sent = true;
+                    self.outgoing.consume(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was sealed has been written.
+    pub(crate) fn flushed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    /// Says that no more data will come from us: `close_notify` where there is TLS and `orderly`, then `fin` or the socket's FIN.
+    pub(crate) fn end(&mut self, orderly: bool) -> Result<(), Fault> {
+        if self.ended || mem::replace(&mut self.end_due, true) {
+            return Ok(());
+        }
+        if let Some(tls) = &mut self.inner
+            && orderly
+        {
+            tls.end(&mut self.between)?;
+            self.lower_data()?;
+        }
+        if let Some(messages) = &mut self.messages {
+            messages.fin(&mut self.between)?;
+            self.lower()?;
+        } else if let Some(tls) = &mut self.outer
+            && orderly
+        {
+            tls.end(&mut self.outgoing)?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::end`] was asked for and has gone out.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether the peer will send no more data.
+    pub(crate) fn ended_by_peer(&self) -> bool {
+        let tls = |tls: &Option<Tls>| tls.as_ref().is_some_and(Tls::ended_by_peer);
+        match &self.messages {
+            Some(messages) => messages.fin_received() || tls(&self.inner),
+            None => self.eof || tls(&self.outer),
+        }
+    }
+
+    /// Whether the peer's end was said as its protocol asks: with `close_notify` where there is TLS.
+    pub(crate) fn ended_orderly(&self) -> bool {
+        let innermost = if self.messages.is_some() {
+            &self.inner
+        } else {
+            &self.outer
+        };
+        innermost.as_ref().is_none_or(Tls::ended_by_peer)
+    }
+
+    /// Whether the socket's own stream has ended.
+    pub(crate) fn eof(&self) -> bool {
+        self.eof
+    }
+
+    /// Sends a ping.
+    pub(crate) fn ping(&mut self) -> Result<(), Fault> {
+        if let Some(messages) = &mut self.messages {
+            messages.ping(&mut self.between)?;
+            self.lower()?;
+        }
+        Ok(())
+    }
+
+    /// Begins or answers the closing handshake.
+    pub(crate) fn close(&mut self, code: CloseCode) -> Result<(), Fault> {
+        if let Some(messages) = &mut self.messages {
+            messages.close(code, &mut self.between)?;
+            self.lower()?;
+        }
+        Ok(())
+    }
+
+    /// Reads once and drops what came, for a socket whose bytes mean nothing any more. Returns how much, and nothing at its end.
+    pub(crate) fn discard(&mut self) -> Option<usize> {
+        let mut into = [0; 16 << 10];
+        match (&self.socket).read(&mut into) {
+            Ok(len @ 1..) => return Some(len),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Some(0);
+            }
+            Ok(0) | Err(_) => self.eof = true,
+        }
+        None
+    }
+
+    /// Takes the peer for gone: nothing more is read from it.
+    pub(crate) fn hang_up(&mut self) {
+        self.eof = true;
+    }
+
+    /// Takes the connection for over both ways, though not all that was to be sent has gone.
+    pub(crate) fn give_up(&mut self) {
+        self.eof = true;
+        self.outgoing.consume(self.outgoing.len());
+        self.end_due = false;
+        self.ended = true;
+    }
+
+    /// Sends what is still to be sent, as far as the socket takes it, and TLS's own end after it.
+    pub(crate) fn hang_up_politely(&mut self) -> Result<(), Fault> {
+        if let Some(tls) = &mut self.outer {
+            tls.end(&mut self.outgoing)?;
+        }
+        self.flush()
+    }
+
+    /// Ends the sending direction of the socket itself.
+    pub(crate) fn shut_writing(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Makes the close to come a reset, so that nobody takes a part for the whole.
+    pub(crate) fn reset(&self) {
+        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+    }
+
+    /// What the kernel holds against the socket, if anything.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        self.socket.take_error().ok().flatten()
+    }
+
+    /// Gives back the memory that is not in use.
+    pub(crate) fn shed(&mut self) {
+        self.class = Class::default();
+        let tls = self
+            .outer
+            .iter_mut()
+            .chain(self.inner.iter_mut())
+            .map(|tls| &mut tls.incoming);
+        for buffer in tls.chain([&mut self.incoming, &mut self.between, &mut self.outgoing]) {
+            buffer.shed();
+        }
+    }
+}
+
+impl Drop for Link {
+    /// A worker that panics has delivered a part at most: its peers must not take the close that comes now for the end.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.reset();
+        }
+    }
+}
+
+/// Takes `bytes` through the transport to the end of `outgoing`.
+fn lower(outer: Option<&mut Tls>, bytes: &mut Buffer, outgoing: &mut Buffer) -> Result<(), Fault> {
+    match outer {
+        _ if bytes.is_empty() => return Ok(()),
+        Some(tls) => tls.seal(bytes.filled(), outgoing)?,
+        None if outgoing.is_empty() => {
+            mem::swap(bytes, outgoing);
+            return Ok(());
+        }
+        None => outgoing.extend(bytes.filled()),
+    }
+    bytes.consume(bytes.len());
+    Ok(())
+}

@@ -1,0 +1,774 @@
+//! The stream inside the WebSocket: chunks in binary messages, `fin`, pings and the closing handshake (`manual/protocol.md`).
+//!
+//! Without I/O, a layer between [`super::transport`] below and plain bytes above. Data of a message that is one frame and
+//! nothing but data is handed on as it arrives; any other message is assembled first, from a budget that all tunnels share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+
+use super::buffer::Buffer;
+use super::chunk::{self, Start};
+use super::fault::Fault;
+use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
+
+/// How the wire's two versions differ: only the second has `fin`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// No subprotocol was selected.
+    V1,
+    /// `upstreamproxy.v2` was selected.
+    V2,
+}
+
+/// The subprotocol that stands for version 2.
+pub(crate) const SUBPROTOCOL_V2: &str = "upstreamproxy.v2";
+
+/// Bytes that all tunnels of one relay or gateway may hold together in messages that are being assembled.
+const BUDGET: usize = 64 << 20;
+
+/// The shared budget for assembling messages.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Budget(Arc<AtomicUsize>);
+
+/// A message in the making; what it holds is counted against the budget until it is dropped.
+#[derive(Debug)]
+struct Assembly {
+    bytes: Vec<u8>,
+    counted: usize,
+    budget: Budget,
+}
+
+impl Assembly {
+    fn new(budget: &Budget) -> Self {
+        Self {
+            bytes: Vec::new(),
+            counted: 0,
+            budget: budget.clone(),
+        }
+    }
+
+    /// Adds `bytes`, unless the budget is used up.
+    fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), Fault> {
+        self.counted += bytes.len();
+        if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET {
+            return Err(Fault::TooBig);
+        }
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        mask.apply(&mut self.bytes[from..]);
+        Ok(())
+    }
+}
+
+impl Drop for Assembly {
+    fn drop(&mut self) {
+        self.budget.0.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
+/// What is known of the message at hand.
+#[derive(Debug)]
+enum Inbound {
+    /// Between messages.
+    Idle,
+    /// The first bytes, too few to tell; `len` is the message's whole length.
+    Start {
+        first: [u8; chunk::MAX_HEADER],
+        have: usize,
+        len: usize,
+    },
+    /// All that comes is data.
+    Data,
+    /// To be decoded when it is whole. `last`: the frame at hand is its last one.
+    Assembly { assembly: Assembly, last: bool },
+}
+
+/// The peer's close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerClose {
+    /// Its close code, if it gave one.
+    pub(crate) code: Option<u16>,
+}
+
+/// The chunk layer of one tunnel.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    version: Version,
+    reader: FrameReader,
+    writer: FrameWriter,
+    inbound: Inbound,
+    budget: Budget,
+    /// The payload of the latest ping that still wants its pong.
+    pong_due: Option<Vec<u8>>,
+    fin_received: bool,
+    fin_sent: bool,
+    closed_by_peer: Option<PeerClose>,
+    close_sent: bool,
+}
+
+impl Messages {
+    /// The layer for one end of a WebSocket whose opening handshake is done.
+    pub(crate) fn new(role: Role, version: Version, budget: &Budget) -> Self {
+        Self {
+            version,
+            reader: FrameReader::new(role, chunk::MAX_MESSAGE),
+            writer: FrameWriter::new(role),
+            inbound: Inbound::Idle,
+            budget: budget.clone(),
+            pong_due: None,
+            fin_received: false,
+            fin_sent: false,
+            closed_by_peer: None,
+            close_sent: false,
+        }
+    }
+
+    /// The version that the two ends agreed on.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The peer has said that it will send no more data.
+    pub(crate) fn fin_received(&self) -> bool {
+        self.fin_received
+    }
+
+    /// We have said that we will send no more data.
+    pub(crate) fn fin_sent(&self) -> bool {
+        self.fin_sent
+    }
+
+    /// The peer has begun, or answered, the closing handshake.
+    pub(crate) fn closed_by_peer(&self) -> Option<PeerClose> {
+        self.closed_by_peer
+    }
+
+    /// We have begun, or answered, the closing handshake.
+    pub(crate) fn close_sent(&self) -> bool {
+        self.close_sent
+    }
+
+    /// Takes what came from below and adds the data in it to `plain`.
+    pub(crate) fn open(&mut self, mut wire: &[u8], plain: &mut Buffer) -> Result<(), Fault> {
+        while let Some(piece) = self.reader.next(&mut wire)? {
+            match piece {
+                Piece::Frame {
+                    len,
+                    last,
+                    first: true,
+                } if last => {
+                    self.inbound = Inbound::Start {
+                        first: [0; chunk::MAX_HEADER],
+                        have: 0,
+                        len,
+                    };
+                }
+                Piece::Frame {
+                    last, first: true, ..
+                } => {
+                    self.inbound = Inbound::Assembly {
+                        assembly: Assembly::new(&self.budget),
+                        last,
+                    };
+                }
+                Piece::Frame { last: ends, .. } => {
+                    if let Inbound::Assembly { last, .. } = &mut self.inbound {
+                        *last = ends;
+                    }
+                }
+                Piece::Payload(bytes, mask) => self.payload(bytes, mask, plain)?,
+                Piece::FrameEnd => self.frame_end(plain)?,
+                // RFC 6455, section 5.5.3: of several pings "an endpoint MAY elect to send a Pong only for the most recent".
+                Piece::Ping(payload) => self.pong_due = Some(payload),
+                Piece::Pong => {}
+                // RFC 6455, section 5.5.1: no more data follows a close, so the rest of this message never comes.
+                Piece::Close(Some(1000 | 1001)) if !matches!(self.inbound, Inbound::Idle) => {
+                    return Err(Fault::Frame("a close in the middle of a message"));
+                }
+                Piece::Close(code) => self.closed_by_peer = Some(PeerClose { code }),
+            }
+        }
+        Ok(())
+    }
+
+    fn payload(
+        &mut self,
+        mut bytes: &[u8],
+        mut mask: Mask,
+        plain: &mut Buffer,
+    ) -> Result<(), Fault> {
+        if let Inbound::Start { first, have, len } = &mut self.inbound {
+            let mut decided = chunk::start(&first[..*have], *len);
+            while decided == Start::Unknown {
+                let Some((byte, rest)) = bytes.split_first() else {
+                    return Ok(());
+                };
+                first[*have] = *byte;
+                mask.apply(&mut first[*have..=*have]);
+                *have += 1;
+                bytes = rest;
+                decided = chunk::start(&first[..*have], *len);
+            }
+            self.inbound = if let Start::AllData(_) = decided {
+                Inbound::Data
+            } else {
+                let mut assembly = Assembly::new(&self.budget);
+                assembly.extend(&first[..*have], Mask::default())?;
+                Inbound::Assembly {
+                    assembly,
+                    last: true,
+                }
+            };
+        }
+        match &mut self.inbound {
+            Inbound::Assembly { assembly, .. } => assembly.extend(bytes, mask),
+            _ => self.deliver(bytes, mask, plain),
+        }
+    }
+
+    fn frame_end(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+        match std::mem::replace(&mut self.inbound, Inbound::Idle) {
+            unfinished @ Inbound::Assembly { last: false, .. } => {
+                self.inbound = unfinished;
+                Ok(())
+            }
+            Inbound::Assembly { assembly, .. } => self.whole(&assembly.bytes, plain),
+            Inbound::Start { first, have, .. } => self.whole(&first[..have], plain),
+            Inbound::Idle | Inbound::Data => Ok(()),
+        }
+    }
+
+    /// A message that was assembled.
+    fn whole(&mut self, message: &[u8], plain: &mut Buffer) -> Result<(), Fault> {
+        let chunk = chunk::decode(message)?;
+        self.deliver(&message[chunk.data], Mask::default(), plain)?;
+        // Version 1 does not know field 2, and proto3 skips what it does not know.
+        self.fin_received |= chunk.fin && self.version == Version::V2;
+        Ok(())
+    }
+
+    fn deliver(&mut self, bytes: &[u8], mut mask: Mask, plain: &mut Buffer) -> Result<(), Fault> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.fin_received {
+            return Err(Fault::AfterFin);
+        }
+        let from = plain.len();
+        plain.extend(bytes);
+        mask.apply(&mut plain.filled_mut()[from..]);
+        Ok(())
+    }
+
+    /// Turns `plain` into messages, in place where it fits into one chunk; the result is again in `plain`.
+    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+        let len = plain.len();
+        if len == 0 {
+            return Ok(());
+        }
+        if len <= chunk::MAX_DATA && plain.has_headroom(frame::MAX_HEADER + chunk::MAX_HEADER) {
+            let (header, n, mut mask) = self.data_header(len)?;
+            mask.apply(plain.filled_mut());
+            plain.prepend(&header[..n]);
+            return Ok(());
+        }
+        let bytes = plain.filled().to_vec();
+        plain.consume(len);
+        for part in bytes.chunks(chunk::MAX_DATA) {
+            let (header, n, mut mask) = self.data_header(part.len())?;
+            plain.extend(&header[..n]);
+            let from = plain.len();
+            plain.extend(part);
+            mask.apply(&mut plain.filled_mut()[from..]);
+        }
+        Ok(())
+    }
+
+    /// Frame header and chunk header in one piece, and the mask for the data behind them.
+    fn data_header(
+        &mut self,
+        len: usize,
+    ) -> Result<([u8; frame::MAX_HEADER + chunk::MAX_HEADER], usize, Mask), Fault> {
+        let mut inner = [0; chunk::MAX_HEADER];
+        let inner_len = chunk::header(len, &mut inner);
+        let mut outer = [0; frame::MAX_HEADER];
+        let (outer_len, mut mask) =
+            self.writer
+                .header(OpCode::Data(Data::Binary), inner_len + len, &mut outer)?;
+        mask.apply(&mut inner[..inner_len]);
+        let mut header = [0; frame::MAX_HEADER + chunk::MAX_HEADER];
+        header[..outer_len].copy_from_slice(&outer[..outer_len]);
+        header[outer_len..outer_len + inner_len].copy_from_slice(&inner[..inner_len]);
+        Ok((header, outer_len + inner_len, mask))
+    }
+
+    /// Adds a `fin` to `wire`, once; version 1 has none.
+    pub(crate) fn fin(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+        if self.version == Version::V2 && !self.fin_sent {
+            self.fin_sent = true;
+            self.small(OpCode::Data(Data::Binary), &chunk::FIN, wire)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a ping to `wire`.
+    pub(crate) fn ping(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+        self.small(OpCode::Control(Control::Ping), b"", wire)
+    }
+
+    /// Adds the pong that is due to `wire`, if one is.
+    pub(crate) fn pong(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+        match self.pong_due.take() {
+            Some(payload) if !self.close_sent => {
+                self.small(OpCode::Control(Control::Pong), &payload, wire)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds a close with `code` to `wire`, once.
+    pub(crate) fn close(&mut self, code: CloseCode, wire: &mut Buffer) -> Result<(), Fault> {
+        if std::mem::replace(&mut self.close_sent, true) {
+            return Ok(());
+        }
+        self.small(
+            OpCode::Control(Control::Close),
+            &u16::from(code).to_be_bytes(),
+            wire,
+        )
+    }
+
+    fn small(&mut self, opcode: OpCode, payload: &[u8], wire: &mut Buffer) -> Result<(), Fault> {
+        let mut header = [0; frame::MAX_HEADER];
+        let (n, mut mask) = self.writer.header(opcode, payload.len(), &mut header)?;
+        wire.extend(&header[..n]);
+        let from = wire.len();
+        wire.extend(payload);
+        mask.apply(&mut wire.filled_mut()[from..]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Cursor, Read, Write};
+
+    use proptest::prelude::*;
+    use tungstenite::protocol::frame::Frame;
+    use tungstenite::protocol::{Role as TheirRole, WebSocket};
+    use tungstenite::{Bytes, Message};
+
+    use super::super::buffer::Pool;
+    use super::*;
+
+    struct End {
+        messages: Messages,
+        plain: Buffer,
+        wire: Buffer,
+    }
+
+    fn end(role: Role, version: Version) -> End {
+        let pool = Pool::default();
+        let messages = Messages::new(role, version, &Budget::default());
+        End {
+            messages,
+            plain: Buffer::new(&pool),
+            wire: Buffer::new(&pool),
+        }
+    }
+
+    /// An unmasked frame, as a server sends it.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![first];
+        match payload.len() {
+            n @ 0..=125 => bytes.push(n as u8),
+            n => {
+                bytes.push(126);
+                bytes.extend((n as u16).to_be_bytes());
+            }
+        }
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn opened(version: Version, wire: &[u8], step: usize) -> Result<(Vec<u8>, Messages), Fault> {
+        let mut client = end(Role::Client, version);
+        for part in wire.chunks(step) {
+            client.messages.open(part, &mut client.plain)?;
+        }
+        Ok((client.plain.filled().to_vec(), client.messages))
+    }
+
+    #[test]
+    fn what_one_end_seals_the_other_opens_in_any_segmentation() {
+        for (from, to) in [(Role::Client, Role::Server), (Role::Server, Role::Client)] {
+            for len in [
+                1,
+                127,
+                128,
+                5_000,
+                70_000,
+                chunk::MAX_DATA,
+                chunk::MAX_DATA + 1,
+                3 * chunk::MAX_DATA,
+            ] {
+                let data: Vec<u8> = (0..len).map(|i| (i * 7 + i / 256) as u8).collect();
+                let mut sender = end(from, Version::V2);
+                sender.plain.extend(&data);
+                sender.messages.seal(&mut sender.plain).expect("seals");
+                for step in [1, 3, 1000, 1 << 20] {
+                    if step < 1000 && len > 5_000 {
+                        continue;
+                    }
+                    let mut receiver = end(to, Version::V2);
+                    for part in sender.plain.filled().chunks(step) {
+                        receiver
+                            .messages
+                            .open(part, &mut receiver.plain)
+                            .expect("opens");
+                    }
+                    assert!(
+                        receiver.plain.filled() == data,
+                        "{len} bytes in steps of {step}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_close_in_the_middle_of_a_message_is_no_end_in_order() {
+        let mut wire = frame(0x02, b"\x0a\x03a");
+        wire.extend(frame(0x88, &1000_u16.to_be_bytes()));
+        assert!(matches!(
+            opened(Version::V1, &wire, 1),
+            Err(Fault::Frame(_))
+        ));
+        wire.extend(frame(0x80, b"bc"));
+        wire[5..].rotate_left(4);
+        let (data, messages) = opened(Version::V1, &wire, 1).expect("opens");
+        assert_eq!(data, b"abc");
+        assert!(messages.closed_by_peer().is_some());
+    }
+
+    #[test]
+    fn fin_ends_a_direction_in_version_2_and_means_nothing_in_version_1() {
+        let mut gateway = end(Role::Server, Version::V2);
+        gateway.messages.fin(&mut gateway.wire).expect("seals");
+        gateway.messages.fin(&mut gateway.wire).expect("seals");
+        let wire = gateway.wire.filled();
+        assert_eq!(wire.len(), 4, "said once");
+        assert!(
+            opened(Version::V2, wire, 1)
+                .expect("opens")
+                .1
+                .fin_received()
+        );
+        assert!(
+            !opened(Version::V1, wire, 1)
+                .expect("opens")
+                .1
+                .fin_received()
+        );
+        let mut old = end(Role::Server, Version::V1);
+        old.messages.fin(&mut old.wire).expect("seals");
+        assert!(old.wire.is_empty());
+    }
+
+    #[test]
+    fn data_after_fin_is_a_fault_and_a_keepalive_after_it_is_not() {
+        let mut wire = frame(0x82, b"\x0a\x01a\x10\x01");
+        wire.extend(frame(0x82, b""));
+        wire.extend(frame(0x82, b"\x0a\x00"));
+        let (data, messages) = opened(Version::V2, &wire, 1).expect("opens");
+        assert_eq!(
+            (data.as_slice(), messages.fin_received()),
+            (&b"a"[..], true)
+        );
+        wire.extend(frame(0x82, b"\x0a\x01b"));
+        assert!(matches!(
+            opened(Version::V2, &wire, 1),
+            Err(Fault::AfterFin)
+        ));
+    }
+
+    #[test]
+    fn odd_shapes_of_a_message_are_assembled_and_nothing_of_a_broken_one_is_delivered() {
+        let mut wire = frame(0x02, b"\x0a");
+        wire.extend(frame(0x89, b"ping between"));
+        wire.extend(frame(0x00, b""));
+        wire.extend(frame(0x80, b"\x03abc"));
+        wire.extend(frame(0x82, b"\x18\x07\x0a\x01d"));
+        wire.extend(frame(0x82, b"\x0a\x01x\x0a\x01e"));
+        wire.extend(frame(0x82, b"\x0a\x81\x80\x80\x80\x00f"));
+        for step in [1, 2, 100] {
+            let (data, messages) = opened(Version::V1, &wire, step).expect("opens");
+            assert_eq!(data, b"abcdef");
+            assert_eq!(messages.pong_due.as_deref(), Some(&b"ping between"[..]));
+        }
+        for broken in [&b"\x0a\x05ab"[..], b"\x0a\x01a\x00", b"\x0a"] {
+            let mut client = end(Role::Client, Version::V1);
+            let result = client
+                .messages
+                .open(&frame(0x82, broken), &mut client.plain);
+            assert!(matches!(result, Err(Fault::Chunk(_))), "{broken:x?}");
+            assert!(client.plain.is_empty());
+        }
+    }
+
+    #[test]
+    fn assembling_is_bounded_by_the_shared_budget_and_gives_back_what_it_took() {
+        let budget = Budget::default();
+        let pool = Pool::default();
+        let piece = frame(0x02, &vec![0x18; 60_000]);
+        let mut tunnels = Vec::new();
+        let refused = (0..2 * BUDGET / 60_000).find(|_| {
+            let mut messages = Messages::new(Role::Client, Version::V1, &budget);
+            let result = messages.open(&piece, &mut Buffer::new(&pool));
+            tunnels.push(messages);
+            result.is_err()
+        });
+        assert!(refused.is_some_and(|n| n >= BUDGET / 60_000 - 1));
+        drop(tunnels);
+        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_ping_gets_its_payload_back_and_the_latest_wins() {
+        let mut client = end(Role::Client, Version::V1);
+        for payload in [&b"one"[..], b"two"] {
+            client
+                .messages
+                .open(&frame(0x89, payload), &mut client.plain)
+                .expect("opens");
+        }
+        client.messages.pong(&mut client.wire).expect("seals");
+        client.messages.pong(&mut client.wire).expect("seals");
+        let mut server = FrameReader::new(Role::Server, 0);
+        assert_eq!(
+            server.next(&mut client.wire.filled()).expect("reads"),
+            Some(Piece::Pong)
+        );
+        assert_eq!(client.wire.len(), 2 + 4 + 3, "one pong of three bytes");
+    }
+
+    /// What a sender does; everything that a chunk's bytes can look like and still be right.
+    #[derive(Clone, Debug)]
+    enum Act {
+        /// A chunk in one frame.
+        Data(Vec<u8>),
+        /// A chunk in frames that end at these places.
+        Fragments(Vec<u8>, Vec<prop::sample::Index>),
+        /// A chunk with fields that nobody knows on both sides of its data.
+        OddShape(Vec<u8>),
+        /// No data, said in one of three ways.
+        Keepalive(u8),
+        Ping(Vec<u8>),
+        Pong,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let data = || prop::collection::vec(any::<u8>(), 1..400);
+        prop_oneof![
+            4 => data().prop_map(Act::Data),
+            3 => (data(), prop::collection::vec(any::<prop::sample::Index>(), 0..5))
+                .prop_map(|(data, cuts)| Act::Fragments(data, cuts)),
+            1 => data().prop_map(Act::OddShape),
+            1 => (0_u8..3).prop_map(Act::Keepalive),
+            1 => prop::collection::vec(any::<u8>(), 0..=frame::MAX_CONTROL).prop_map(Act::Ping),
+            1 => Just(Act::Pong),
+        ]
+    }
+
+    /// A wire for tungstenite's own WebSocket: what it reads is given, what it writes is kept.
+    #[derive(Default)]
+    struct Wire {
+        incoming: Cursor<Vec<u8>>,
+        outgoing: Vec<u8>,
+    }
+
+    impl Read for Wire {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.incoming.read(into)
+        }
+    }
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.outgoing.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn tungstenite_end(role: Role, incoming: &[u8]) -> WebSocket<Wire> {
+        let role = match role {
+            Role::Client => TheirRole::Client,
+            Role::Server => TheirRole::Server,
+        };
+        let wire = Wire {
+            incoming: Cursor::new(incoming.to_vec()),
+            outgoing: Vec::new(),
+        };
+        WebSocket::from_raw_socket(wire, role, None)
+    }
+
+    fn chunk_of(data: &[u8]) -> Vec<u8> {
+        let mut header = [0; chunk::MAX_HEADER];
+        let n = chunk::header(data.len(), &mut header);
+        [&header[..n], data].concat()
+    }
+
+    /// The bytes that tungstenite, as `role`, sends for `acts`.
+    fn sent_by_tungstenite(role: Role, acts: &[Act]) -> Vec<u8> {
+        let mut socket = tungstenite_end(role, &[]);
+        let mut send = |message: Message| socket.send(message).expect("is sent");
+        for act in acts {
+            match act {
+                Act::Data(data) => send(Message::Binary(chunk_of(data).into())),
+                Act::Fragments(data, cuts) => {
+                    let message = Bytes::from(chunk_of(data));
+                    let mut ends: Vec<_> =
+                        cuts.iter().map(|cut| cut.index(message.len())).collect();
+                    ends.push(message.len());
+                    ends.sort_unstable();
+                    let mut from = 0;
+                    for (i, &end) in ends.iter().enumerate() {
+                        let kind = if i == 0 { Data::Binary } else { Data::Continue };
+                        let last = i + 1 == ends.len();
+                        let part = message.slice(from..end);
+                        send(Message::Frame(Frame::message(
+                            part,
+                            OpCode::Data(kind),
+                            last,
+                        )));
+                        if !last {
+                            send(Message::Ping(Bytes::from_static(b"between")));
+                        }
+                        from = end;
+                    }
+                }
+                Act::OddShape(data) => {
+                    let message = [b"\x18\x07\x08\x01", &*chunk_of(data), b"\x3a\x01x"].concat();
+                    send(Message::Binary(message.into()));
+                }
+                Act::Keepalive(way) => {
+                    let ways: [&[u8]; 3] = [b"", b"\x0a\x00", b"\x18\x01"];
+                    send(Message::Binary(Bytes::from_static(ways[usize::from(*way)])));
+                }
+                Act::Ping(payload) => send(Message::Ping(payload.clone().into())),
+                Act::Pong => send(Message::Pong(Bytes::new())),
+            }
+        }
+        socket.into_inner().outgoing
+    }
+
+    fn data_of(acts: &[Act]) -> Vec<u8> {
+        let data = acts.iter().filter_map(|act| match act {
+            Act::Data(data) | Act::Fragments(data, _) | Act::OddShape(data) => {
+                Some(data.as_slice())
+            }
+            _ => None,
+        });
+        data.flatten().copied().collect()
+    }
+
+    /// `bytes` cut at `cuts`.
+    fn cut<'a>(mut bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+        let mut parts = Vec::new();
+        for place in cuts.iter().filter(|_| bytes.len() > 1) {
+            let (part, rest) = bytes.split_at(place.index(bytes.len().min(700)));
+            parts.push(part);
+            bytes = rest;
+        }
+        parts.push(bytes);
+        parts
+    }
+
+    fn cuts() -> impl Strategy<Value = Vec<prop::sample::Index>> {
+        prop::collection::vec(any::<prop::sample::Index>(), 0..40)
+    }
+
+    fn roles() -> impl Strategy<Value = (Role, Role)> {
+        prop_oneof![
+            Just((Role::Client, Role::Server)),
+            Just((Role::Server, Role::Client))
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_tungstenite_sends_arrives_in_any_segmentation(
+            (theirs, ours) in roles(), acts in prop::collection::vec(act(), 0..12), cuts in cuts(),
+        ) {
+            let wire = sent_by_tungstenite(theirs, &acts);
+            let mut end = end(ours, Version::V2);
+            for part in cut(&wire, &cuts) {
+                end.messages.open(part, &mut end.plain).expect("opens");
+            }
+            prop_assert_eq!(end.plain.filled(), data_of(&acts));
+            prop_assert!(!end.messages.fin_received());
+        }
+
+        #[test]
+        fn of_a_wire_that_is_cut_a_prefix_is_delivered(
+            (theirs, ours) in roles(), acts in prop::collection::vec(act(), 1..8), cuts in cuts(), end_at in any::<prop::sample::Index>(),
+        ) {
+            let wire = sent_by_tungstenite(theirs, &acts);
+            let wire = &wire[..end_at.index(wire.len())];
+            let mut at_once = end(ours, Version::V1);
+            at_once.messages.open(wire, &mut at_once.plain).expect("opens");
+            prop_assert!(data_of(&acts).starts_with(at_once.plain.filled()));
+            let mut in_parts = end(ours, Version::V1);
+            for part in cut(wire, &cuts) {
+                in_parts.messages.open(part, &mut in_parts.plain).expect("opens");
+            }
+            prop_assert_eq!(in_parts.plain.filled(), at_once.plain.filled());
+        }
+
+        #[test]
+        fn what_we_send_tungstenite_reads_as_chunks(
+            (ours, theirs) in roles(),
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..8),
+            pings in any::<u8>(),
+        ) {
+            let mut sender = end(ours, Version::V2);
+            for (i, part) in parts.iter().enumerate() {
+                sender.plain.extend(part);
+                sender.messages.seal(&mut sender.plain).expect("seals");
+                sender.wire.extend(sender.plain.filled());
+                sender.plain.consume(sender.plain.len());
+                if pings >> i & 1 == 1 {
+                    sender.messages.ping(&mut sender.wire).expect("seals");
+                }
+            }
+            sender.messages.fin(&mut sender.wire).expect("seals");
+            sender.messages.close(CloseCode::Normal, &mut sender.wire).expect("seals");
+            let mut socket = tungstenite_end(theirs, sender.wire.filled());
+            let (mut data, mut fins, mut pinged) = (Vec::new(), 0, 0);
+            loop {
+                match socket.read().expect("reads") {
+                    Message::Binary(message) => {
+                        let chunk = chunk::decode(&message).expect("a chunk");
+                        prop_assert!(chunk.fin == chunk.data.is_empty(), "data or fin, not both and not none");
+                        fins += usize::from(chunk.fin);
+                        data.extend_from_slice(&message[chunk.data]);
+                    }
+                    Message::Ping(_) => pinged += 1,
+                    Message::Close(frame) => {
+                        prop_assert_eq!(frame.map(|frame| frame.code), Some(CloseCode::Normal));
+                        break;
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            prop_assert_eq!(data, parts.concat());
+            let expected = (0..parts.len()).filter(|i| pings >> i & 1 == 1).count();
+            prop_assert_eq!((fins, pinged), (1, expected));
+        }
+    }
+}

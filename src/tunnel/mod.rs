@@ -1,0 +1,17 @@
+//! What both ends agree on: the wire of `manual/protocol.md`, in layers without I/O, and the one place where bytes move.
+//!
+//! `chunk`, `frame`, `message`, `transport` and `opening` turn bytes into bytes; `link` is a socket with the layers upon it, `life`
+//! its signs of life, `converse` a talk with one peer, `pump` the stream between two links. Neither relay nor gateway is known here.
+
+pub(crate) mod buffer;
+pub(crate) mod chunk;
+pub(crate) mod connect;
+pub(crate) mod converse;
+pub(crate) mod fault;
+pub(crate) mod frame;
+pub(crate) mod life;
+pub(crate) mod link;
+pub(crate) mod message;
+pub(crate) mod opening;
+pub(crate) mod pump;
+pub(crate) mod transport;

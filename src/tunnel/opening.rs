@@ -1,0 +1,248 @@
+//! The opening inside the WebSocket (`manual/protocol.md`): a CONNECT head one way, a status head the other, both plain HTTP/1.1.
+//!
+//! Without I/O. The relay writes [`request`] and reads [`Answer`]; the gateway reads [`Asked`] and writes its answer.
+
+use zeroize::Zeroizing;
+
+use super::fault::Fault;
+use crate::authority::Authority;
+use crate::http_head::{self, HeadError};
+use crate::secret::Credentials;
+
+/// What a gateway answers when the target stands.
+pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
+/// How much of a refusal's text is read, in bytes.
+pub(crate) const TEXT_LIMIT: usize = 1 << 10;
+
+/// The relay's head, built from the parsed authority and never from the client's bytes.
+pub(crate) fn request(authority: &Authority, credentials: &Credentials) -> Zeroizing<Vec<u8>> {
+    let basic = credentials.basic();
+    // Room for all of it at once: a vector that grows leaves copies behind.
+    let mut head = Zeroizing::new(Vec::with_capacity(basic.len() + 400));
+    for part in [
+        "CONNECT ",
+        &authority.to_string(),
+        " HTTP/1.1\r\nProxy-Authorization: ",
+        &basic,
+        "\r\n\r\n",
+    ] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    head
+}
+
+/// What the gateway answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// The status.
+    pub(crate) status: u16,
+    /// The length of the head, after which the tunnel is transparent or the text begins.
+    pub(crate) len: usize,
+    /// How long the text is, where the head says so.
+    pub(crate) text: Option<usize>,
+}
+
+impl Answer {
+    /// Reads the answer off the front of `bytes`; `None` when more are needed. An interim answer (1xx) is a fault.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
+        let Some((head, len)) = http_head::response(bytes).map_err(Fault::from)? else {
+            return Ok(None);
+        };
+        if head.status < 200 {
+            return Err(Fault::Head("the gateway answered with an interim status"));
+        }
+        let length = head
+            .fields
+            .one("content-length")
+            .and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        Ok(Some(Self {
+            status: head.status,
+            len,
+            text: length,
+        }))
+    }
+
+    /// Whether the target stands.
+    pub(crate) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// What a relay asked for.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The target.
+    pub(crate) authority: Authority,
+    /// The value of `Proxy-Authorization`, if there is exactly one.
+    pub(crate) authorization: Option<Zeroizing<Vec<u8>>>,
+    /// The length of the head; early data follows.
+    pub(crate) len: usize,
+}
+
+impl Asked {
+    /// Reads the relay's head off the front of `bytes`; `None` when more are needed. Fields that are not known are ignored.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
+        let Some((head, len)) = http_head::request(bytes).map_err(Fault::from)? else {
+            return Ok(None);
+        };
+        if head.method != "CONNECT" {
+            return Err(Fault::Head("the opening is not a CONNECT"));
+        }
+        let authority = head
+            .target
+            .parse()
+            .map_err(|_| Fault::Head("the opening names no authority"))?;
+        let authorization = head
+            .fields
+            .one("proxy-authorization")
+            .map(|value| Zeroizing::new(value.to_vec()));
+        Ok(Some(Self {
+            authority,
+            authorization,
+            len,
+        }))
+    }
+}
+
+impl From<HeadError> for Fault {
+    fn from(error: HeadError) -> Self {
+        Self::Head(match error {
+            HeadError::Malformed(what) => what,
+            HeadError::TooLarge => "the head is too large",
+        })
+    }
+}
+
+/// Plain text of a refusal: printable ASCII of at most [`TEXT_LIMIT`] bytes, everything else a space.
+pub(crate) fn plain_text(bytes: &[u8]) -> String {
+    let text: String = bytes
+        .iter()
+        .take(TEXT_LIMIT)
+        .map(|&b| {
+            if (0x20..0x7f).contains(&b) {
+                b as char
+            } else {
+                ' '
+            }
+        })
+        .collect();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::secret::Secret;
+
+    fn credentials() -> Credentials {
+        Credentials {
+            session_id: "s".into(),
+            token: Secret::new(Zeroizing::new("t".into())),
+        }
+    }
+
+    #[test]
+    fn the_request_is_built_from_parts_and_read_back() {
+        for authority in ["example.com:443", "[::1]:8443", "10.0.0.1:1"] {
+            let authority: Authority = authority.parse().expect("an authority");
+            let mut head = request(&authority, &credentials());
+            assert_eq!(
+                String::from_utf8_lossy(&head),
+                format!("CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic czp0\r\n\r\n")
+            );
+            let len = head.len();
+            head.extend_from_slice(b"early");
+            let asked = Asked::read(&head).expect("no fault").expect("whole");
+            assert_eq!((asked.authority, asked.len), (authority, len));
+            assert_eq!(
+                asked.authorization.as_deref().map(Vec::as_slice),
+                Some(&b"Basic czp0"[..])
+            );
+        }
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let read = |text: &str| Answer::read(text.as_bytes());
+        assert!(read("HTTP/1.1 200 OK").expect("no fault").is_none());
+        let answer = read("HTTP/1.1 204 No Content\r\n\r\ndata")
+            .expect("no fault")
+            .expect("whole");
+        assert!(answer.is_success() && answer.text.is_none());
+        let refusal = read("HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnever")
+            .expect("no fault")
+            .expect("whole");
+        assert_eq!(
+            refusal,
+            Answer {
+                status: 403,
+                len: 45,
+                text: Some(5)
+            }
+        );
+        assert!(read("HTTP/1.1 100 Continue\r\n\r\n").is_err());
+        assert!(read("SSH-2.0").is_err());
+    }
+
+    #[test]
+    fn a_doubled_authorization_counts_as_none() {
+        let head =
+            b"CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: a\r\nProxy-Authorization: b\r\n\r\n";
+        assert!(
+            Asked::read(head)
+                .expect("no fault")
+                .expect("whole")
+                .authorization
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn the_text_of_a_refusal_is_harmless() {
+        assert_eq!(
+            plain_text(b" denied\r\n\x1b[31m by <policy> \xff"),
+            "denied   [31m by <policy>"
+        );
+        assert_eq!(plain_text(&[b'x'; 5000]).len(), TEXT_LIMIT);
+    }
+
+    fn any_host() -> impl Strategy<Value = String> {
+        let name = "([a-zA-Z0-9_-]{1,20}\\.){0,4}[a-z]{1,10}\\.?";
+        let address = any::<std::net::Ipv6Addr>().prop_map(|address| format!("[{address}]"));
+        prop_oneof![2 => name, 1 => address, 1 => any::<std::net::Ipv4Addr>().prop_map(|a| a.to_string())]
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_read_back_in_any_segmentation(host in any_host(), port in 1_u16.., early in any::<Vec<u8>>()) {
+            let authority: Authority = format!("{host}:{port}").parse().expect("an authority");
+            let mut head = request(&authority, &credentials());
+            let len = head.len();
+            head.extend_from_slice(&early);
+            for end in 0..=head.len() {
+                let asked = Asked::read(&head[..end]).expect("no fault");
+                prop_assert_eq!(asked.is_some(), end >= len);
+                if let Some(asked) = asked {
+                    prop_assert_eq!((&asked.authority, asked.len), (&authority, len));
+                    prop_assert_eq!(asked.authorization.as_deref().map(Vec::as_slice), Some(&b"Basic czp0"[..]));
+                }
+            }
+        }
+
+        #[test]
+        fn any_answer_is_the_same_in_any_segmentation(
+            status in 200_u16..1000, length in prop::option::of(0_usize..2000), reason in "[ -~]{0,20}", body in any::<Vec<u8>>(),
+        ) {
+            let field = length.map(|n| format!("Content-Length: {n}\r\n")).unwrap_or_default();
+            let mut bytes = format!("HTTP/1.1 {status} {reason}\r\n{field}\r\n").into_bytes();
+            let expected = Answer { status, len: bytes.len(), text: length };
+            bytes.extend_from_slice(&body);
+            for end in 0..=bytes.len() {
+                let answer = Answer::read(&bytes[..end]).expect("no fault");
+                prop_assert_eq!(answer.as_ref(), (end >= expected.len).then_some(&expected));
+            }
+        }
+    }
+}
