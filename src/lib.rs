@@ -8,6 +8,7 @@ mod config;
 mod deadline;
 mod error;
 mod http_head;
+mod listener;
 mod metrics;
 mod pem;
 mod resolver;
@@ -25,6 +26,7 @@ pub use config::{
 };
 pub use deadline::Stage;
 pub use error::Error;
+pub use listener::Report;
 pub use metrics::Stats;
 pub use resolver::{Override, OverrideError};
 pub use secret::{Credentials, Secret};
