@@ -1,0 +1,837 @@
+//! The download of the upstream's CA certificates (`manual/protocol.md`, Endpoints): one GET under one deadline, with nothing of ureq's
+//! defaults left that could send it elsewhere, and an answer that is taken whole or not at all.
+//!
+//! No credentials go out here, and nothing is written: `ca` merges, `bundle` writes. An answer without a length ends with its
+//! connection, and ureq does not tell an orderly end from a cut: one inside a certificate is found, one between two is not.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use ureq::config::AutoHeaderValue;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
+use ureq::unversioned::transport::{
+    ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, Transport,
+};
+
+use crate::authority::Host;
+use crate::base_url::BaseUrl;
+use crate::config::Config;
+use crate::deadline::{Deadline, Stage};
+use crate::error::Error;
+use crate::pem::{self, PemError};
+use crate::resolver::Resolver;
+use crate::tls;
+
+/// The largest answer. The certificates of a whole distribution are a quarter of that.
+const BODY_LIMIT: u64 = 1024 * 1024;
+/// How many addresses of the upstream are tried; ureq has room for 16.
+const ADDRESS_LIMIT: usize = 16;
+
+/// Downloads the upstream's CA certificates over a connection that trusts `roots` only. Writes nothing.
+pub(crate) fn download(
+    config: &Config,
+    base: &BaseUrl,
+    resolver: &Resolver,
+    roots: &[CertificateDer<'static>],
+) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let limit = config.limits.ca_timeout;
+    let progress = Progress::default();
+    let agent = agent(limit, resolver, roots, &progress);
+    let failed = |error: &ureq::Error| explain(error, progress.step(), base, limit);
+
+    let request = agent.get(base.ca_cert_url());
+    let mut response = request.call().map_err(|error| failed(&error))?;
+    let status = response.status().as_u16();
+    if status != 200 {
+        return Err(refused(base, status));
+    }
+    let encoding = response.headers().get("content-encoding");
+    if encoding.is_some_and(|coding| coding != "identity") {
+        return Err(rejected(base, &Rejection::Compressed));
+    }
+    progress.reach(Step::Body);
+    let body = response.body_mut().with_config().limit(BODY_LIMIT);
+    let body = body.read_to_vec().map_err(|error| failed(&error))?;
+    accept(&body).map_err(|rejection| rejected(base, &rejection))
+}
+
+/// The certificates of an answer: at least one, all of them X.509, and no private key beside them.
+fn accept(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
+    if body.trim_ascii().is_empty() {
+        return Err(Rejection::Empty);
+    }
+    if pem::holds_private_key(body) {
+        return Err(Rejection::PrivateKey);
+    }
+    let certificates = pem::certificates(body).map_err(Rejection::Pem)?;
+    if certificates.is_empty() {
+        let markup = body.trim_ascii_start().starts_with(b"<");
+        return Err(if markup {
+            Rejection::Html
+        } else {
+            Rejection::NoCertificate
+        });
+    }
+    let mut parsed = RootCertStore::empty();
+    for (index, certificate) in certificates.iter().enumerate() {
+        let number = index + 1;
+        parsed
+            .add(certificate.clone())
+            .map_err(|_| Rejection::Certificate { number })?;
+    }
+    Ok(certificates)
+}
+
+/// Why an answer with status 200 is not what was asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Rejection {
+    Empty,
+    Compressed,
+    Html,
+    NoCertificate,
+    PrivateKey,
+    Pem(PemError),
+    Certificate { number: usize },
+}
+
+fn rejected(base: &BaseUrl, rejection: &Rejection) -> Error {
+    const OPERATOR: &str = "tell the upstream's operator";
+    let (what, remedy) = match rejection {
+        Rejection::Empty => ("is empty".to_owned(), OPERATOR),
+        Rejection::Compressed => (
+            "is compressed, which was not asked for".to_owned(),
+            OPERATOR,
+        ),
+        Rejection::Html => (
+            "is a web page instead of certificates".to_owned(),
+            "check the base URL, and whether a login page of the network (a captive portal) answers in its place",
+        ),
+        Rejection::NoCertificate => (
+            "holds no certificate".to_owned(),
+            "check the base URL, and what answers there",
+        ),
+        Rejection::PrivateKey => (
+            "holds a private key; all of it is rejected".to_owned(),
+            "tell the upstream's operator at once: that key must be replaced",
+        ),
+        Rejection::Pem(error) => (format!("is not whole PEM: {error}"), OPERATOR),
+        Rejection::Certificate { number } => (
+            format!("is not usable: its certificate {number} is no X.509 certificate"),
+            OPERATOR,
+        ),
+    };
+    let what = format!("the answer of {base} to the CA download {what}");
+    Error::new(Stage::Ca, what, remedy)
+}
+
+fn refused(base: &BaseUrl, status: u16) -> Error {
+    let remedy = match status {
+        301..=303 | 307 | 308 => {
+            "give the base URL that it leads to, if that is right: redirects are not followed"
+        }
+        404 => "check the base URL: there is no CA download below it",
+        429 | 500..=599 => "try again later",
+        _ => "check the base URL, and what answers there",
+    };
+    let what = format!("{base} answered the CA download with status {status} instead of 200");
+    Error::new(Stage::Ca, what, remedy)
+}
+
+/// Every setting of ureq that decides where the request goes and how long it takes.
+fn agent(
+    limit: Duration,
+    resolver: &Resolver,
+    roots: &[CertificateDer<'static>],
+    progress: &Progress,
+) -> ureq::Agent {
+    let roots = roots.iter().map(|root| Certificate::from_der(root));
+    let roots: Vec<_> = roots.map(|root| root.to_owned()).collect();
+    let tls = TlsConfig::builder()
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .build();
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(limit))
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .proxy(None)
+        .max_idle_connections(0)
+        .accept_encoding(AutoHeaderValue::None)
+        .tls_config(tls)
+        .build();
+    let connector =
+        ().chain(TcpConnector::default())
+            .chain(progress.mark(Step::Tls))
+            .chain(RustlsConnector::default())
+            .chain(progress.mark(Step::Answer));
+    let resolver = NamedThreads {
+        resolver: resolver.clone(),
+        progress: progress.clone(),
+    };
+    ureq::Agent::with_parts(config, connector, resolver)
+}
+
+/// What the download is at, for its errors: ureq says only that the time is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    Resolve,
+    Connect,
+    Tls,
+    Answer,
+    Body,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "looking its name up",
+            Self::Connect => "connecting to it",
+            Self::Tls => "the TLS handshake",
+            Self::Answer => "waiting for its answer",
+            Self::Body => "reading its answer",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Progress(Arc<Mutex<Step>>);
+
+impl Progress {
+    fn reach(&self, step: Step) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    }
+
+    fn step(&self) -> Step {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mark(&self, step: Step) -> Mark {
+        Mark {
+            step,
+            progress: self.clone(),
+        }
+    }
+}
+
+/// A link in ureq's chain of connectors that notes how far it has come.
+#[derive(Debug)]
+struct Mark {
+    step: Step,
+    progress: Progress,
+}
+
+impl<In: Transport> Connector<In> for Mark {
+    type Out = In;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<In>, ureq::Error> {
+        self.progress.reach(self.step);
+        Ok(chained)
+    }
+}
+
+/// Our resolver in ureq's place for one: its own would start an unnamed thread and leave it behind.
+#[derive(Debug)]
+struct NamedThreads {
+    resolver: Resolver,
+    progress: Progress,
+}
+
+impl UreqResolver for NamedThreads {
+    fn resolve(
+        &self,
+        uri: &ureq::http::Uri,
+        _: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let secure = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let host = uri.host().and_then(|host| Host::parse(host).ok());
+        let host = host.ok_or(ureq::Error::HostNotFound)?;
+        // "Never" is a length of time that no clock reaches, and so no deadline.
+        let deadline = Deadline::after(*timeout.after);
+        let found = match self.resolver.resolve(&host, port, deadline) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(ureq::Error::Timeout(timeout.reason));
+            }
+            found => found?,
+        };
+        self.progress.reach(Step::Connect);
+        let mut addresses = self.empty();
+        for address in found.into_iter().take(ADDRESS_LIMIT) {
+            addresses.push(address);
+        }
+        Ok(addresses)
+    }
+}
+
+/// What went wrong in the words of somebody who can mend it.
+fn explain(error: &ureq::Error, step: Step, base: &BaseUrl, limit: Duration) -> Error {
+    let fault = |what: String, remedy: &str| Error::new(Stage::Ca, what, remedy);
+    match error {
+        ureq::Error::Timeout(_) => fault(
+            format!("the CA download from {base} took longer than {limit:?}: it ended at {step}"),
+            "check whether the upstream can be reached from here",
+        ),
+        ureq::Error::BodyExceedsLimit(_) => fault(
+            format!("the answer of {base} to the CA download is larger than {BODY_LIMIT} bytes"),
+            "check the base URL, and what answers there",
+        ),
+        ureq::Error::Rustls(error) => tls_fault(error, base),
+        ureq::Error::Io(error) => {
+            let inner = error.get_ref().and_then(|e| e.downcast_ref());
+            if let Some(error) = inner {
+                return tls_fault(error, base);
+            }
+            let what = format!("the CA download from {base} failed at {step}: {error}");
+            match (step, error.kind()) {
+                (Step::Resolve, _) => fault(what, "check the base URL and this machine's DNS"),
+                (Step::Connect, io::ErrorKind::ConnectionRefused) => {
+                    fault(what, "check the base URL: nothing listens there")
+                }
+                _ => fault(what, "check whether the upstream can be reached from here"),
+            }
+        }
+        ureq::Error::HostNotFound => fault(
+            format!("the host of {base} cannot be looked up"),
+            "check the base URL",
+        ),
+        ureq::Error::Protocol(_) | ureq::Error::Http(_) | ureq::Error::LargeResponseHeader(..) => {
+            fault(
+                format!("what {base} answered to the CA download is not HTTP"),
+                "check the base URL, and what answers there",
+            )
+        }
+        other => fault(
+            format!("the CA download from {base} failed at {step}: {other}"),
+            "check the base URL, and what answers there",
+        ),
+    }
+}
+
+fn tls_fault(error: &rustls::Error, base: &BaseUrl) -> Error {
+    let rustls::Error::InvalidCertificate(certificate) = error else {
+        return Error::new(
+            Stage::Ca,
+            format!("the TLS handshake with {base} failed: {error}"),
+            "check the base URL, and whether TLS is spoken there",
+        );
+    };
+    let (flaw, remedy) = tls::certificate_flaw(certificate);
+    Error::new(
+        Stage::Ca,
+        format!("the certificate of {base} {flaw}"),
+        remedy,
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::setup::ca::prepare;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+    use std::fs;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::path::Path;
+    use std::thread::{self, JoinHandle};
+    use tempfile::TempDir;
+
+    const LONG: Duration = Duration::from_secs(60);
+    /// Long enough to come to the step that stalls on a busy machine.
+    const SHORT: Duration = Duration::from_millis(500);
+
+    /// A CA made for a test.
+    pub(in crate::setup) struct Ca {
+        pub(in crate::setup) der: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    pub(in crate::setup) fn ca() -> Ca {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // Two CAs of one name would be taken for each other until a signature fails.
+        let mut random = [0; 8];
+        crate::tls::random(&mut random).unwrap();
+        let name = format!("test CA {:016x}", u64::from_ne_bytes(random));
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Ca {
+            der: params.self_signed(&key).unwrap().der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    impl Ca {
+        pub(in crate::setup) fn pem(&self) -> String {
+            pem::encode(std::slice::from_ref(&self.der))
+        }
+
+        /// A server's TLS settings with a certificate for `name`, changed as told.
+        fn server(
+            &self,
+            name: &str,
+            change: impl Fn(&mut CertificateParams),
+        ) -> Arc<rustls::ServerConfig> {
+            let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+            change(&mut params);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
+            server_config(certificate.der().clone(), &key)
+        }
+    }
+
+    fn server_config(
+        certificate: CertificateDer<'static>,
+        key: &KeyPair,
+    ) -> Arc<rustls::ServerConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        Arc::new(config)
+    }
+
+    /// Serves that many connections one after the other on a port of its own.
+    pub(in crate::setup) fn serve(
+        connections: usize,
+        mut answer: impl FnMut(TcpStream) + Send + 'static,
+    ) -> (u16, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            for _ in 0..connections {
+                answer(listener.accept().unwrap().0);
+            }
+        });
+        (port, server)
+    }
+
+    fn read_head(stream: &mut impl Read) -> String {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n > 0) {
+            head.push(byte[0]);
+        }
+        String::from_utf8_lossy(&head).into_owned()
+    }
+
+    /// A whole response with a length.
+    pub(in crate::setup) fn response(status: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+        let body = body.as_ref();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        [head.as_bytes(), body].concat()
+    }
+
+    /// Reads the request, answers with these bytes, and closes once the client has.
+    pub(in crate::setup) fn answering(
+        bytes: impl AsRef<[u8]> + Send + 'static,
+    ) -> impl Fn(TcpStream) + Send + 'static {
+        move |mut stream| {
+            read_head(&mut stream);
+            // A client that has seen enough may be gone before all is written.
+            stream.write_all(bytes.as_ref()).ok();
+            stream.shutdown(std::net::Shutdown::Write).ok();
+            stream.read_to_end(&mut Vec::new()).ok();
+        }
+    }
+
+    fn answering_in_tls(
+        config: &Arc<rustls::ServerConfig>,
+        bytes: Vec<u8>,
+        close_notify: bool,
+    ) -> impl Fn(TcpStream) + Send + 'static {
+        let config = Arc::clone(config);
+        move |stream| {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            if read_head(&mut stream).is_empty() {
+                return;
+            }
+            stream.write_all(&bytes).ok();
+            if close_notify {
+                stream.conn.send_close_notify();
+            }
+            stream.flush().ok();
+        }
+    }
+
+    /// Keeps the connection open, silent, until the client gives it up.
+    fn hold(mut stream: &TcpStream) {
+        io::copy(&mut stream, &mut io::sink()).ok();
+    }
+
+    /// A home folder, base roots, and settings that name both.
+    pub(in crate::setup) struct Scene {
+        pub(in crate::setup) folder: TempDir,
+        pub(in crate::setup) config: Config,
+        pub(in crate::setup) base_root: Ca,
+    }
+
+    pub(in crate::setup) fn scene() -> Scene {
+        let folder = TempDir::new().unwrap();
+        let home = folder.path().join("home");
+        fs::create_dir(&home).unwrap();
+        let base_root = ca();
+        let system_ca = folder.path().join("system.pem");
+        fs::write(&system_ca, base_root.pem()).unwrap();
+        let mut config = Config {
+            system_ca: Some(system_ca),
+            ..Config::default()
+        };
+        config.inherited.set("HOME", home);
+        config.limits.ca_timeout = LONG;
+        Scene {
+            folder,
+            config,
+            base_root,
+        }
+    }
+
+    impl Scene {
+        pub(in crate::setup) fn home(&self) -> std::path::PathBuf {
+            self.folder.path().join("home")
+        }
+
+        pub(in crate::setup) fn prepare(
+            &self,
+            base: &str,
+        ) -> Result<crate::setup::ca::Trust, Error> {
+            prepare(&self.config, &base.parse().unwrap(), &Resolver::new())
+        }
+    }
+
+    pub(in crate::setup) fn files_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The stage fails with `words` in its error, once in an empty home, which stays empty, and once where there is a
+    /// bundle, which stays as it is.
+    fn fails(
+        scheme: &str,
+        limit: Duration,
+        words: &str,
+        answer: impl FnMut(TcpStream) + Send + 'static,
+    ) {
+        let (port, server) = serve(2, answer);
+        let base = format!("{scheme}://localhost:{port}");
+        let mut scene = scene();
+        scene.config.limits.ca_timeout = limit;
+        let started = std::time::Instant::now();
+        for bundle in [None, Some("old bundle")] {
+            let folder = scene.home().join(".ccr");
+            if let Some(text) = bundle {
+                fs::create_dir(&folder).unwrap();
+                fs::write(folder.join("ca-bundle.crt"), text).unwrap();
+            }
+            let error = scene.prepare(&base).unwrap_err();
+            assert_eq!(error.stage(), Stage::Ca);
+            assert!(error.to_string().contains(words), "{error}, not {words:?}");
+            match bundle {
+                None => assert_eq!(files_in(&scene.home()), [""; 0]),
+                Some(text) => {
+                    assert_eq!(files_in(&folder), ["ca-bundle.crt"]);
+                    let kept = fs::read_to_string(folder.join("ca-bundle.crt")).unwrap();
+                    assert_eq!(kept, text);
+                }
+            }
+        }
+        assert!(limit == LONG || started.elapsed() < LONG / 2);
+        server.join().unwrap();
+    }
+
+    fn fails_on_body(words: &str, body: impl AsRef<[u8]>) {
+        fails("http", LONG, words, answering(response("200 OK", body)));
+    }
+
+    #[test]
+    fn asks_for_the_certificates_once_and_without_credentials() {
+        let root = ca();
+        let (tell, told) = crossbeam_channel::unbounded();
+        let pem = root.pem();
+        let (port, server) = serve(1, move |mut stream| {
+            tell.send(read_head(&mut stream)).unwrap();
+            stream.write_all(&response("200 OK", &pem)).unwrap();
+        });
+        let base = format!("http://127.0.0.1:{port}/some/path/")
+            .parse()
+            .unwrap();
+        let found = download(&scene().config, &base, &Resolver::new(), &[]).unwrap();
+        assert_eq!(found, [root.der]);
+        server.join().unwrap();
+        let head = told.recv().unwrap().to_lowercase();
+        assert!(head.starts_with("get /some/path/v1/code/upstreamproxy/ca-cert http/1.1\r\n"));
+        for field in ["authorization", "cookie", "accept-encoding"] {
+            assert!(!head.contains(field), "{head}");
+        }
+    }
+
+    #[test]
+    fn an_answer_with_any_status_but_200_is_refused_by_its_number() {
+        for status in ["204 No Content", "304 Not Modified"] {
+            let bytes = format!("HTTP/1.1 {status}\r\n\r\n");
+            fails("http", LONG, &status[..3], answering(bytes));
+        }
+        for status in [
+            "206 Partial Content",
+            "401 No",
+            "404 Not Found",
+            "500 Oops",
+            "503 Busy",
+        ] {
+            let bytes = response(status, ca().pem());
+            fails("http", LONG, &status[..3], answering(bytes));
+        }
+    }
+
+    #[test]
+    fn a_redirect_is_not_followed() {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let address = elsewhere.local_addr().unwrap();
+        for (status, location) in [
+            ("301 Moved", format!("http://{address}/")),
+            ("302 Found", format!("https://{address}/")),
+            ("307 Temporary", format!("//{address}/")),
+            ("308 Permanent", "file:///etc/passwd".to_owned()),
+        ] {
+            let bytes =
+                format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            fails("http", LONG, &status[..3], answering(bytes));
+        }
+        let nobody = elsewhere.accept().unwrap_err();
+        assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_body_that_is_not_whole_certificates_is_rejected_whole() {
+        let good = ca().pem();
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        let half = &good[..good.len() / 2];
+        fails_on_body("is empty", "");
+        fails_on_body("is empty", " \r\n");
+        fails_on_body("a web page", "<!DOCTYPE html><title>Log in</title>");
+        fails_on_body("no certificate", "certificates? never heard of them");
+        fails_on_body(
+            "no certificate",
+            good.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+        );
+        fails_on_body("line 1 is cut off", half);
+        fails_on_body("is cut off", format!("{good}{half}"));
+        fails_on_body("not base64", good.replacen("MI", "M*", 1));
+        fails_on_body("private key", format!("{good}{key}"));
+        let nonsense = pem::encode(&[vec![0x30, 3, 1, 2, 3].into()]);
+        fails_on_body("certificate 2 is no X.509", format!("{good}{nonsense}"));
+    }
+
+    #[test]
+    fn a_compressed_body_is_rejected() {
+        let bytes =
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n\x1f\x08\x00";
+        fails("http", LONG, "compressed", answering(bytes));
+    }
+
+    #[test]
+    fn a_body_beyond_the_limit_is_cut_off() {
+        let large = usize::try_from(BODY_LIMIT).unwrap() + 1;
+        fails_on_body("larger than 1048576 bytes", vec![b'a'; large]);
+        fails("http", LONG, "larger than", |mut stream| {
+            read_head(&mut stream);
+            let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head).ok();
+            while stream.write_all(b"5\r\nAAAAA\r\n").is_ok() {}
+        });
+        fails("http", LONG, "larger than", |mut stream| {
+            read_head(&mut stream);
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok();
+            while stream.write_all(&[b'a'; 4096]).is_ok() {}
+        });
+    }
+
+    #[test]
+    fn a_body_of_exactly_the_limit_is_taken() {
+        let mut body = ca().pem().into_bytes();
+        body.resize(usize::try_from(BODY_LIMIT).unwrap(), b'\n');
+        let (port, server) = serve(1, answering(response("200 OK", body)));
+        let base = format!("http://localhost:{port}").parse().unwrap();
+        assert!(download(&scene().config, &base, &Resolver::new(), &[]).is_ok());
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_http_is_refused() {
+        fails(
+            "http",
+            LONG,
+            "not HTTP",
+            answering("SSH-2.0-OpenSSH_9.9\r\n\r\n"),
+        );
+        fails("http", LONG, "failed at waiting", answering(""));
+        let cut = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n";
+        fails("http", LONG, "failed at reading", answering(cut));
+    }
+
+    #[test]
+    fn a_stall_in_any_step_ends_at_the_deadline() {
+        fails("http", SHORT, "ended at waiting", |stream| hold(&stream));
+        fails("https", SHORT, "ended at the TLS handshake", |stream| {
+            hold(&stream);
+        });
+        fails("http", SHORT, "ended at reading", |mut stream| {
+            read_head(&mut stream);
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n";
+            stream.write_all(head).ok();
+            hold(&stream);
+        });
+    }
+
+    #[test]
+    fn a_dribble_does_not_put_the_deadline_off() {
+        for head in [
+            "HTTP/1.1 200 OK\r\nX: ",
+            "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+        ] {
+            fails("http", SHORT, "took longer", move |mut stream| {
+                read_head(&mut stream);
+                stream.write_all(head.as_bytes()).ok();
+                let pause = Duration::from_millis(5);
+                stream.set_read_timeout(Some(pause)).unwrap();
+                // Each read waits for the client to give up, and lasts one pause when it does not.
+                while stream.read(&mut [0]).is_err() && stream.write_all(b"H").is_ok() {}
+            });
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_and_an_unknown_name_are_told_apart() {
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let error = scene()
+            .prepare(&format!("http://127.0.0.1:{port}"))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("nothing listens there"),
+            "{error}"
+        );
+        let error = scene().prepare("https://a.invalid").unwrap_err();
+        assert!(error.to_string().contains("a.invalid"), "{error}");
+        assert!(error.remedy().contains("DNS"), "{error}");
+    }
+
+    #[test]
+    fn tls_is_trusted_by_upstream_ca_and_the_download_is_not_trusted_for_it() {
+        let (upstream, downloaded) = (ca(), ca());
+        let config = upstream.server("localhost", |_| {});
+        let bytes = response("200 OK", downloaded.pem());
+        let (port, server) = serve(1, answering_in_tls(&config, bytes, true));
+        let mut scene = scene();
+        let file = scene.folder.path().join("upstream.pem");
+        fs::write(&file, upstream.pem()).unwrap();
+        scene.config.upstream_ca = Some(file);
+        let trust = scene.prepare(&format!("https://localhost:{port}")).unwrap();
+        server.join().unwrap();
+        assert_eq!(trust.roots, [scene.base_root.der.clone(), upstream.der]);
+        let bundle = pem::certificates(&fs::read(&trust.bundle).unwrap()).unwrap();
+        assert_eq!(bundle, [scene.base_root.der, downloaded.der]);
+    }
+
+    #[test]
+    fn a_certificate_that_does_not_verify_is_explained() {
+        // The base roots of a scene are a fresh CA's, so a server of another CA is unknown to them.
+        let unknown = ca().server("localhost", |_| {});
+        let serving = |config| answering_in_tls(config, response("200 OK", ""), true);
+        fails("https", LONG, "not issued by a CA", serving(&unknown));
+
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let own = params.self_signed(&key).unwrap();
+        let self_signed = server_config(own.der().clone(), &key);
+        fails("https", LONG, "--upstream-ca", serving(&self_signed));
+
+        fails(
+            "https",
+            LONG,
+            "whether TLS is spoken there",
+            |mut stream| {
+                stream.write_all(&response("400 Bad Request", "")).ok();
+                hold(&stream);
+            },
+        );
+    }
+
+    #[test]
+    fn a_trusted_certificate_of_the_wrong_time_or_name_is_explained() {
+        type Change = fn(&mut CertificateParams);
+        let cases: [(&str, &str, Change); 3] = [
+            (
+                "localhost",
+                "has expired by this machine's clock",
+                |params| {
+                    params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+                    params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+                },
+            ),
+            (
+                "localhost",
+                "not valid yet by this machine's clock",
+                |params| {
+                    params.not_before = rcgen::date_time_ymd(3001, 1, 1);
+                    params.not_after = rcgen::date_time_ymd(3002, 1, 1);
+                },
+            ),
+            ("other.example", "is for another name", |_| {}),
+        ];
+        for (name, words, change) in cases {
+            let scene = scene();
+            let config = scene.base_root.server(name, change);
+            let (port, server) = serve(1, answering_in_tls(&config, Vec::new(), true));
+            let error = scene
+                .prepare(&format!("https://localhost:{port}"))
+                .unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(files_in(&scene.home()), [""; 0]);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_body_without_a_length_ends_with_its_connection_but_not_inside_a_certificate() {
+        let scene = scene();
+        let config = scene.base_root.server("localhost", |_| {});
+        let pem = ca().pem();
+        for (body, whole) in [(&*pem, true), (&pem[..pem.len() / 2], false)] {
+            let bytes = format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
+            let (port, server) = serve(1, answering_in_tls(&config, bytes, whole));
+            let outcome = scene.prepare(&format!("https://localhost:{port}"));
+            server.join().unwrap();
+            match outcome {
+                Ok(_) => assert!(whole),
+                Err(error) => assert!(!whole && error.what().contains("is cut off"), "{error}"),
+            }
+        }
+    }
+}

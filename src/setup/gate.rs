@@ -1,0 +1,354 @@
+//! Stage `gate`: whether the settings ask for proxying, and whether they name a session and an upstream that can be used.
+//!
+//! It looks at settings only: no file is touched, no name looked up. Nor does it log: a gate that is closed on purpose is
+//! told apart from settings that are at fault, and the caller gives each its own level. `manual/operations.md`, row gate.
+
+use crate::base_url::BaseUrl;
+use crate::config::{Config, DEFAULT_BASE_URL, When};
+use crate::deadline::Stage;
+use crate::error::Error;
+
+/// The longest session id. It goes into a header beside the token; real ones are some forty characters.
+const SESSION_ID_LIMIT: usize = 256;
+
+const BASE_URL_VARIABLES: [&str; 2] = ["UPSTREAMPROXY_BASE_URL", "ANTHROPIC_BASE_URL"];
+const SESSION_ID_VARIABLES: [&str; 2] =
+    ["UPSTREAMPROXY_SESSION_ID", "CLAUDE_CODE_REMOTE_SESSION_ID"];
+
+/// What the gate found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Go on, for this session.
+    Open(Session),
+    /// Nobody asked for us: the silent case, worth a debug line.
+    Closed {
+        /// What would have to be switched on, in a few words without a full stop.
+        reason: String,
+    },
+}
+
+/// Whose session it is, and where its upstream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Session {
+    /// The session id: visible ASCII without a colon, so that it can stand in a header and before one.
+    pub(crate) id: String,
+    /// The upstream.
+    pub(crate) base: BaseUrl,
+}
+
+/// Decides whether to go on.
+///
+/// # Errors
+/// The gate was asked to open, and a setting that it needs is missing or cannot be used.
+pub(crate) fn check(config: &Config) -> Result<Gate, Error> {
+    match config.when {
+        When::Never => {
+            let reason = "the gate is set to never".to_owned();
+            return Ok(Gate::Closed { reason });
+        }
+        When::Auto => {
+            if let Some(reason) = switched_off(config) {
+                return Ok(Gate::Closed { reason });
+            }
+        }
+        When::Always => {}
+    }
+    // Only now: a value that nobody asked us to use is nobody's problem.
+    if !config.unusable.is_empty() {
+        let faults: Vec<_> = config.unusable.iter().map(ToString::to_string).collect();
+        return Err(fault(faults.join(", and "), "correct or unset it"));
+    }
+    let session = Session {
+        base: base_url(config)?,
+        id: session_id(config)?,
+    };
+    check_listen(config)?;
+    Ok(Gate::Open(session))
+}
+
+/// Which switches are not on, if any.
+fn switched_off(config: &Config) -> Option<String> {
+    let switches = [
+        ("CLAUDE_CODE_REMOTE", config.remote),
+        ("CCR_UPSTREAM_PROXY_ENABLED", config.enabled),
+    ];
+    let off: Vec<_> = switches
+        .iter()
+        .filter(|(_, on)| !on)
+        .map(|(name, _)| *name)
+        .collect();
+    (!off.is_empty()).then(|| format!("not switched on by {}", off.join(" and ")))
+}
+
+fn base_url(config: &Config) -> Result<BaseUrl, Error> {
+    let text = match (&config.base_url, config.when) {
+        (Some(text), _) => text,
+        (None, When::Auto) => DEFAULT_BASE_URL,
+        // With the switches skipped nothing says whose token this is, so no third party gets it by default.
+        (None, _) => {
+            return Err(fault(
+                "no base URL is given, and with --when always there is no default",
+                "set ANTHROPIC_BASE_URL or --base-url",
+            ));
+        }
+    };
+    BaseUrl::parse(text).map_err(|error| {
+        let name = named(config, text, BASE_URL_VARIABLES, "the base URL");
+        fault(
+            format!("{name} cannot be used: {error}"),
+            "give it as https://host[:port][/path]",
+        )
+    })
+}
+
+fn session_id(config: &Config) -> Result<String, Error> {
+    let Some(text) = &config.session_id else {
+        return Err(fault(
+            "no session id is given",
+            "set CLAUDE_CODE_REMOTE_SESSION_ID or --session-id",
+        ));
+    };
+    let id = text.trim();
+    match session_id_flaw(id) {
+        None => Ok(id.to_owned()),
+        Some(flaw) => {
+            let name = named(config, text, SESSION_ID_VARIABLES, "the session id");
+            Err(fault(
+                format!("{name} cannot be used: {flaw}"),
+                "set it to the id of this session",
+            ))
+        }
+    }
+}
+
+/// What keeps `id` from standing in a header as the user-id of Basic credentials.
+fn session_id_flaw(id: &str) -> Option<String> {
+    if id.is_empty() {
+        Some("it is blank".to_owned())
+    } else if id.len() > SESSION_ID_LIMIT {
+        Some(format!("it is longer than {SESSION_ID_LIMIT} bytes"))
+    } else if id.contains(':') {
+        // RFC 7617, section 2: "a user-id containing a colon character is invalid".
+        // https://www.rfc-editor.org/rfc/rfc7617#section-2
+        Some("it has a colon".to_owned())
+    } else if !id.bytes().all(|b| b.is_ascii_graphic()) {
+        Some("it has a character that is not visible ASCII".to_owned())
+    } else {
+        None
+    }
+}
+
+fn check_listen(config: &Config) -> Result<(), Error> {
+    if config.allow_non_loopback || config.listen.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(fault(
+        format!(
+            "the listen address {} (UPSTREAMPROXY_LISTEN or --listen) can be reached from other machines, which would spend this session's authority",
+            config.listen
+        ),
+        "listen on 127.0.0.1, or say --allow-non-loopback",
+    ))
+}
+
+/// The variable that `value` came from, so that the reader knows which of two to mend; `otherwise` if it was none of them.
+fn named<'a>(config: &Config, value: &str, variables: [&'a str; 2], otherwise: &'a str) -> &'a str {
+    variables
+        .into_iter()
+        .find(|name| config.inherited.text(name) == Some(value))
+        .unwrap_or(otherwise)
+}
+
+fn fault(what: impl Into<String>, remedy: &str) -> Error {
+    Error::new(Stage::Gate, what, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    /// What the gate says to an environment in which both switches are on.
+    fn switched_on(more: &[(&str, &str)]) -> Result<Gate, Error> {
+        let switches = [
+            ("CLAUDE_CODE_REMOTE", "1"),
+            ("CCR_UPSTREAM_PROXY_ENABLED", " True\n"),
+        ];
+        let variables = switches.iter().chain(more).copied();
+        check(&Config::from_environment(variables.collect()))
+    }
+
+    fn open(gate: Result<Gate, Error>) -> Session {
+        match gate {
+            Ok(Gate::Open(session)) => session,
+            other => panic!("not open: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn assert_at_fault(gate: Result<Gate, Error>, name: &str) {
+        let error = gate.expect_err(name);
+        assert_eq!(error.stage(), Stage::Gate);
+        let text = error.to_string();
+        assert!(text.contains(name), "{name} is not named in {text:?}");
+        assert!(!text.contains("canary"), "{text:?}");
+    }
+
+    #[test]
+    fn opens_on_both_switches_with_the_default_base() {
+        let session = open(switched_on(&[("CLAUDE_CODE_REMOTE_SESSION_ID", " s-1\n")]));
+        assert_eq!(session.id, "s-1");
+        assert_eq!(session.base.to_string(), DEFAULT_BASE_URL);
+    }
+
+    #[test]
+    fn stays_closed_without_a_word_unless_both_switches_are_truthy() {
+        for (remote, enabled, missing) in [
+            (None, None, "CLAUDE_CODE_REMOTE and CCR_"),
+            (Some("1"), None, "by CCR_UPSTREAM_PROXY_ENABLED"),
+            (None, Some("yes"), "by CLAUDE_CODE_REMOTE"),
+            (Some("0"), Some("on"), "by CLAUDE_CODE_REMOTE"),
+            (Some(""), Some("on"), "by CLAUDE_CODE_REMOTE"),
+            (Some("2"), Some("on"), "by CLAUDE_CODE_REMOTE"),
+        ] {
+            let mut environment = Environment::default();
+            // Faults, all of them: they must not matter.
+            environment.set("UPSTREAMPROXY_WHEN", "sometimes");
+            environment.set("UPSTREAMPROXY_LISTEN", "0.0.0.0:0");
+            environment.set("ANTHROPIC_BASE_URL", "http://user:canary@h.example");
+            for (name, value) in [
+                ("CLAUDE_CODE_REMOTE", remote),
+                ("CCR_UPSTREAM_PROXY_ENABLED", enabled),
+            ] {
+                if let Some(value) = value {
+                    environment.set(name, value);
+                }
+            }
+            match check(&Config::from_environment(environment)) {
+                Ok(Gate::Closed { reason }) => assert!(reason.contains(missing), "{reason}"),
+                other => panic!("{remote:?} {enabled:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn never_wins_over_the_switches_and_over_every_fault() {
+        let gate = switched_on(&[
+            ("UPSTREAMPROXY_WHEN", "never"),
+            ("UPSTREAMPROXY_KEEPALIVE", "canary"),
+        ]);
+        assert!(matches!(gate, Ok(Gate::Closed { .. })), "{gate:?}");
+    }
+
+    #[test]
+    fn an_unusable_setting_is_a_fault_once_the_switches_are_on() {
+        let session = ("CLAUDE_CODE_REMOTE_SESSION_ID", "s-1");
+        for name in [
+            "UPSTREAMPROXY_WHEN",
+            "UPSTREAMPROXY_LISTEN",
+            "UPSTREAMPROXY_MAX_TUNNELS",
+            "UPSTREAMPROXY_DRAIN_TIMEOUT",
+        ] {
+            assert_at_fault(switched_on(&[session, (name, "canary")]), name);
+        }
+        let two = switched_on(&[
+            session,
+            ("UPSTREAMPROXY_KEEPALIVE", "canary"),
+            ("UPSTREAMPROXY_IDLE_TIMEOUT", "canary"),
+        ]);
+        assert_at_fault(two.clone(), "UPSTREAMPROXY_KEEPALIVE");
+        assert_at_fault(two, "UPSTREAMPROXY_IDLE_TIMEOUT");
+    }
+
+    #[test]
+    fn always_skips_the_switches_but_not_the_faults() {
+        let always = |more: &[(&str, &str)]| {
+            let first = [("UPSTREAMPROXY_WHEN", "always")];
+            check(&Config::from_environment(
+                first.iter().chain(more).copied().collect(),
+            ))
+        };
+        let session = ("UPSTREAMPROXY_SESSION_ID", "s-1");
+        let base = ("ANTHROPIC_BASE_URL", "http://127.0.0.1:8443/x/");
+        let opened = open(always(&[session, base]));
+        assert_eq!(opened.base.to_string(), "http://127.0.0.1:8443/x");
+        assert_at_fault(
+            always(&[session, base, ("UPSTREAMPROXY_LISTEN", "canary")]),
+            "UPSTREAMPROXY_LISTEN",
+        );
+    }
+
+    #[test]
+    fn always_has_no_default_base_even_with_both_switches_on() {
+        let gate = switched_on(&[
+            ("UPSTREAMPROXY_WHEN", "always"),
+            ("UPSTREAMPROXY_SESSION_ID", "s-1"),
+        ]);
+        assert_at_fault(gate, "ANTHROPIC_BASE_URL");
+    }
+
+    #[test]
+    fn names_the_variable_that_an_unusable_base_url_came_from() {
+        let session = ("CLAUDE_CODE_REMOTE_SESSION_ID", "s-1");
+        for value in [
+            "http://canary.example",
+            "https://user:canary@h.example",
+            "canary",
+            "https://canary.example:0",
+            "https://canary.example:99999",
+            " ",
+        ] {
+            for name in BASE_URL_VARIABLES {
+                assert_at_fault(switched_on(&[session, (name, value)]), name);
+            }
+        }
+        let mut config = Config::from_environment(Environment::default());
+        config.when = When::Always;
+        config.base_url = Some("canary".into());
+        assert_at_fault(check(&config), "the base URL");
+    }
+
+    #[test]
+    fn names_the_variable_that_an_unusable_session_id_came_from() {
+        let long = "i".repeat(SESSION_ID_LIMIT + 1);
+        for value in [
+            " ",
+            "canary:x",
+            "canary\r\nX: y",
+            "canary x",
+            "canary\0",
+            "canary\u{e9}",
+            "\u{feff}canary",
+            "canary\u{7f}",
+            &long,
+        ] {
+            for name in SESSION_ID_VARIABLES {
+                assert_at_fault(switched_on(&[(name, value)]), name);
+            }
+        }
+        assert_at_fault(switched_on(&[]), "CLAUDE_CODE_REMOTE_SESSION_ID");
+    }
+
+    #[test]
+    fn a_session_id_may_be_as_long_as_the_limit_and_hold_any_other_visible_character() {
+        let longest = "i".repeat(SESSION_ID_LIMIT);
+        for id in [&longest, "!\"#$%&'()*+,-./;<=>?@[\\]^_`{|}~", "7"] {
+            let session = open(switched_on(&[("UPSTREAMPROXY_SESSION_ID", id)]));
+            assert_eq!(session.id, id);
+        }
+    }
+
+    #[test]
+    fn listens_beyond_loopback_only_when_that_is_allowed() {
+        let session = ("CLAUDE_CODE_REMOTE_SESSION_ID", "s-1");
+        for address in ["0.0.0.0:0", "[::]:3128", "192.0.2.1:80", "[2001:db8::1]:1"] {
+            let listen = ("UPSTREAMPROXY_LISTEN", address);
+            assert_at_fault(switched_on(&[session, listen]), "UPSTREAMPROXY_LISTEN");
+            let allow = ("UPSTREAMPROXY_ALLOW_NON_LOOPBACK", "1");
+            open(switched_on(&[session, listen, allow]));
+        }
+        for address in ["127.0.0.1:0", "127.8.9.10:3128", "[::1]:0"] {
+            open(switched_on(&[session, ("UPSTREAMPROXY_LISTEN", address)]));
+        }
+    }
+}
