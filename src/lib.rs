@@ -11,6 +11,7 @@ mod http_head;
 mod listener;
 mod metrics;
 mod pem;
+mod relay;
 mod resolver;
 mod secret;
 mod setup;

@@ -1,0 +1,339 @@
+//! The way to the gateway: name, TCP, TLS, WebSocket upgrade, opening. What is said when it fails is `refusal`'s.
+//!
+//! The token goes to the configured upstream and nowhere else: no redirect is followed.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use rustls::client::UnbufferedClientConnection;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::coding::CloseCode;
+use zeroize::Zeroizing;
+
+use super::refusal::{self, Refusal, refused_by_gateway};
+use super::{Relay, Upstream};
+use crate::authority::Authority;
+use crate::config::Limits;
+use crate::deadline::{Deadline, Phase};
+use crate::http_head::{self, ResponseHead};
+use crate::shutdown::Stop;
+use crate::tls;
+use crate::tunnel::buffer::{Buffer, Pool};
+use crate::tunnel::connect::connect;
+use crate::tunnel::converse::{Watch, converse, farewell};
+use crate::tunnel::fault::Fault;
+use crate::tunnel::frame::Role;
+use crate::tunnel::link::Link;
+use crate::tunnel::message::{Budget, Messages, SUBPROTOCOL_V2, Version};
+use crate::tunnel::opening::{self, Answer};
+use crate::tunnel::transport::Tls;
+
+/// How long the text of a refusal may take after its head.
+const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An open way to the target.
+pub(super) struct Dialled {
+    /// The WebSocket.
+    pub(super) link: Link,
+    /// What the target has already sent.
+    pub(super) received: Buffer,
+}
+
+/// A phase that was passed, and what was learnt in it.
+pub(crate) enum Passed<'a> {
+    /// The gateway's name has these addresses.
+    Resolve(&'a [SocketAddr]),
+    /// This one answered.
+    Connect(SocketAddr),
+    /// TLS stands.
+    Tls(&'a Tls),
+    /// The WebSocket stands, and speaks this version of the wire.
+    Upgrade(Version),
+    /// The gateway has reached the target.
+    Opening,
+}
+
+/// Dials the gateway and has it open a tunnel to `target` for `client`.
+pub(super) fn open(
+    relay: &Relay,
+    target: &Authority,
+    client: &TcpStream,
+) -> Result<Dialled, Refusal> {
+    let mut way = Way {
+        upstream: &relay.upstream,
+        limits: &relay.limits,
+        stop: &relay.stop,
+        pool: &relay.pool,
+        budget: &relay.budget,
+        client: Some(client),
+        phase: Phase::Resolve,
+        passed: &mut |_| {},
+    };
+    way.walk(target)
+        .map_err(|fault| Refusal::of(way.phase, &fault))?
+}
+
+/// Walks the same way for who wants to know what lies on it, and hangs up. Without a target it goes no further than TLS,
+/// so that the gateway does not learn who we are.
+pub(crate) fn trace(
+    upstream: &Upstream,
+    limits: &Limits,
+    target: Option<&Authority>,
+    passed: &mut dyn FnMut(Passed<'_>),
+) -> Result<(), (Phase, Refusal)> {
+    let begins = Phase::Resolve;
+    let stop = Stop::new().map_err(|error| (begins, Refusal::of(begins, &error.into())))?;
+    let (pool, budget) = (Pool::default(), Budget::default());
+    let mut way = Way {
+        upstream,
+        limits,
+        stop: &stop,
+        pool: &pool,
+        budget: &budget,
+        client: None,
+        phase: begins,
+        passed,
+    };
+    let walked = match target {
+        Some(target) => way.walk(target).map(|opened| opened.map(|to| to.link)),
+        None => way.reach().map(|(link, _)| Ok(link)),
+    };
+    let phase = way.phase;
+    let mut link = walked
+        .map_err(|fault| (phase, Refusal::of(phase, &fault)))?
+        .map_err(|refusal| (phase, refusal))?;
+    // A far end that does not take our leave has had all the same what was wanted of it.
+    let _ = link
+        .close(CloseCode::Away)
+        .and_then(|()| link.hang_up_politely());
+    farewell(link, &stop, limits.close_timeout);
+    Ok(())
+}
+
+/// One walk to the gateway.
+struct Way<'a> {
+    upstream: &'a Upstream,
+    limits: &'a Limits,
+    stop: &'a Stop,
+    pool: &'a Pool,
+    budget: &'a Budget,
+    /// Who waits for the tunnel, if anybody.
+    client: Option<&'a TcpStream>,
+    /// Where it stands.
+    phase: Phase,
+    /// Told of each phase when it is passed.
+    passed: &'a mut dyn FnMut(Passed<'_>),
+}
+
+impl Way<'_> {
+    /// Every phase in turn. The inner error is the gateway's own refusal.
+    fn walk(&mut self, target: &Authority) -> Result<Result<Dialled, Refusal>, Fault> {
+        let (mut link, mut received) = self.reach()?;
+        self.upgrade(&mut link, &mut received)?;
+        self.ask(link, received, target)
+    }
+
+    /// Name, TCP and TLS: all that needs no credentials.
+    fn reach(&mut self) -> Result<(Link, Buffer), Fault> {
+        let (upstream, stop) = (self.upstream, self.stop);
+        let limit = self.limits.connect_timeout;
+        let authority = upstream.base.authority();
+        self.phase = Phase::Resolve;
+        let addresses = upstream
+            .resolver
+            .resolve_while(
+                &authority.host,
+                authority.port,
+                Deadline::after(limit),
+                &|| stop.asked().is_none(),
+            )
+            .map_err(Fault::of_lookup)?;
+        (self.passed)(Passed::Resolve(&addresses));
+
+        self.phase = Phase::Connect;
+        let stream = connect(&addresses, &self.bounded(limit))?;
+        (self.passed)(Passed::Connect(stream.peer_addr()?));
+        let mut link = Link::new(stream, self.pool)?;
+        let mut received = Buffer::new(self.pool);
+
+        if let Some(config) = &upstream.tls {
+            self.phase = Phase::Tls;
+            let name = tls::server_name(&authority.host)
+                .map_err(|_| Fault::Head("no certificate can carry this host's name"))?;
+            let connection = UnbufferedClientConnection::new(config.clone(), name)?;
+            link.secure(Tls::client(connection, self.pool));
+            converse(&mut link, &mut received, &self.bounded(limit), |link, _| {
+                Ok(link.tls().is_some_and(Tls::established).then_some(()))
+            })?;
+            if let Some(tls) = link.tls() {
+                (self.passed)(Passed::Tls(tls));
+            }
+        }
+        Ok((link, received))
+    }
+
+    /// The WebSocket.
+    fn upgrade(&mut self, link: &mut Link, received: &mut Buffer) -> Result<(), Fault> {
+        self.phase = Phase::Upgrade;
+        let key = upgrade_key()?;
+        self.send(link, &upgrade_request(self.upstream, &key))?;
+        let watch = self.bounded(self.limits.connect_timeout);
+        let version = converse(link, received, &watch, |_, received| {
+            let Some((head, len)) = http_head::response(received.filled())? else {
+                return Ok(None);
+            };
+            received.consume(len);
+            upgraded(&head, &key).map(Some)
+        })?;
+        link.frame(Messages::new(Role::Client, version, self.budget), received)?;
+        (self.passed)(Passed::Upgrade(version));
+        Ok(())
+    }
+
+    /// The opening inside the WebSocket.
+    fn ask(
+        &mut self,
+        mut link: Link,
+        mut received: Buffer,
+        target: &Authority,
+    ) -> Result<Result<Dialled, Refusal>, Fault> {
+        self.phase = Phase::Opening;
+        if !received.is_empty() {
+            return Err(Fault::Head(
+                "the gateway sent data before it was asked for any",
+            ));
+        }
+        self.send(
+            &mut link,
+            &opening::request(target, &self.upstream.credentials),
+        )?;
+        let watch = self.bounded(self.limits.opening_timeout);
+        let answer = converse(&mut link, &mut received, &watch, |_, received| {
+            Answer::read(received.filled())
+        })?;
+        received.consume(answer.len);
+        if answer.is_success() {
+            (self.passed)(Passed::Opening);
+            return Ok(Ok(Dialled { link, received }));
+        }
+        let watch = Watch {
+            deadline: watch.deadline.min(Deadline::after(TEXT_TIMEOUT)),
+            ..watch
+        };
+        let wanted = answer
+            .text
+            .unwrap_or(opening::TEXT_LIMIT)
+            .min(opening::TEXT_LIMIT);
+        // However the text ends, what came of it is what there is.
+        let _ = converse(&mut link, &mut received, &watch, |_, received| {
+            Ok((received.len() >= wanted).then_some(()))
+        });
+        let came = received.filled();
+        Ok(Err(refused_by_gateway(
+            answer.status,
+            &opening::plain_text(&came[..came.len().min(wanted)]),
+        )))
+    }
+
+    /// What bounds the present phase.
+    fn bounded(&self, timeout: Duration) -> Watch<'_> {
+        Watch {
+            stop: self.stop,
+            client: self.client,
+            deadline: Deadline::after(timeout),
+            phase: self.phase,
+            keepalive: Duration::ZERO,
+            drains: false,
+        }
+    }
+
+    /// Seals `bytes` for the link's peer, at its present layer.
+    fn send(&self, link: &mut Link, bytes: &[u8]) -> Result<(), Fault> {
+        let mut plain = Buffer::new(self.pool);
+        plain.extend(bytes);
+        link.seal(&mut plain)
+    }
+}
+
+/// A fresh `Sec-WebSocket-Key`: sixteen random bytes. tungstenite's own would panic where its source of randomness fails.
+fn upgrade_key() -> Result<String, Fault> {
+    let mut bytes = [0; 16];
+    tls::random(&mut bytes)?;
+    Ok(BASE64.encode(&bytes))
+}
+
+/// The opening handshake's request, written by ourselves: it carries the token, and is never traced.
+fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
+    let base = &upstream.base;
+    let bearer = upstream.credentials.bearer();
+    let mut head = Zeroizing::new(Vec::with_capacity(
+        bearer.len() + base.ws_path().len() + 1024,
+    ));
+    for part in [
+        "GET ",
+        &base.ws_path(),
+        " HTTP/1.1\r\nHost: ",
+        &base.host_header(),
+        "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ",
+        key,
+        "\r\nSec-WebSocket-Protocol: ",
+        SUBPROTOCOL_V2,
+        "\r\nContent-Type: application/proto\r\nAuthorization: ",
+        &bearer,
+        "\r\n\r\n",
+    ] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    head
+}
+
+/// Checks the answer to the upgrade ([RFC 6455, section 4.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.1)).
+pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Fault> {
+    match head.status {
+        101 => {}
+        401 | 403 | 407 => return Err(Fault::Head(refusal::UNAUTHORIZED)),
+        300..=399 => {
+            return Err(Fault::Head(
+                "the upstream redirects, and a redirect is not followed: it would carry the token away",
+            ));
+        }
+        404 => {
+            return Err(Fault::Head(
+                "the upstream has no tunnel endpoint at this base URL",
+            ));
+        }
+        200..=299 => return Err(Fault::Head(refusal::PAGE)),
+        429 | 500..=599 => return Err(Fault::Head(refusal::UNWELL)),
+        _ => return Err(Fault::Head("the upstream did not switch to WebSocket")),
+    }
+    let says = |name, word: &[u8]| {
+        head.fields
+            .list(name)
+            .any(|element| element.eq_ignore_ascii_case(word))
+    };
+    if !says("upgrade", b"websocket") || !says("connection", b"upgrade") {
+        return Err(Fault::Head("the upstream's 101 is not one to WebSocket"));
+    }
+    if head.fields.one("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_bytes())
+    {
+        return Err(Fault::Head("the upstream's Sec-WebSocket-Accept is wrong"));
+    }
+    if head
+        .fields
+        .list("sec-websocket-extensions")
+        .next()
+        .is_some()
+    {
+        return Err(Fault::Head(
+            "the upstream chose a WebSocket extension that was not offered",
+        ));
+    }
+    match head.fields.one("sec-websocket-protocol") {
+        None if !head.fields.has("sec-websocket-protocol") => Ok(Version::V1),
+        Some(chosen) if chosen == SUBPROTOCOL_V2.as_bytes() => Ok(Version::V2),
+        _ => Err(Fault::Head(
+            "the upstream chose a WebSocket subprotocol that was not offered",
+        )),
+    }
+}

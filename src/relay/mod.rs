@@ -1,0 +1,146 @@
+//! The client end: a CONNECT proxy on loopback whose every tunnel is a WebSocket of its own to the gateway.
+//!
+//! `worker` is the life of one connection, `entry` who may use the port, `dial` the way to the gateway,
+//! `refusal` what is said when there is none. The gateway's code is never used here.
+
+pub(crate) mod dial;
+mod entry;
+mod owner;
+mod refusal;
+mod worker;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+
+pub(crate) use dial::{Passed, trace};
+pub(crate) use entry::Entry;
+
+use crate::base_url::BaseUrl;
+use crate::config::Limits;
+use crate::deadline::Phase;
+use crate::http_head::Reply;
+use crate::listener::{self, Listening, Report, Service};
+use crate::metrics::{Counters, Stats};
+use crate::resolver::Resolver;
+use crate::secret::Credentials;
+use crate::shutdown::{Outcome, Stop};
+use crate::tunnel::buffer::Pool;
+use crate::tunnel::message::Budget;
+
+/// Where the gateway is, and what to show it.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream {
+    /// The base URL of its endpoints.
+    pub(crate) base: BaseUrl,
+    /// Who we are.
+    pub(crate) credentials: Credentials,
+    /// Whom to trust; `None` for a plain upstream on loopback.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// How names are looked up.
+    pub(crate) resolver: Resolver,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    entry: Entry,
+    upstream: Upstream,
+    limits: Limits,
+    own_address: SocketAddr,
+    stop: Arc<Stop>,
+    counters: Arc<Counters>,
+    pool: Pool,
+    budget: Budget,
+}
+
+/// A relay that listens.
+#[derive(Debug)]
+pub(crate) struct Running {
+    listening: Listening,
+    counters: Arc<Counters>,
+    userinfo: Option<String>,
+}
+
+impl Running {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listening.address()
+    }
+
+    /// `user:password` for the proxy URL, where the relay asks for it.
+    pub(crate) fn userinfo(&self) -> Option<&str> {
+        self.userinfo.as_deref()
+    }
+
+    /// What has happened so far.
+    pub(crate) fn stats(&self) -> Stats {
+        self.counters.stats()
+    }
+
+    /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
+    pub(crate) fn shutdown(self, drain: Duration) -> Report {
+        self.listening.shutdown(drain)
+    }
+}
+
+/// Starts a relay on `socket` with at most `cap` tunnels.
+///
+/// # Errors
+/// A descriptor or a thread could not be had.
+pub(crate) fn start(
+    socket: TcpListener,
+    entry: Entry,
+    upstream: Upstream,
+    limits: Limits,
+    cap: usize,
+) -> io::Result<Running> {
+    let userinfo = entry.userinfo().map(str::to_owned);
+    let stop = Arc::new(Stop::new()?);
+    let counters = Arc::new(Counters::default());
+    let relay = Arc::new(Relay {
+        entry,
+        upstream,
+        limits: limits.bounded(),
+        own_address: socket.local_addr()?,
+        stop: Arc::clone(&stop),
+        counters: Arc::clone(&counters),
+        pool: Pool::default(),
+        budget: Budget::default(),
+    });
+    let listening = listener::start(
+        socket,
+        relay,
+        cap,
+        limits.drain_timeout,
+        &stop,
+        Arc::clone(&counters),
+    )?;
+    Ok(Running {
+        listening,
+        counters,
+        userinfo,
+    })
+}
+
+impl Service for Relay {
+    const WHO: &'static str = "relay";
+    const THREADS: [&'static str; 3] = ["uproxy-super", "uproxy-accept", "tun"];
+
+    fn serve(&self, connection: TcpStream, _: SocketAddr) -> Outcome {
+        worker::serve(self, connection)
+    }
+
+    fn refusal(&self) -> Vec<u8> {
+        Reply::new(
+            503,
+            "upstreamproxy has no tunnel free; try again in a moment, or raise --max-tunnels",
+        )
+        .because("connection_limit_reached", Phase::Head)
+        .with("Retry-After", "1")
+        .to_bytes()
+    }
+}

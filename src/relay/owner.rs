@@ -1,0 +1,211 @@
+//! Whose connection it is: the user that owns the socket at the other end, by the kernel's own socket table (Linux).
+//!
+//! The relay spends its session's authority for whoever can connect, and on loopback that is every user of the machine.
+//! So the owner of the client's socket must be us, or root, who can do what we can anyway.
+//! `sock_diag(7)` is asked first; where netlink is not to be had, `/proc/net/tcp` and `tcp6` are read.
+
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+
+use crate::sockets::{Table, unmapped};
+
+/// Asks the kernel who owns a socket.
+#[derive(Debug)]
+pub(super) struct Owners {
+    /// The kernel's table, if it can be asked; one question at a time.
+    kernel: Option<Mutex<Table>>,
+}
+
+/// The owner of a connected socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    uid: u32,
+    /// Zero for a socket that its process has closed: the kernel then names root, whoever it was.
+    inode: u64,
+}
+
+impl Owners {
+    /// Opens what is needed; that something is missing shows at the first question.
+    pub(super) fn new() -> Self {
+        Self {
+            kernel: Table::open().ok().map(Mutex::new),
+        }
+    }
+
+    /// Whether this system tells at all.
+    pub(super) fn can_tell(&self) -> bool {
+        // Nobody is connected so: a system that tells says just that.
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        self.of(nobody, nobody).is_ok()
+    }
+
+    /// The user who owns the client's end of the connection from `client` to `ours`; `None` if that end is closed or gone.
+    ///
+    /// # Errors
+    /// This system does not tell.
+    pub(super) fn of(&self, client: SocketAddr, ours: SocketAddr) -> io::Result<Option<u32>> {
+        let asked = match &self.kernel {
+            Some(kernel) => {
+                let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+                let entry = kernel.ask(client, ours);
+                entry.map(|entry| {
+                    entry.map(|entry| Owner {
+                        uid: entry.uid,
+                        inode: entry.inode,
+                    })
+                })
+            }
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let owner = asked.or_else(|_| look_up(client, ours))?;
+        Ok(owner
+            .filter(|owner| owner.inode != 0)
+            .map(|owner| owner.uid))
+    }
+}
+
+/// The same from the tables in `/proc`, which list a dual-stack client's socket under IPv6.
+fn look_up(client: SocketAddr, ours: SocketAddr) -> io::Result<Option<Owner>> {
+    let (client, ours) = (unmapped(client), unmapped(ours));
+    let mut readable = false;
+    for (table, wide) in [("/proc/net/tcp", false), ("/proc/net/tcp6", true)] {
+        let (Some(from), Some(to)) = (hexadecimal(client, wide), hexadecimal(ours, wide)) else {
+            continue;
+        };
+        let Ok(text) = fs::read_to_string(table) else {
+            continue;
+        };
+        readable = true;
+        if let Some(owner) = find(&text, &from, &to) {
+            return Ok(Some(owner));
+        }
+    }
+    if readable {
+        Ok(None)
+    } else {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The line of the socket at `from` connected to `to`.
+fn find(table: &str, from: &str, to: &str) -> Option<Owner> {
+    table.lines().skip(1).find_map(|line| {
+        let mut columns = line.split_ascii_whitespace().skip(1);
+        if columns.next()? != from || columns.next()? != to {
+            return None;
+        }
+        // st, tx:rx, tr:when, retrnsmt, uid, timeout, inode
+        let uid = columns.nth(4)?.parse().ok()?;
+        let inode = columns.nth(1)?.parse().ok()?;
+        Some(Owner { uid, inode })
+    })
+}
+
+/// An address as the tables print it: each four bytes as one number of this machine, in hexadecimal.
+fn hexadecimal(address: SocketAddr, wide: bool) -> Option<String> {
+    let octets = match (address.ip(), wide) {
+        (IpAddr::V4(ip), false) => ip.octets().to_vec(),
+        (IpAddr::V4(ip), true) => ip.to_ipv6_mapped().octets().to_vec(),
+        (IpAddr::V6(ip), true) => ip.octets().to_vec(),
+        (IpAddr::V6(_), false) => return None,
+    };
+    let mut text = String::with_capacity(2 * octets.len() + 5);
+    for word in octets.chunks_exact(4) {
+        let word = word.try_into().map_or(0, u32::from_ne_bytes);
+        // Writing to a `String` cannot fail.
+        let _ = write!(text, "{word:08X}");
+    }
+    let _ = write!(text, ":{:04X}", address.port());
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn own_uid() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    fn connected(listen: &str, dial: IpAddr) -> Option<(TcpStream, TcpStream)> {
+        let listener = TcpListener::bind(listen).ok()?;
+        let client = TcpStream::connect((dial, listener.local_addr().ok()?.port())).ok()?;
+        Some((client, listener.accept().ok()?.0))
+    }
+
+    #[test]
+    fn the_owner_of_a_connection_is_its_process_user_by_either_way() {
+        let pairs = [
+            ("127.0.0.1:0", "127.0.0.1".parse().unwrap()),
+            ("[::1]:0", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            ("127.0.0.1:0", "::ffff:127.0.0.1".parse().unwrap()),
+        ];
+        let owners = Owners::new();
+        for (listen, dial) in pairs {
+            // Not every machine has an IPv6 loopback.
+            let Some((_client, ours)) = connected(listen, dial) else {
+                continue;
+            };
+            let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
+            if let Some(kernel) = &owners.kernel {
+                let asked = kernel.lock().unwrap().ask(peer, own).unwrap();
+                assert_eq!(
+                    asked.map(|owner| owner.uid),
+                    Some(own_uid()),
+                    "{listen} {dial}"
+                );
+            }
+            assert_eq!(
+                owners.of(peer, own).unwrap(),
+                Some(own_uid()),
+                "{listen} {dial}"
+            );
+            assert_eq!(
+                look_up(peer, own).unwrap().map(|owner| owner.uid),
+                Some(own_uid()),
+                "{listen} {dial}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_that_was_closed_has_no_owner_rather_than_root() {
+        let (client, ours) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
+        let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
+        drop(client);
+        let without_netlink = Owners { kernel: None };
+        for owners in [Owners::new(), without_netlink] {
+            assert_eq!(owners.of(peer, own).unwrap(), None, "{owners:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_pair_that_is_not_connected_has_no_owner() {
+        let nobody = "127.0.0.1:9".parse().unwrap();
+        let ours = "127.0.0.1:10".parse().unwrap();
+        assert_eq!(Owners::new().of(nobody, ours).unwrap(), None);
+        assert_eq!(look_up(nobody, ours).unwrap(), None);
+    }
+
+    #[test]
+    fn lines_of_the_table_are_matched_by_both_addresses() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             0: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000  1000        0 111 1 0\n\
+             1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1001        0 222 1 0\n";
+        let found = find(table, "0100007F:D431", "0100007F:1F90");
+        assert_eq!(
+            found,
+            Some(Owner {
+                uid: 1001,
+                inode: 222
+            })
+        );
+        assert_eq!(find(table, "0100007F:D431", "0100007F:1F91"), None);
+        assert_eq!(find("", "a", "b"), None);
+    }
+}
