@@ -7,6 +7,7 @@ mod base_url;
 mod config;
 mod deadline;
 mod error;
+mod gateway;
 mod http_head;
 mod listener;
 mod metrics;
@@ -28,6 +29,7 @@ pub use config::{
 };
 pub use deadline::Stage;
 pub use error::Error;
+pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
 pub use listener::Report;
 pub use metrics::Stats;
 pub use resolver::{Override, OverrideError};

@@ -1,0 +1,169 @@
+//! TLS interception: the target is dialled with TLS and verified first, then the client is shown a certificate for the same
+//! name with the target's choice of protocol, and the bytes between flow as they are (`manual/protocol.md`, Interception).
+//!
+//! What is not TLS, and a target that speaks first, is passed through untouched.
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::{CertificateError, Error as TlsError};
+
+use super::Shared;
+use super::hello::{self, ClientHello, FirstBytes, description};
+use crate::authority::{Authority, Host};
+use crate::deadline::{Deadline, Phase};
+use crate::shutdown::{Ending, How, Party};
+use crate::tls;
+use crate::tunnel::converse::{Watch, converse};
+use crate::tunnel::fault::Fault;
+use crate::tunnel::pump::Pump;
+use crate::tunnel::transport::Tls;
+
+/// Looks at the client's first bytes, intercepts if they are TLS, and runs the tunnel to its end.
+pub(super) fn run(gateway: &Shared, authority: &Authority, pump: Pump<'_>) -> Ending {
+    let mut seen = FirstBytes::NeedMore;
+    let peeked = pump.peek(|bytes| {
+        seen = hello::read(bytes);
+        !matches!(seen, FirstBytes::NeedMore)
+    });
+    let mut pump = match peeked {
+        Ok(pump) => pump,
+        Err(ending) => return ending,
+    };
+    let refused = match seen {
+        FirstBytes::NeedMore | FirstBytes::NotTls => return pump.run(),
+        FirstBytes::Broken { alert, reason } => Refused {
+            alert,
+            by: Party::Client,
+            why: format!("ClientHello: {reason}"),
+        },
+        FirstBytes::Hello(hello) => match secure(gateway, authority, &hello, &mut pump) {
+            Ok(()) => return pump.run(),
+            Err(refused) => refused,
+        },
+    };
+    log::warn!("{authority} not intercepted: {}", refused.why);
+    let ending = pump.end_with(&refused.alert);
+    Ending {
+        how: How::Broken {
+            by: refused.by,
+            why: refused.why,
+        },
+        ..ending
+    }
+}
+
+/// An interception that did not come to be.
+struct Refused {
+    /// What the client's TLS is told.
+    alert: Vec<u8>,
+    by: Party,
+    why: String,
+}
+
+impl Refused {
+    fn new(description: u8, by: Party, why: impl Into<String>) -> Self {
+        Self {
+            alert: hello::alert(description).to_vec(),
+            by,
+            why: why.into(),
+        }
+    }
+}
+
+/// Puts TLS on both sides of the pump: the target's first, as the client's depends on it.
+fn secure(
+    gateway: &Shared,
+    authority: &Authority,
+    hello: &ClientHello,
+    pump: &mut Pump<'_>,
+) -> Result<(), Refused> {
+    if let Some(sni) = &hello.sni
+        && Host::parse(sni).as_ref() != Ok(&authority.host)
+    {
+        let why = "the ClientHello asks for another host than the CONNECT request";
+        return Err(Refused::new(
+            description::UNRECOGNIZED_NAME,
+            Party::Client,
+            why,
+        ));
+    }
+    let name = tls::server_name(&authority.host).map_err(|_| {
+        Refused::new(
+            description::UNRECOGNIZED_NAME,
+            Party::Client,
+            "no certificate can carry this host's name",
+        )
+    })?;
+    let config = tls::with_alpn(&gateway.targets, hello.alpn.clone());
+    let connection = UnbufferedClientConnection::new(config, name).map_err(|error| {
+        Refused::new(
+            description::INTERNAL_ERROR,
+            Party::Gateway,
+            error.to_string(),
+        )
+    })?;
+
+    let (raw, ws, outbound, inbound) = pump.parts();
+    raw.secure(Tls::client(connection, &gateway.pool));
+    let watch = Watch {
+        stop: &gateway.stop,
+        client: Some(ws.socket()),
+        deadline: Deadline::after(gateway.limits.connect_timeout),
+        phase: Phase::Tls,
+        keepalive: std::time::Duration::ZERO,
+        drains: true,
+    };
+    let alpn = converse(raw, outbound, &watch, |link, _| {
+        let tls = link.tls().filter(|tls| tls.established());
+        Ok(tls.map(|tls| tls.alpn().map(<[u8]>::to_vec)))
+    })
+    .map_err(|fault| {
+        let why = format!("TLS with the target failed: {fault}");
+        Refused::new(alert_for(&fault), Party::Target, why)
+    })?;
+
+    let config = gateway
+        .issuer
+        .server_config(&authority.host, alpn.as_deref())
+        .map_err(|error| {
+            Refused::new(
+                description::INTERNAL_ERROR,
+                Party::Gateway,
+                error.to_string(),
+            )
+        })?;
+    let connection = UnbufferedServerConnection::new(config).map_err(|error| {
+        Refused::new(
+            description::INTERNAL_ERROR,
+            Party::Gateway,
+            error.to_string(),
+        )
+    })?;
+    ws.intercept(Tls::server(connection, &gateway.pool), inbound)
+        .map_err(|fault| {
+            // rustls has already said its own alert.
+            Refused {
+                alert: Vec::new(),
+                by: Party::Client,
+                why: format!("TLS with the client failed: {fault}"),
+            }
+        })
+}
+
+/// The alert that tells a client what is wrong with the target ([RFC 8446, section 6.2]).
+///
+/// [RFC 8446, section 6.2]: https://www.rfc-editor.org/rfc/rfc8446#section-6.2
+fn alert_for(fault: &Fault) -> u8 {
+    match fault {
+        Fault::Tls(TlsError::InvalidCertificate(error)) => match error {
+            CertificateError::UnknownIssuer => description::UNKNOWN_CA,
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                description::CERTIFICATE_EXPIRED
+            }
+            _ => description::BAD_CERTIFICATE,
+        },
+        Fault::Tls(TlsError::AlertReceived(alert)) => u8::from(*alert),
+        Fault::Tls(_) => description::HANDSHAKE_FAILURE,
+        _ => description::INTERNAL_ERROR,
+    }
+}

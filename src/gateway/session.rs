@@ -1,0 +1,309 @@
+//! The life of one connection, in the order of the page: TLS, door, standby for the opening, target, pump (`manual/protocol.md`).
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustls::server::UnbufferedServerConnection;
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::auth::Bearer;
+use super::door::{self, Door};
+use super::{Shared, intercept};
+use crate::authority::Authority;
+use crate::deadline::{Deadline, Phase};
+use crate::http_head::{self, HeadError, Reply};
+use crate::metrics::Counters;
+use crate::shutdown::{Ending, How, Outcome};
+use crate::tunnel::buffer::Buffer;
+use crate::tunnel::connect::connect;
+use crate::tunnel::converse::{Watch, converse, dismiss, farewell};
+use crate::tunnel::fault::{Fault, exhausted};
+use crate::tunnel::frame::Role;
+use crate::tunnel::link::Link;
+use crate::tunnel::message::{Messages, Version};
+use crate::tunnel::opening::{Asked, ESTABLISHED};
+use crate::tunnel::pump::{self, Pump};
+use crate::tunnel::transport::Tls;
+
+/// How long a refused peer may take to read its answer.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves one connection to its end.
+pub(super) fn serve(gateway: &Shared, connection: TcpStream, peer: SocketAddr) -> Outcome {
+    let since = Instant::now();
+    let mut authority = None;
+    let came_to = run(gateway, connection, peer, &mut authority);
+    Outcome::new(since, authority, came_to)
+}
+
+fn run(
+    gateway: &Shared,
+    connection: TcpStream,
+    peer: SocketAddr,
+    asked: &mut Option<String>,
+) -> Result<Ending, How> {
+    let mut received = Buffer::new(&gateway.pool);
+    let (mut ws, bearer, version) = admit(gateway, connection, peer, &mut received)?;
+    let messages = Messages::new(Role::Server, version, &gateway.budget);
+    let heard = ws
+        .frame(messages, &mut received)
+        .and_then(|()| stand_by(gateway, &mut ws, &mut received));
+    let opening = match heard {
+        Ok(opening) => opening,
+        Err(fault) => return Err(unheard(gateway, ws, peer, &fault)),
+    };
+    received.consume(opening.len);
+    let authority = opening.authority;
+    *asked = Some(authority.to_string());
+    let sessions = gateway.sessions();
+    let known = opening
+        .authorization
+        .is_some_and(|value| sessions.basic(&value, &bearer).is_some());
+    if !known {
+        let reply = Reply::new(
+            407,
+            "the session inside the tunnel is not that of the token outside",
+        )
+        .with("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"");
+        let why = "wrong session or token inside".into();
+        return Err(refuse(gateway, ws, &reply, why));
+    }
+    let raw = match dial(gateway, &authority, ws.socket()) {
+        Ok(raw) => raw,
+        Err((reply, why)) => return Err(refuse(gateway, ws, &reply, why)),
+    };
+    Counters::add(&gateway.counters.tunnels, 1);
+    tell(gateway, &mut ws, ESTABLISHED).map_err(|_| How::Abandoned)?;
+    let shared = pump::Shared {
+        limits: &gateway.limits,
+        stop: &gateway.stop,
+        counters: &gateway.counters,
+    };
+    let outbound = Buffer::new(&gateway.pool);
+    let pump = Pump::new(Role::Server, raw, ws, outbound, received, shared);
+    let mut patterns = gateway.intercept.iter();
+    if patterns.any(|pattern| pattern.matches(&authority)) {
+        Ok(intercept::run(gateway, &authority, pump))
+    } else {
+        Ok(pump.run())
+    }
+}
+
+/// The door: a connection is to become a WebSocket, and its token is known, or it has had its answer.
+fn admit(
+    gateway: &Shared,
+    connection: TcpStream,
+    peer: SocketAddr,
+    received: &mut Buffer,
+) -> Result<(Link, Bearer, Version), How> {
+    let _newcomer = gateway.newcomers.add(&connection);
+    let mut ws = Link::new(connection, &gateway.pool).map_err(|_| How::Abandoned)?;
+    match enter(gateway, &mut ws, received) {
+        Ok(Entered::Open(bearer, version)) => Ok((ws, bearer, version)),
+        Ok(Entered::Answered) => {
+            dismiss(ws, &gateway.stop, FAREWELL);
+            Err(How::Answered)
+        }
+        Ok(Entered::Refused(status)) => {
+            dismiss(ws, &gateway.stop, FAREWELL);
+            let why = format!("a connection from {peer}");
+            Err(refused(status, Phase::Upgrade, why))
+        }
+        Err(fault) => {
+            log::debug!("a connection from {peer} ended before its upgrade: {fault}");
+            Err(How::Abandoned)
+        }
+    }
+}
+
+/// No opening came: what is said depends on why.
+fn unheard(gateway: &Shared, mut ws: Link, peer: SocketAddr, fault: &Fault) -> How {
+    if let Fault::Head(_) = fault {
+        let reply = Reply::new(400, "the opening is not a CONNECT that can be served");
+        return refuse(gateway, ws, &reply, fault.to_string());
+    }
+    log::debug!("a WebSocket from {peer} ended before its opening: {fault}");
+    let code = match fault {
+        Fault::TimedOut(_) | Fault::Stopped => CloseCode::Away,
+        _ => fault.close_code(),
+    };
+    if ws.close(code).is_ok() {
+        farewell(ws, &gateway.stop, gateway.limits.close_timeout);
+    }
+    How::Abandoned
+}
+
+/// What became of a connection at the door.
+enum Entered {
+    Open(Bearer, Version),
+    Answered,
+    Refused(u16),
+}
+
+/// TLS, where there is any, and the request head: all within one deadline, as nothing is known of the peer yet.
+fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Entered, Fault> {
+    let watch = Watch {
+        stop: &gateway.stop,
+        client: None,
+        deadline: Deadline::after(gateway.limits.head_timeout),
+        phase: Phase::Head,
+        keepalive: Duration::ZERO,
+        drains: false,
+    };
+    if let Some(config) = &gateway.tls {
+        let connection = UnbufferedServerConnection::new(config.clone())?;
+        ws.secure(Tls::server(connection, &gateway.pool));
+        converse(ws, received, &watch, |link, _| {
+            Ok(link.tls().is_some_and(Tls::established).then_some(()))
+        })?;
+    }
+    let sessions = gateway.sessions();
+    let door = converse(ws, received, &watch, |_, received| {
+        Ok(match http_head::request(received.filled()) {
+            Ok(None) => None,
+            Ok(Some((head, len))) => {
+                let door = door::decide(&head, &received.filled()[..len], &sessions);
+                received.consume(len);
+                Some(door)
+            }
+            Err(HeadError::TooLarge) => {
+                Some(Door::Shut(Reply::new(431, "the request head is too large")))
+            }
+            Err(HeadError::Malformed(_)) => {
+                Some(Door::Shut(Reply::new(400, "this is no HTTP/1.1 request")))
+            }
+        })
+    })?;
+    match door {
+        Door::Open {
+            bearer,
+            version,
+            answer,
+        } => {
+            tell(gateway, ws, &answer)?;
+            Ok(Entered::Open(bearer, version))
+        }
+        Door::CaCertificates => {
+            let pem = gateway.issuer.ca_pem();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/x-pem-file\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{pem}",
+                pem.len()
+            );
+            tell(gateway, ws, head.as_bytes())?;
+            Ok(Entered::Answered)
+        }
+        Door::Shut(reply) => {
+            tell(gateway, ws, &reply.to_bytes())?;
+            Ok(Entered::Refused(reply.status))
+        }
+    }
+}
+
+/// Waits for the opening; an authenticated peer may take its time, as long as it answers pings.
+fn stand_by(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Asked, Fault> {
+    let watch = Watch {
+        stop: &gateway.stop,
+        client: None,
+        deadline: Deadline::after(gateway.limits.standby_timeout),
+        phase: Phase::Opening,
+        keepalive: gateway.limits.keepalive,
+        drains: false,
+    };
+    converse(ws, received, &watch, |_, received| {
+        Asked::read(received.filled())
+    })
+}
+
+/// Opens the TCP connection to the target: every address is checked after the look-up, and the very one that was checked is dialled.
+fn dial(
+    gateway: &Shared,
+    authority: &Authority,
+    relay: &TcpStream,
+) -> Result<Link, (Reply, String)> {
+    let timeout = gateway.limits.connect_timeout;
+    let wanted = || gateway.stop.asked().is_none();
+    let until = Deadline::after(timeout);
+    let addresses = gateway
+        .resolver
+        .resolve_while(&authority.host, authority.port, until, &wanted)
+        .map_err(|error| {
+            (
+                not_reached(error.kind() == std::io::ErrorKind::TimedOut, Phase::Resolve),
+                error.to_string(),
+            )
+        })?;
+    let permitted = gateway.policy.choose(addresses).map_err(|refusal| {
+        let reply = Reply::new(
+            403,
+            format!("the target's address is not allowed: {refusal}"),
+        );
+        (
+            reply.because("destination_ip_prohibited", Phase::Connect),
+            refusal.to_string(),
+        )
+    })?;
+    let watch = Watch {
+        stop: &gateway.stop,
+        client: Some(relay),
+        deadline: Deadline::after(timeout),
+        phase: Phase::Connect,
+        keepalive: Duration::ZERO,
+        drains: false,
+    };
+    connect(&permitted, &watch)
+        .and_then(|stream| Ok(Link::new(stream, &gateway.pool)?))
+        .map_err(|fault| {
+            let reply = match &fault {
+                Fault::Io(error) if exhausted(error) => {
+                    Reply::new(503, "the gateway has no descriptor or memory left for it")
+                        .because("proxy_internal_error", Phase::Connect)
+                }
+                _ => not_reached(fault.is_timeout(), Phase::Connect),
+            };
+            (reply, fault.to_string())
+        })
+}
+
+fn not_reached(timed_out: bool, phase: Phase) -> Reply {
+    match (timed_out, phase) {
+        (true, Phase::Resolve) => Reply::new(504, "looking up the target's name took too long")
+            .because("dns_timeout", phase),
+        (false, Phase::Resolve) => {
+            Reply::new(502, "the target's name was not found").because("dns_error", phase)
+        }
+        (true, _) => Reply::new(504, "the target did not answer in time")
+            .because("connection_timeout", phase),
+        (false, _) => Reply::new(
+            502,
+            "the target refused the connection or cannot be reached",
+        )
+        .because("connection_refused", phase),
+    }
+}
+
+/// Seals `bytes` for the peer, at its present layer.
+fn tell(gateway: &Shared, ws: &mut Link, bytes: &[u8]) -> Result<(), Fault> {
+    let mut plain = Buffer::new(&gateway.pool);
+    plain.extend(bytes);
+    ws.seal(&mut plain)
+}
+
+/// Answers the opening with a refusal, and closes.
+fn refuse(gateway: &Shared, mut ws: Link, reply: &Reply, why: String) -> How {
+    let code = if matches!(reply.status, 403 | 407) {
+        CloseCode::Policy
+    } else {
+        CloseCode::Normal
+    };
+    if tell(gateway, &mut ws, &reply.to_bytes())
+        .and_then(|()| ws.close(code))
+        .is_ok()
+    {
+        farewell(ws, &gateway.stop, gateway.limits.close_timeout);
+    }
+    refused(reply.status, Phase::Opening, why)
+}
+
+fn refused(status: u16, phase: Phase, why: String) -> How {
+    How::Refused { status, phase, why }
+}
