@@ -6,11 +6,13 @@ mod authority;
 mod base_url;
 mod config;
 mod deadline;
+mod embedded;
 mod error;
 mod gateway;
 mod http_head;
 mod listener;
 mod metrics;
+mod orchestrator;
 mod pem;
 mod relay;
 mod resolver;
@@ -28,10 +30,12 @@ pub use config::{
     When,
 };
 pub use deadline::Stage;
+pub use embedded::{Embedded, EmbeddedOptions, start_gateway};
 pub use error::Error;
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
 pub use listener::Report;
 pub use metrics::Stats;
+pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
 pub use resolver::{Override, OverrideError};
 pub use secret::{Credentials, Secret};
 pub use setup::child_env::documentation;

@@ -1,0 +1,201 @@
+//! A gateway inside the process, with a session, a token and a CA of its own, so that the whole lifecycle can run with no
+//! upstream at hand; and the gateway by itself, for those who serve others.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use zeroize::Zeroizing;
+
+use crate::authority::Pattern;
+use crate::config::{Config, Environment, Limits, When};
+use crate::deadline::Stage;
+use crate::error::Error;
+use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
+use crate::resolver::Override;
+use crate::secret::{Credentials, Secret};
+use crate::setup::{ca, capacity};
+use crate::tls;
+
+/// What the embedded gateway can be told.
+#[derive(Clone, Debug, Default)]
+pub struct EmbeddedOptions {
+    /// Whose TLS is intercepted; `None`: everybody's on port 443.
+    pub intercept: Option<Vec<Pattern>>,
+    /// Names whose addresses are fixed, as curl's `--resolve`.
+    pub resolve: Vec<Override>,
+    /// A PEM file of further roots for verifying targets.
+    pub target_ca: Option<PathBuf>,
+    /// The PEM file of base roots for verifying targets; `None`: the inherited `SSL_CERT_FILE`, else the distribution's.
+    pub system_ca: Option<PathBuf>,
+    /// Bounds in count and time.
+    pub limits: Limits,
+}
+
+/// A gateway inside this process. Dropping it cuts what is still open and removes its private folder.
+#[derive(Debug)]
+pub struct Embedded {
+    base_url: String,
+    session_id: String,
+    cap: usize,
+    // Before the folder, so that the gateway has ended when its folder goes.
+    gateway: Option<Gateway>,
+    folder: PrivateFolder,
+}
+
+impl Embedded {
+    /// Starts the gateway on loopback, and writes its token where [`Self::configure`] says.
+    ///
+    /// # Errors
+    /// No private folder, no randomness, or a setting that the gateway cannot use.
+    pub fn start(options: EmbeddedOptions) -> Result<Self, Error> {
+        let failed = |what: &str, error: io::Error| {
+            Error::new(
+                Stage::Gate,
+                format!("the embedded gateway: {what}: {error}"),
+                "see that TMPDIR is a folder that can be written to",
+            )
+        };
+        let folder = PrivateFolder::create().map_err(|error| failed("no private folder", error))?;
+        let token = random_hex::<32>().map_err(|error| failed("no randomness", error))?;
+        let session_id = format!(
+            "embedded-{}",
+            *random_hex::<8>().map_err(|error| failed("no randomness", error))?
+        );
+        write_token(&folder.token_file(), &token)
+            .map_err(|error| failed("the token file", error))?;
+        let credentials = Credentials {
+            session_id: session_id.clone(),
+            token: Secret::new(token),
+        };
+        let cap = capacity::tunnels(options.limits.max_tunnels, true);
+        let config = GatewayConfig {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            sessions: Sessions::single(credentials),
+            intercept: options
+                .intercept
+                .unwrap_or_else(|| vec![Pattern::any_on(443)]),
+            system_ca: options.system_ca,
+            target_ca: options.target_ca,
+            resolve: options.resolve,
+            // It dials from where the client itself stands: nothing is reached that was out of reach before.
+            allow_private: true,
+            limits: Limits {
+                max_tunnels: Some(cap),
+                ..options.limits
+            },
+            ..GatewayConfig::default()
+        };
+        let gateway = start_gateway(config).map_err(|error| {
+            Error::new(
+                Stage::Gate,
+                format!("the embedded gateway: {error}"),
+                "mend that setting",
+            )
+        })?;
+        Ok(Self {
+            base_url: gateway.base_url(),
+            session_id,
+            cap,
+            gateway: Some(gateway),
+            folder,
+        })
+    }
+
+    /// Turns `config` to this gateway: base URL, session, token file, and the bundle in the private folder.
+    pub fn configure(&self, config: &mut Config) {
+        config.when = When::Always;
+        config.base_url = Some(self.base_url.clone());
+        config.session_id = Some(self.session_id.clone());
+        config.token_file = self.folder.token_file();
+        config.ca_bundle = Some(self.folder.0.join("ca-bundle.crt"));
+        config.upstream_ca = None;
+        config.limits.max_tunnels = Some(self.cap);
+    }
+
+    /// Cuts what is still open, ends the gateway, and removes the private folder.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            gateway.shutdown(Duration::ZERO);
+        }
+    }
+}
+
+/// Starts a gateway.
+///
+/// # Errors
+/// A setting that cannot be used, or an address that cannot be listened on: the gateway is not fail-open.
+pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
+    let roots = target_roots(&config).map_err(|error| GatewayError::new(error.to_string()))?;
+    let cap = capacity::tunnels(config.limits.max_tunnels, false);
+    gateway::start(config, &roots, cap)
+}
+
+/// Whom the gateway trusts when it verifies targets: found as the relay finds its base roots.
+fn target_roots(
+    config: &GatewayConfig,
+) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, Error> {
+    let settings = Config {
+        system_ca: config.system_ca.clone(),
+        inherited: Environment::of_process(),
+        ..Config::default()
+    };
+    let base_roots = ca::base_roots(&settings)?;
+    match &config.target_ca {
+        Some(file) => ca::with_further(&base_roots, file, "--target-ca"),
+        None => Ok(base_roots),
+    }
+}
+
+fn random_hex<const N: usize>() -> io::Result<Zeroizing<String>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    tls::random(bytes.as_mut_slice())?;
+    Ok(Zeroizing::new(HEXLOWER.encode(bytes.as_slice())))
+}
+
+fn write_token(path: &Path, token: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(token.as_bytes())
+}
+
+/// A folder that only this user can enter, removed with all that is in it.
+#[derive(Debug)]
+struct PrivateFolder(PathBuf);
+
+impl PrivateFolder {
+    fn create() -> io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random_hex::<8>()?));
+        // Made, never found: whoever guessed the name first gets an error of ours, not our token.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+
+    fn token_file(&self) -> PathBuf {
+        self.0.join("session_token")
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            log::warn!(
+                "the private folder {} stays behind: {error}; remove it by hand",
+                self.0.display()
+            );
+        }
+    }
+}
