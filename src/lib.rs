@@ -6,6 +6,7 @@ mod authority;
 mod base_url;
 mod config;
 mod deadline;
+mod diagnosis;
 mod embedded;
 mod error;
 mod gateway;
@@ -30,6 +31,7 @@ pub use config::{
     When,
 };
 pub use deadline::Stage;
+pub use diagnosis::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
 pub use embedded::{Embedded, EmbeddedOptions, start_gateway};
 pub use error::Error;
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};

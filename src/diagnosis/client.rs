@@ -1,0 +1,340 @@
+//! The client's end of a tunnel, as any tool has it: a CONNECT request to a relay's port, then bytes, all under one deadline.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::finding::Trouble;
+use crate::authority::{Authority, Host};
+use crate::deadline::{Deadline, Phase};
+use crate::http_head::{self, Fields, Reply};
+use crate::secret::{Credentials, Secret};
+use crate::tunnel::opening;
+
+/// What an answer to CONNECT may be long: a head and its sentence.
+const ANSWER_LIMIT: usize = 2 * http_head::HEAD_LIMIT;
+/// How long the far end may take to have seen our end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A relay's port, and the password that it may ask for.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) address: SocketAddr,
+    credentials: Option<Credentials>,
+}
+
+impl Port {
+    /// A port that asks for nothing.
+    pub(super) fn open(address: SocketAddr) -> Self {
+        Self {
+            address,
+            credentials: None,
+        }
+    }
+
+    /// The port at `address`, with the password that its URL carries, if any.
+    pub(super) fn of_url(address: SocketAddr, url: &str) -> Self {
+        let userinfo = url_parts(url).0;
+        let credentials = userinfo
+            .and_then(|text| text.split_once(':'))
+            .map(|(user, password)| Credentials {
+                session_id: user.to_owned(),
+                token: Secret::new(Zeroizing::new(password.to_owned())),
+            });
+        Self {
+            address,
+            credentials,
+        }
+    }
+}
+
+/// Userinfo and authority of a proxy's URL, whose scheme may be missing.
+pub(super) fn url_parts(url: &str) -> (Option<&str>, &str) {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let place = rest.split('/').next().unwrap_or_default();
+    match place.rsplit_once('@') {
+        Some((userinfo, authority)) => (Some(userinfo), authority),
+        None => (None, place),
+    }
+}
+
+/// An open tunnel.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    stream: TcpStream,
+    /// What came behind the relay's answer, and then all that came.
+    came: Vec<u8>,
+}
+
+impl Tunnel {
+    /// Asks the relay at `port` for a tunnel to `target`.
+    pub(super) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Trouble> {
+        let answer = Self::ask(port, target, within).map_err(|error| {
+            Trouble::new(
+                format!("the relay on {} does not answer: {error}", port.address),
+                "look at its log; if it hangs, start it again",
+            )
+        })?;
+        let (stream, mut came) = answer;
+        match http_head::response(&came) {
+            Ok(Some((head, len))) if (200..300).contains(&head.status) => {
+                came.drain(..len);
+                Ok(Self { stream, came })
+            }
+            Ok(Some((head, len))) => {
+                let text = opening::plain_text(came.get(len..).unwrap_or_default());
+                let (what, remedy) = Reply::parts(text.trim());
+                let what = format!("{target} was refused with {}: {what}", head.status);
+                Err(Trouble {
+                    policy: head.status == 403 && names_opening(&head.fields),
+                    ..Trouble::new(what, remedy)
+                })
+            }
+            _ => Err(Trouble::new(
+                format!("what {} answered is not HTTP", port.address),
+                "see what else listens on that port",
+            )),
+        }
+    }
+
+    fn ask(port: &Port, target: &Authority, within: Duration) -> io::Result<(TcpStream, Vec<u8>)> {
+        let deadline = Deadline::after(within);
+        let mut stream = TcpStream::connect_timeout(&port.address, within)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(within))?;
+        let mut request =
+            Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
+        if let Some(credentials) = &port.credentials {
+            let basic = credentials.basic();
+            // At once as large as it gets: a string that grows leaves copies behind.
+            let mut longer =
+                Zeroizing::new(String::with_capacity(request.len() + basic.len() + 32));
+            for part in [&request, "Proxy-Authorization: ", &basic, "\r\n"] {
+                longer.push_str(part);
+            }
+            request = longer;
+        }
+        stream.write_all(request.as_bytes())?;
+        stream.write_all(b"\r\n")?;
+        let mut came = Vec::new();
+        loop {
+            // A success stays open; a refusal goes on to its end.
+            let success = match http_head::response(&came) {
+                Ok(Some((head, _))) => (200..300).contains(&head.status),
+                Ok(None) => false,
+                Err(_) => return Ok((stream, came)),
+            };
+            if success
+                || came.len() >= ANSWER_LIMIT
+                || read_some(&mut stream, &mut came, deadline)? == 0
+            {
+                break;
+            }
+        }
+        if came.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((stream, came))
+    }
+
+    /// Sends `bytes` in writes of these sizes, over and over.
+    pub(super) fn send(
+        &mut self,
+        bytes: &[u8],
+        sizes: &[usize],
+        within: Duration,
+    ) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(within))?;
+        let (mut rest, mut sizes) = (bytes, sizes.iter().cycle());
+        while !rest.is_empty() {
+            let size = sizes.next().copied().unwrap_or(rest.len());
+            let (piece, behind) = rest.split_at(size.clamp(1, rest.len()));
+            self.stream.write_all(piece)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Waits until what came is `enough`, or its end.
+    pub(super) fn receive(
+        &mut self,
+        deadline: Deadline,
+        mut enough: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        while !enough(&self.came) && read_some(&mut self.stream, &mut self.came, deadline)? > 0 {}
+        Ok(())
+    }
+
+    /// What came so far.
+    pub(super) fn came(&self) -> &[u8] {
+        &self.came
+    }
+
+    /// Ends it in order, so that nobody's log tells of a broken tunnel.
+    pub(super) fn end(mut self) {
+        let deadline = Deadline::after(FAREWELL);
+        if self.stream.shutdown(Shutdown::Write).is_ok() {
+            while self.came.len() < ANSWER_LIMIT
+                && read_some(&mut self.stream, &mut self.came, deadline).is_ok_and(|n| n > 0)
+            {
+            }
+        }
+    }
+}
+
+/// Whether `Proxy-Status` says that it failed in the opening ([RFC 9209](https://www.rfc-editor.org/rfc/rfc9209)): the
+/// gateway spoke, and not the relay's own rules.
+fn names_opening(fields: &Fields) -> bool {
+    let details = format!("details=\"{}\"", Phase::Opening);
+    fields.all("proxy-status").any(|value| {
+        let mut parts = value.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+        parts.any(|part| part == details.as_bytes())
+    })
+}
+
+/// Reads once and adds what came to `into`; 0 at the end.
+fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> io::Result<usize> {
+    let mut piece = [0; 4096];
+    loop {
+        let left = deadline.remaining();
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"));
+        }
+        stream.set_read_timeout(left)?;
+        match stream.read(&mut piece) {
+            Ok(count) => {
+                into.extend_from_slice(piece.get(..count).unwrap_or_default());
+                return Ok(count);
+            }
+            // How a socket says that its time is over; the deadline knows better.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where a proxy's URL leads, if to this machine.
+pub(super) fn loopback(authority: &Authority) -> Option<SocketAddr> {
+    match &authority.host {
+        Host::Address(address) if address.is_loopback() => {
+            Some(SocketAddr::new(*address, authority.port))
+        }
+        Host::Name(name) if name == "localhost" => {
+            Some(SocketAddr::from(([127, 0, 0, 1], authority.port)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread::JoinHandle;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A relay that reads one request and answers `answer`.
+    fn relay(answer: &'static [u8]) -> (SocketAddr, JoinHandle<String>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            stream.write_all(answer).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        (port, thread)
+    }
+
+    fn ask(port: &Port) -> Result<Tunnel, Trouble> {
+        Tunnel::open(port, &"example.com:443".parse().unwrap(), PATIENCE)
+    }
+
+    #[test]
+    fn a_tunnel_is_asked_for_by_a_connect_request_and_what_comes_behind_the_answer_is_kept() {
+        let (address, thread) = relay(b"HTTP/1.1 200 Connection Established\r\n\r\nfirst");
+        let mut tunnel = ask(&Port::open(address)).unwrap();
+        tunnel
+            .receive(Deadline::after(PATIENCE), |came| came.len() >= 5)
+            .unwrap();
+        assert_eq!(tunnel.came(), b"first");
+        let request = thread.join().unwrap();
+        assert!(request.starts_with("CONNECT example.com:443 HTTP/1.1\r\n"));
+        assert!(!request.contains("Authorization"), "{request}");
+    }
+
+    #[test]
+    fn the_password_of_the_url_is_shown_and_stays_out_of_debug_output() {
+        let (address, thread) = relay(b"HTTP/1.1 200 OK\r\n\r\n");
+        let port = Port::of_url(address, "http://upstreamproxy:canary@127.0.0.1:1");
+        assert!(!format!("{port:?}").contains("canary"));
+        ask(&port).unwrap().end();
+        let request = thread.join().unwrap();
+        let expected = "\r\nProxy-Authorization: Basic dXBzdHJlYW1wcm94eTpjYW5hcnk=\r\n";
+        assert!(request.contains(expected), "{request}");
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_its_remedy() {
+        let (address, thread) =
+            relay(b"HTTP/1.1 502 Bad Gateway\r\n\r\nit is down; wait a little\n");
+        let trouble = ask(&Port::open(address)).unwrap_err();
+        assert_eq!(
+            trouble.what,
+            "example.com:443 was refused with 502: it is down"
+        );
+        assert_eq!(trouble.remedy, "wait a little");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn policy_is_told_from_the_relays_own_rules() {
+        for (details, policy) in [("opening", true), ("head", false)] {
+            let answer = format!(
+                "HTTP/1.1 403 Forbidden\r\nProxy-Status: upstreamproxy; error=x; details=\"{details}\"\r\n\r\nno"
+            );
+            let (address, thread) = relay(answer.leak().as_bytes());
+            assert_eq!(ask(&Port::open(address)).unwrap_err().policy, policy);
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_relay_that_says_nothing_or_nonsense_is_told() {
+        for (answer, expected) in [
+            (&b""[..], "does not answer"),
+            (b"SSH-2.0-x\r\n", "not HTTP"),
+        ] {
+            let (address, thread) = relay(answer);
+            let trouble = ask(&Port::open(address)).unwrap_err();
+            assert!(trouble.what.contains(expected), "{}", trouble.what);
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_proxys_url_has_its_parts() {
+        for (url, userinfo, authority) in [
+            ("http://127.0.0.1:1", None, "127.0.0.1:1"),
+            ("http://u:p@[::1]:8/", Some("u:p"), "[::1]:8"),
+            ("localhost:3128", None, "localhost:3128"),
+            ("", None, ""),
+        ] {
+            assert_eq!(url_parts(url), (userinfo, authority), "{url}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A far end of our own on loopback, for a round trip with no upstream at hand: it sends back what it gets.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::authority::{Authority, Host};
+use crate::deadline::Deadline;
+use crate::shutdown::Stop;
+use crate::wait::wait;
+
+/// How long one write may wait for room.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An origin; dropping it ends and joins its thread.
+#[derive(Debug)]
+pub(super) struct Origin {
+    address: SocketAddr,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Origin {
+    /// One on a free port.
+    pub(super) fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let stop = Arc::new(Stop::new()?);
+        let until = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("uproxy-origin".into())
+            .spawn(move || serve(&listener, &until))?;
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it is.
+    pub(super) fn authority(&self) -> Authority {
+        Authority {
+            host: Host::Address(self.address.ip()),
+            port: self.address.port(),
+        }
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop.ask(Deadline::after(Duration::ZERO));
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One connection after the other, as the round trips come.
+fn serve(listener: &TcpListener, stop: &Stop) {
+    while ready(listener, stop) {
+        match listener.accept() {
+            // What breaks here is seen at the other end of the tunnel.
+            Ok((stream, _)) => drop(echo(stream, stop)),
+            Err(error) => {
+                log::debug!("the origin of the round trip ends: {error}");
+                return;
+            }
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream, stop: &Stop) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let mut bytes = [0; 16 << 10];
+    while ready(&stream, stop) {
+        let count = stream.read(&mut bytes)?;
+        if count == 0 {
+            break;
+        }
+        stream.write_all(bytes.get(..count).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// Waits until there is something to take; false when it is time to end.
+fn ready(socket: &impl AsFd, stop: &Stop) -> bool {
+    loop {
+        let mut fds = [
+            PollFd::new(socket, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        if wait(&mut fds, None).is_err() || stop.asked().is_some() {
+            return false;
+        }
+        let [ours, _] = fds.map(|fd| fd.revents());
+        if !ours.is_empty() {
+            return true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sends_back_what_it_gets_and_ends_with_a_connection_open() {
+        let origin = Origin::start().unwrap();
+        let mut stream = TcpStream::connect(origin.address).unwrap();
+        stream.write_all(b"there and back").unwrap();
+        let mut came = [0; 14];
+        stream.read_exact(&mut came).unwrap();
+        assert_eq!(&came, b"there and back");
+        drop(origin);
+        assert!(matches!(stream.read(&mut came), Ok(0) | Err(_)));
+    }
+}
