@@ -12,6 +12,7 @@ mod error;
 mod gateway;
 mod http_head;
 mod listener;
+pub mod manual;
 mod metrics;
 mod orchestrator;
 mod pem;
