@@ -1,4 +1,80 @@
 //! Gives every tool in a sandbox its way out through an authorised upstream, without an async runtime.
+//!
+//! A program that starts a session in a sandbox calls [`start`] once. If the environment asks for it, `start` reads the session
+//! token, fetches the upstream's CA certificates and merges them with the system's, opens a CONNECT proxy on loopback whose every
+//! tunnel is a WebSocket to the upstream's gateway, and only then deletes the token file. Child processes get the variables of
+//! [`Handle::env`], and `npm`, `pip`, `git`, `curl` and the rest find their way. Whatever breaks, proxying is off and the session
+//! goes on: that is [`Started::Disabled`], with the stage and the reason.
+//!
+//! # Quick start
+//! ```no_run
+//! use std::process::Command;
+//! use std::time::Duration;
+//!
+//! use upstreamproxy::{Config, Started, start};
+//!
+//! let relay = match start(&Config::from_env()) {
+//!     Started::Enabled(handle) => Some(handle),
+//!     Started::Disabled(_) => None, // the log has said why
+//! };
+//! let mut command = Command::new("npm");
+//! command.arg("install");
+//! if let Some(relay) = &relay {
+//!     relay.apply_to(&mut command);
+//! }
+//! let status = command.status();
+//! if let Some(relay) = relay {
+//!     relay.shutdown(Duration::from_secs(10));
+//! }
+//! # let _ = status;
+//! ```
+//!
+//! # With no upstream at hand
+//! [`Embedded`] is a gateway inside the process; the other end by itself is [`start_gateway`].
+//! ```
+//! use std::process::Command;
+//! use std::time::Duration;
+//!
+//! use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let gateway = Embedded::start(EmbeddedOptions::default())?;
+//! let mut config = Config::from_env();
+//! gateway.configure(&mut config);
+//! if let Started::Enabled(relay) = start(&config) {
+//!     let mut command = Command::new("sh");
+//!     command.args(["-c", "echo $HTTPS_PROXY"]);
+//!     relay.apply_to(&mut command);
+//!     let said = String::from_utf8(command.output()?.stdout)?;
+//!     assert_eq!(said.trim(), format!("http://{}", relay.address()));
+//!     relay.shutdown(Duration::from_secs(10));
+//! }
+//! gateway.shutdown();
+//! # Ok(())
+//! # }
+//! ```
+//! The command line of the binary is the same library with arguments and signals; the README tells of it.
+//!
+//! # Errors
+//! [`start`] does not fail, it is Disabled. What the upstream's end cannot use ends it: [`GatewayError`], and [`Error`] for the
+//! embedded one. What goes wrong in a tunnel is told to its client, and to the log.
+//!
+//! # Log levels
+//! `error`: a fault of this program. `warn`: what its user should mend, such as the one line that says why proxying is off.
+//! `info`: a line a tunnel. `debug`: what is of interest to who debugs this program. No secret at any level.
+//!
+//! # Code map
+//! A module uses only those on lower floors; [`manual::architecture`] says why, [`manual::protocol`] what goes over the wire,
+//! [`manual::operations`] what the messages mean, [`manual::conformance`] what the readers of foreign bytes were held against.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 5 | `diagnosis` (the story looked at, with nothing changed) |
+//! | 4 | `orchestrator` (the one story), `embedded` |
+//! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
+//! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
+//! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `metrics` |
+//! | 0 | `config`, `error`, `secret`, `deadline` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -9,6 +85,9 @@ mod deadline;
 mod diagnosis;
 mod embedded;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http_head;
 mod listener;

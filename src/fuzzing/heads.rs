@@ -1,0 +1,216 @@
+//! What must hold for heads, the opening and the first bytes of TLS: readers that are given a growing front of a stream.
+
+use std::collections::BTreeSet;
+
+use tungstenite::handshake::derive_accept_key;
+use zeroize::Zeroizing;
+
+use super::settled;
+use crate::authority::Authority;
+use crate::base_url::WS_PATH;
+use crate::gateway::Sessions;
+use crate::gateway::door::{self, Door};
+use crate::gateway::hello::{self, FirstBytes};
+use crate::http_head::{self, Fields, HEAD_LIMIT};
+use crate::relay::dial;
+use crate::secret::{Credentials, Secret};
+use crate::tunnel::opening::{self, Answer, Asked};
+
+/// The key of the upgrade whose answer is read: RFC 6455's own.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// A request head: the same in any segmentation, ended by the first empty line, and its parts are what the bytes say.
+pub(super) fn request_head(bytes: &[u8]) {
+    settled(bytes, |front| said(http_head::request(front)));
+    let Ok(Some((head, len))) = http_head::request(bytes) else {
+        return;
+    };
+    let (start, fields) = lines(bytes, len);
+    let version = start
+        .strip_prefix(format!("{} {} ", head.method, head.target).as_bytes())
+        .expect("the request line is method, target and version");
+    assert!(matches!(version, b"HTTP/1.0" | b"HTTP/1.1"));
+    assert!(!head.method.contains(' ') && !head.target.contains(' '));
+    assert_same(&head.fields, &fields);
+}
+
+/// What a gateway decides by a head: nobody comes in without the token, and no page of a browser does.
+pub(super) fn upgrade_request(bytes: &[u8]) {
+    let sessions = Sessions::parse("session token").expect("a session");
+    let Ok(Some((head, len))) = http_head::request(bytes) else {
+        return;
+    };
+    match door::decide(&head, &bytes[..len], &sessions) {
+        Door::Open { answer, .. } => {
+            let value = head.fields.one("authorization").expect("one authorization");
+            let value = String::from_utf8_lossy(value).to_lowercase();
+            assert_eq!(
+                value.split_whitespace().collect::<Vec<_>>(),
+                ["bearer", "token"]
+            );
+            assert!(!head.fields.has("origin"));
+            assert_eq!(
+                (head.method.as_str(), head.target.as_str()),
+                ("GET", WS_PATH)
+            );
+            let answered = http_head::response(&answer)
+                .expect("a head")
+                .expect("whole");
+            assert_eq!((answered.0.status, answered.1), (101, answer.len()));
+        }
+        Door::CaCertificates => assert_eq!(head.method, "GET"),
+        Door::Shut(reply) => {
+            let refusal = reply.to_bytes();
+            let answered = http_head::response(&refusal)
+                .expect("a head")
+                .expect("whole");
+            assert!(answered.0.status >= 400);
+        }
+    }
+}
+
+/// A response head as [`request_head`], and the relay's judgement of it as the answer to its upgrade.
+pub(super) fn upgrade_response(bytes: &[u8]) {
+    settled(bytes, |front| said(http_head::response(front)));
+    let Ok(Some((head, len))) = http_head::response(bytes) else {
+        return;
+    };
+    let (start, fields) = lines(bytes, len);
+    assert!(start.starts_with(b"HTTP/1."));
+    let status = std::str::from_utf8(&start[9..12]).expect("three digits");
+    assert_eq!(status.parse(), Ok(head.status));
+    assert_same(&head.fields, &fields);
+    if dial::upgraded(&head, KEY).is_ok() {
+        assert_eq!(head.status, 101);
+        let accept = derive_accept_key(KEY.as_bytes());
+        let right =
+            |(name, value): &Field| name == "sec-websocket-accept" && value == accept.as_bytes();
+        assert_eq!(fields.iter().filter(|field| right(field)).count(), 1);
+    }
+}
+
+/// The relay's opening as the gateway reads it; what it names can be written and read again.
+pub(super) fn opening(bytes: &[u8]) {
+    settled(bytes, |front| said(Asked::read(front)));
+    let Ok(Some(asked)) = Asked::read(bytes) else {
+        return;
+    };
+    assert!(asked.len <= bytes.len().min(HEAD_LIMIT));
+    let credentials = Credentials {
+        session_id: "session".to_owned(),
+        token: Secret::new(Zeroizing::new("token".to_owned())),
+    };
+    let written = opening::request(&asked.authority, &credentials);
+    let again = Asked::read(&written).expect("a head").expect("whole");
+    assert_eq!(
+        (again.authority, again.len),
+        (asked.authority.clone(), written.len())
+    );
+    let value = again.authorization.expect("an authorization");
+    assert_eq!(value.as_slice(), credentials.basic().as_bytes());
+    let same: Authority = asked.authority.to_string().parse().expect("an authority");
+    assert_eq!(same, asked.authority);
+}
+
+/// The gateway's answer as the relay reads it, and the text of a refusal, which is harmless whatever it was.
+pub(super) fn answer(bytes: &[u8]) {
+    settled(bytes, |front| said(Answer::read(front)));
+    if let Ok(Some(answer)) = Answer::read(bytes) {
+        assert!(answer.status >= 200 && answer.len <= bytes.len());
+    }
+    let text = opening::plain_text(bytes);
+    assert!(text.len() <= opening::TEXT_LIMIT);
+    assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+}
+
+/// A client's first bytes: the same answer in any segmentation, and however the hello is cut into records.
+pub(super) fn client_hello(bytes: &[u8]) {
+    let answer = settled(bytes, |front| {
+        let answer = hello::read(front);
+        (answer != FirstBytes::NeedMore).then_some(answer)
+    });
+    match answer {
+        Some(FirstBytes::Hello(found)) => {
+            if let Some(name) = &found.sni {
+                assert!(!name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase()));
+            }
+            for fragment in [100, 1_000] {
+                let again = hello::read(&recut(bytes, fragment));
+                assert_eq!(
+                    again,
+                    FirstBytes::Hello(found.clone()),
+                    "in records of {fragment}"
+                );
+            }
+        }
+        Some(FirstBytes::Broken { alert, .. }) => {
+            assert!(alert.starts_with(&[21, 3]), "no alert record: {alert:?}");
+        }
+        Some(FirstBytes::NotTls | FirstBytes::NeedMore) | None => {}
+    }
+}
+
+/// An answer that can be compared.
+fn said<T: std::fmt::Debug, E: std::fmt::Debug>(read: Result<Option<T>, E>) -> Option<String> {
+    let read = read.transpose()?;
+    Some(format!("{read:?}"))
+}
+
+type Field = (String, Vec<u8>);
+
+/// The start line and the fields of a head of `len` bytes, read with nothing but `split`.
+fn lines(bytes: &[u8], len: usize) -> (&[u8], Vec<Field>) {
+    let (text, end) = bytes[..len].split_at(len - 2);
+    assert_eq!(end, b"\r\n", "an empty line at the end");
+    let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| {
+        line.strip_suffix(b"\r\n")
+            .expect("every line ends with CRLF")
+    });
+    let start = lines.next().expect("a start line");
+    let fields = lines.map(|line| {
+        let colon = line.iter().position(|&byte| byte == b':').expect("a colon");
+        let name = String::from_utf8(line[..colon].to_ascii_lowercase()).expect("a token");
+        (name, line[colon + 1..].trim_ascii().to_vec())
+    });
+    (start, fields.collect())
+}
+
+/// The fields read are those of the lines, in their order.
+fn assert_same(read: &Fields, expected: &[Field]) {
+    let names: BTreeSet<_> = expected.iter().map(|(name, _)| name).collect();
+    for name in names {
+        let values = expected.iter().filter(|(own, _)| own == name);
+        let values: Vec<_> = values.map(|(_, value)| value.as_slice()).collect();
+        assert_eq!(
+            read.all(name).map(<[u8]>::trim_ascii).collect::<Vec<_>>(),
+            values,
+            "{name}"
+        );
+        assert_eq!(read.one(name).is_some(), values.len() == 1, "{name}");
+    }
+}
+
+/// The handshake message that `bytes` begin with, in records of `fragment` bytes.
+fn recut(bytes: &[u8], fragment: usize) -> Vec<u8> {
+    let mut message = Vec::new();
+    let mut rest = bytes;
+    while let Some(([22, 3, _, high, low], behind)) = rest.split_first_chunk() {
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        let (part, behind) = behind.split_at(len.min(behind.len()));
+        message.extend_from_slice(part);
+        rest = behind;
+        let known = message
+            .get(1..4)
+            .map(|size| u32::from_be_bytes([0, size[0], size[1], size[2]]));
+        if known.is_some_and(|size| message.len() >= size as usize + 4) {
+            break;
+        }
+    }
+    let mut records = Vec::new();
+    for part in message.chunks(fragment) {
+        records.extend([22, 3, 1]);
+        records.extend((part.len() as u16).to_be_bytes());
+        records.extend(part);
+    }
+    records
+}
