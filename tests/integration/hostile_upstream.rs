@@ -1,0 +1,963 @@
+//! Upstreams that break off, dribble, flood, redirect or answer something else, in each phase: the client always has a status
+//! and one sentence, or a prefix and a reset, and the relay neither hangs nor spins nor keeps anything.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::{Domain, SockRef, Socket, Type};
+use tungstenite::handshake::derive_accept_key;
+use upstreamproxy::{Config, Handle, Started, start};
+
+use crate::support::{
+    Counts, Ending, PATIENCE, Serving, TOKEN, TempHome, TestCa, connect, finish, is_idle,
+    need_tool, pattern, read_to_end, skip, upstreamproxy,
+};
+
+const TARGET: &str = "target.test:443";
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+/// Opcodes of RFC 6455, section 11.8.
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+
+/// What is done with a connection whose request head has come.
+type Behaviour = dyn Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync;
+
+/// A plain upstream that serves its CA as it should, and with the tunnel endpoint does what the test says.
+struct Upstream {
+    port: u16,
+    behaviour: Arc<Mutex<Arc<Behaviour>>>,
+}
+
+impl Upstream {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let nothing: Arc<Behaviour> = Arc::new(|_, _| Ok(()));
+        let behaviour = Arc::new(Mutex::new(nothing));
+        let now = Arc::clone(&behaviour);
+        let pem = TestCa::new("ca of a hostile upstream").pem;
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let (now, pem) = (Arc::clone(&now.lock().unwrap()), pem.clone());
+                thread::spawn(move || {
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    let head = read_head(&mut stream)?;
+                    if head.contains("/ca-cert ") {
+                        return stream.write_all(ca_answer(&pem).as_bytes());
+                    }
+                    assert!(head.contains(TOKEN), "the token comes with the upgrade");
+                    now(&mut stream, &head)
+                });
+            }
+        });
+        Self { port, behaviour }
+    }
+
+    fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn now(
+        &self,
+        behaviour: impl Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync + 'static,
+    ) {
+        *self.behaviour.lock().unwrap() = Arc::new(behaviour);
+    }
+}
+
+fn read_head(stream: &mut impl Read) -> std::io::Result<String> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(String::from_utf8(head).unwrap())
+}
+
+fn ca_answer(pem: &str) -> String {
+    let length = pem.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{pem}")
+}
+
+/// The right answer to the upgrade in `head`.
+fn switching(head: &str) -> Vec<u8> {
+    let key = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
+        .unwrap();
+    let accept = derive_accept_key(key.as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: upstreamproxy.v2\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A whole frame from a server.
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    if let Ok(short @ ..126) = u8::try_from(payload.len()) {
+        frame.push(short);
+    } else {
+        frame.push(126);
+        frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    }
+    frame.extend(payload);
+    frame
+}
+
+/// A whole message with this data.
+fn chunk(data: &[u8]) -> Vec<u8> {
+    let mut message = vec![0x0a];
+    let mut length = data.len();
+    while length > 0x7f {
+        message.push(0x80 | (length & 0x7f) as u8);
+        length >>= 7;
+    }
+    message.push(length as u8);
+    message.extend(data);
+    frame(BINARY, &message)
+}
+
+/// The end of the data, and the end of the connection.
+fn fin_and_close() -> Vec<u8> {
+    [
+        frame(BINARY, &[0x10, 1]),
+        frame(CLOSE, &1000_u16.to_be_bytes()),
+    ]
+    .concat()
+}
+
+/// Says nothing more, and waits for the other side to have enough.
+fn hold(stream: &mut impl Read) -> std::io::Result<()> {
+    std::io::copy(stream, &mut std::io::sink()).map(|_| ())
+}
+
+/// Sends `bytes` one by one, over and over, as long as anybody takes them.
+fn dribble(stream: &mut TcpStream, first: &[u8], again: &[u8]) -> std::io::Result<()> {
+    stream.write_all(first)?;
+    for byte in again.chunks(1).cycle() {
+        stream.write_all(byte)?;
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn reset(stream: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// One CONNECT through the relay; it must be refused with `status`, the kind of error, and one sentence, and end in order.
+#[track_caller]
+fn is_refused(port: u16, case: &str, status: u16) -> String {
+    let (mut stream, answer) = connect(port, TARGET);
+    let (rest, ending) = read_to_end(&mut stream);
+    assert_eq!(answer.status, status, "{case}: {answer:?}");
+    assert!(answer.has_field("Proxy-Status"), "{case}: {answer:?}");
+    assert_eq!(ending, Ending::Eof, "{case}");
+    let body = String::from_utf8([answer.early, rest].concat()).unwrap();
+    assert_eq!(
+        body.matches('\n').count(),
+        1,
+        "{case}: one sentence: {body:?}"
+    );
+    assert!(
+        !body.contains(TOKEN) && !body.contains("target.test"),
+        "{case}: {body:?}"
+    );
+    body
+}
+
+/// What is there before and must be there again after.
+fn at_rest(relay: &Serving, check: impl FnOnce()) {
+    is_refused_once(relay);
+    let before = Counts::of(relay.running.pid());
+    check();
+    if let Some(before) = before {
+        before.returns(relay.running.pid());
+    }
+}
+
+/// What is made once and kept counts as the beginning.
+fn is_refused_once(relay: &Serving) {
+    let (mut stream, _) = connect(relay.port(), TARGET);
+    read_to_end(&mut stream);
+}
+
+/// A relay inside this process, with limits that no option sets.
+fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Handle {
+    let mut config = Config::default();
+    config.when = upstreamproxy::When::Always;
+    config.base_url = Some(base_url.to_owned());
+    config.session_id = Some(crate::support::SESSION.to_owned());
+    config.token_file = home.token_file();
+    config.ca_bundle = Some(home.join("bundle.crt"));
+    config.system_ca = Some(home.write("roots.pem", TestCa::new("the only root").pem, 0o644));
+    config.harden = false;
+    config.limits.opening_timeout = opening_timeout;
+    match start(&config) {
+        Started::Enabled(handle) => handle,
+        Started::Disabled(disabled) => panic!("{disabled:?}"),
+    }
+}
+
+// TCP.
+
+#[test]
+fn an_upstream_that_is_gone_is_a_502_however_often_one_asks() {
+    let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    upstream.leave();
+    at_rest(&relay, || {
+        for _ in 0..1_000 {
+            let sentence = is_refused(relay.port(), "gone", 502);
+            assert!(sentence.contains("refused the connection"), "{sentence}");
+        }
+    });
+    let finished = relay.stop().succeeded();
+    assert!(finished.warnings().is_empty(), "{finished:#?}");
+}
+
+#[test]
+fn an_upstream_that_swallows_packets_is_a_504_at_the_connect_timeout() {
+    let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
+    let options = ["--connect-timeout", "300ms"];
+    let relay = Serving::start(&home, &upstream.base_url(), &options);
+    let _full = upstream.fill();
+    at_rest(&relay, || {
+        let (mut stream, answer) = connect(relay.port(), TARGET);
+        assert_eq!(answer.status, 504, "{answer:?}");
+        read_to_end(&mut stream);
+    });
+}
+
+/// An upstream that serves so many connections as it should, and then accepts no more.
+struct GoneUpstream {
+    port: u16,
+    served: thread::JoinHandle<TcpListener>,
+}
+
+impl GoneUpstream {
+    fn start(connections: usize) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&address.into()).unwrap();
+        socket.listen(1).unwrap();
+        let listener: TcpListener = socket.into();
+        let port = listener.local_addr().unwrap().port();
+        let pem = TestCa::new("ca of an upstream that goes").pem;
+        let served = thread::spawn(move || {
+            for _ in 0..connections {
+                let mut stream = listener.accept().unwrap().0;
+                read_head(&mut stream).unwrap();
+                stream.write_all(ca_answer(&pem).as_bytes()).unwrap();
+            }
+            listener
+        });
+        Self { port, served }
+    }
+
+    fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on the port is closed.
+    fn leave(self) {
+        drop(self.served.join().unwrap());
+    }
+
+    /// From now on nobody comes through: the backlog is full, and the kernel drops what else wants in.
+    fn fill(self) -> (TcpListener, Vec<Socket>) {
+        let listener = self.served.join().unwrap();
+        let waiting = fill(listener.local_addr().unwrap());
+        (listener, waiting)
+    }
+}
+
+/// More connections than the smallest backlog holds.
+fn fill(address: SocketAddr) -> Vec<Socket> {
+    let connections = (0..8).map(|_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // None of them waits for an answer.
+        let _ = socket.connect(&address.into());
+        socket
+    });
+    connections.collect()
+}
+
+#[test]
+fn a_client_that_leaves_takes_the_dialling_with_it() {
+    let upstream = Upstream::start();
+    let (tell, told) = channel();
+    let leaves = |timeout, upgrades, by_reset: bool| {
+        let home = TempHome::new();
+        let relay = Serving::start(&home, &upstream.base_url(), &["--connect-timeout", timeout]);
+        at_rest(&relay, || {
+            upstream.now(telling_of(tell.clone(), upgrades));
+            let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
+            write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\n").unwrap();
+            assert_eq!(told.recv_timeout(PATIENCE), Ok("asked"));
+            if by_reset {
+                reset(&client).unwrap();
+            }
+            drop(client);
+            assert_eq!(told.recv_timeout(PATIENCE), Ok("ended"));
+            upstream.now(|_, _| Ok(()));
+        });
+    };
+    // Nothing but the client's leaving would end the wait.
+    leaves("10m", false, true);
+    leaves("10m", true, true);
+    // An orderly end may be a half-close: what was begun goes on to its own deadline.
+    leaves("300ms", false, false);
+}
+
+/// Says when it was asked, answers nothing (or nothing after the upgrade), and says when the other side has gone.
+fn telling_of(
+    tell: Sender<&'static str>,
+    upgrades: bool,
+) -> impl Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync + 'static {
+    move |stream, head| {
+        if upgrades {
+            stream.write_all(&switching(head))?;
+        }
+        tell.send("asked").unwrap();
+        let held = hold(stream);
+        tell.send("ended").unwrap();
+        held
+    }
+}
+
+// TLS.
+
+/// An upstream over TLS: its first connection is as it should be, the others are what the test says.
+fn tls_upstream(
+    ca: &TestCa,
+    then: impl Fn(TcpStream, Arc<ServerConfig>) -> std::io::Result<()> + Send + Sync + 'static,
+) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let base_url = format!("https://{}", listener.local_addr().unwrap());
+    let (config, pem, then) = (tls_config(ca), ca.pem.clone(), Arc::new(then));
+    thread::spawn(move || {
+        let tcp = listener.accept().unwrap().0;
+        let mut first = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp);
+        read_head(&mut first).unwrap();
+        first.write_all(ca_answer(&pem).as_bytes()).unwrap();
+        first.conn.send_close_notify();
+        first.flush().unwrap();
+        drop(first);
+        for stream in listener.incoming().map_while(Result::ok) {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (config, then) = (Arc::clone(&config), Arc::clone(&then));
+            thread::spawn(move || then(stream, config));
+        }
+    });
+    base_url
+}
+
+fn tls_config(ca: &TestCa) -> Arc<ServerConfig> {
+    let (certificate, key) = ca.issue("127.0.0.1");
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn a_tls_handshake_that_goes_wrong_is_a_502_and_one_that_does_not_go_on_a_504() {
+    type Raw = Box<dyn Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync>;
+    let cases: [(&str, u16, Raw); 9] = [
+        ("ends", 502, Box::new(|_| Ok(()))),
+        ("resets", 502, Box::new(|s| reset(s))),
+        (
+            "no TLS",
+            502,
+            Box::new(|s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
+        ),
+        ("garbage", 502, Box::new(|s| s.write_all(&[0xff; 4096]))),
+        (
+            "a record too long",
+            502,
+            Box::new(|s| {
+                s.write_all(&[22, 3, 3, 0xff, 0xff])?;
+                s.write_all(&vec![2; 70_000])
+            }),
+        ),
+        (
+            "an alert",
+            502,
+            Box::new(|s| s.write_all(&[21, 3, 3, 0, 2, 2, 40])),
+        ),
+        (
+            "half a hello",
+            502,
+            Box::new(|s| {
+                s.write_all(&[22, 3, 3, 0, 100, 2, 0, 0, 96])?;
+                s.shutdown(Shutdown::Write)
+            }),
+        ),
+        ("silent", 504, Box::new(hold)),
+        (
+            "dribbles",
+            504,
+            Box::new(|s| dribble(s, &[22, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb], &[0])),
+        ),
+    ];
+    for (case, status, raw) in cases {
+        let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
+        let trust = home.write("root.pem", &ca.pem, 0o644);
+        let base_url = tls_upstream(&ca, move |mut stream, _| {
+            // What is not read would make a reset of the end.
+            let _ = stream.read(&mut [0; 4096]);
+            raw(&mut stream)
+        });
+        // Whoever only waits shall not wait long; whoever fails shall not be late on a busy machine.
+        let timeout = if status == 504 { "300ms" } else { "30s" };
+        let trust = format!("--upstream-ca={}", trust.display());
+        let relay = Serving::start(&home, &base_url, &[&trust, "--connect-timeout", timeout]);
+        let sentence = is_refused(relay.port(), case, status);
+        assert!(sentence.contains("upstream"), "{case}: {sentence}");
+    }
+}
+
+#[test]
+fn an_upstream_that_nobody_vouches_for_any_more_never_sees_the_token() {
+    let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
+    let trust = home.write("root.pem", &ca.pem, 0o644);
+    let (tell, told) = channel();
+    let other = tls_config(&TestCa::new("root of nobody"));
+    let base_url = tls_upstream(&ca, move |tcp, _| {
+        let connection = ServerConnection::new(Arc::clone(&other)).unwrap();
+        let mut tls = StreamOwned::new(connection, tcp);
+        tell.send(read_head(&mut tls).is_ok()).unwrap();
+        Ok(())
+    });
+    let trust = format!("--upstream-ca={}", trust.display());
+    let relay = Serving::start(&home, &base_url, &[&trust]);
+    let sentence = is_refused(relay.port(), "another certificate", 502);
+    assert!(
+        sentence.contains("not issued by a CA that is trusted"),
+        "{sentence}"
+    );
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(false), "no head came");
+}
+
+#[test]
+fn tls_that_is_cut_off_without_its_end_is_a_reset() {
+    let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
+    let trust = home.write("root.pem", &ca.pem, 0o644);
+    let base_url = tls_upstream(&ca, |tcp, config| {
+        let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), tcp);
+        let head = read_head(&mut tls)?;
+        tls.write_all(&switching(&head))?;
+        tls.read_exact(&mut [0; 8])?;
+        tls.write_all(&[chunk(ESTABLISHED), chunk(b"a part")].concat())?;
+        // The TCP connection ends in order, TLS does not say that it ends.
+        tls.sock.shutdown(Shutdown::Write)?;
+        hold(&mut tls.sock)
+    });
+    let trust = format!("--upstream-ca={}", trust.display());
+    let relay = Serving::start(&home, &base_url, &[&trust]);
+    let (mut stream, answer) = connect(relay.port(), TARGET);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let (rest, ending) = read_to_end(&mut stream);
+    assert!(b"a part".starts_with(&[answer.early, rest].concat()[..]));
+    assert_eq!(ending, Ending::Reset);
+}
+
+// The upgrade.
+
+#[test]
+fn an_upgrade_that_goes_wrong_is_a_502() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    at_rest(&relay, || {
+        let wrong: [(&str, Box<Behaviour>); 15] = [
+            ("ends", Box::new(|_, _| Ok(()))),
+            ("resets", Box::new(|s, _| reset(s))),
+            (
+                "half a head",
+                Box::new(|s, _| s.write_all(b"HTTP/1.1 101 Swi")),
+            ),
+            (
+                "no HTTP",
+                Box::new(|s, _| s.write_all(b"SSH-2.0-x\r\n\r\n")),
+            ),
+            (
+                "bare LF",
+                Box::new(|s, h| {
+                    let answer = String::from_utf8(switching(h)).unwrap();
+                    s.write_all(answer.replace('\r', "").as_bytes())
+                }),
+            ),
+            (
+                "no end of fields",
+                Box::new(|s, _| {
+                    s.write_all(b"HTTP/1.1 101 Switching Protocols\r\n")?;
+                    while s.write_all(b"X-Filler: filler\r\n").is_ok() {}
+                    Ok(())
+                }),
+            ),
+            (
+                "one long field",
+                Box::new(|s, _| {
+                    s.write_all(b"HTTP/1.1 101 Switching Protocols\r\nX: ")?;
+                    while s.write_all(&[b'x'; 4096]).is_ok() {}
+                    Ok(())
+                }),
+            ),
+            (
+                "another protocol",
+                Box::new(|s, h| replaced(s, h, "websocket", "h2c")),
+            ),
+            (
+                "no Upgrade",
+                Box::new(|s, h| replaced(s, h, "Upgrade: websocket\r\n", "")),
+            ),
+            (
+                "no Connection",
+                Box::new(|s, h| replaced(s, h, "Connection: Upgrade\r\n", "")),
+            ),
+            (
+                "Accept twice",
+                Box::new(|s, h| {
+                    let accept = "Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\nUpgrade:";
+                    replaced(s, h, "Upgrade:", accept)
+                }),
+            ),
+            (
+                "200 and the rest",
+                Box::new(|s, h| replaced(s, h, "101", "200")),
+            ),
+            (
+                "deflate",
+                Box::new(|s, h| {
+                    let field = "Sec-WebSocket-Extensions: permessage-deflate\r\nUpgrade:";
+                    replaced(s, h, "Upgrade:", field)
+                }),
+            ),
+            (
+                "another subprotocol",
+                Box::new(|s, h| replaced(s, h, "proxy.v2", "proxy.v3")),
+            ),
+            (
+                "two of them",
+                Box::new(|s, h| {
+                    s.write_all(&[switching(h), switching(h)].concat())?;
+                    hold(s)
+                }),
+            ),
+        ];
+        for (case, behaviour) in wrong {
+            upstream.now(behaviour);
+            is_refused(relay.port(), case, 502);
+        }
+    });
+    is_idle(relay.running.pid());
+}
+
+fn replaced(stream: &mut TcpStream, head: &str, what: &str, with: &str) -> std::io::Result<()> {
+    let answer = String::from_utf8(switching(head)).unwrap();
+    stream.write_all(answer.replacen(what, with, 1).as_bytes())?;
+    hold(stream)
+}
+
+#[test]
+fn an_upgrade_that_is_not_answered_in_time_is_a_504() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let options = ["--connect-timeout", "300ms"];
+    let relay = Serving::start(&home, &upstream.base_url(), &options);
+    upstream.now(|s, _| hold(s));
+    is_refused(relay.port(), "silent", 504);
+    upstream.now(|s, _| dribble(s, b"HTTP/1.1 101 Switching Protocols\r\nX: ", b"x"));
+    is_refused(relay.port(), "dribbles", 504);
+}
+
+#[test]
+fn while_an_upstream_keeps_many_waiting_nothing_spins() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &["--connect-timeout", "10m"]);
+    at_rest(&relay, || {
+        let (tell, told) = channel();
+        upstream.now(telling_of(tell, true));
+        let waiting: Vec<_> = (0..50)
+            .map(|_| {
+                let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
+                write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\nearly").unwrap();
+                assert_eq!(told.recv_timeout(PATIENCE), Ok("asked"));
+                client
+            })
+            .collect();
+        is_idle(relay.running.pid());
+        for client in waiting {
+            reset(&client).unwrap();
+        }
+    });
+}
+
+// The opening.
+
+#[test]
+fn an_opening_that_goes_wrong_is_a_502() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let big = {
+        let mut header = vec![0x80 | BINARY, 127];
+        header.extend((2_u64 << 20).to_be_bytes());
+        header
+    };
+    let wrong: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing, and the end", vec![]),
+        ("a close", frame(CLOSE, &1000_u16.to_be_bytes())),
+        ("a close for policy", frame(CLOSE, &1008_u16.to_be_bytes())),
+        ("a close without a code", frame(CLOSE, b"")),
+        ("a close of one byte", frame(CLOSE, b"\x03")),
+        ("text", frame(TEXT, b"HTTP/1.1 200 OK\r\n\r\n")),
+        ("a reserved opcode", frame(3, b"")),
+        ("a reserved bit", vec![0xc0 | BINARY, 0]),
+        (
+            "a masked frame",
+            vec![0x80 | BINARY, 0x82, 1, 2, 3, 4, 5, 6],
+        ),
+        ("a long ping", frame(PING, &[0; 126])),
+        ("a ping in pieces", vec![PING, 0]),
+        ("a continuation of nothing", vec![0x80, 0]),
+        (
+            "a length beyond all lengths",
+            [&[0x80 | BINARY, 127][..], &[0xff; 8]].concat(),
+        ),
+        ("too big", big),
+        ("no chunk", frame(BINARY, b"\x0a\x7fshort")),
+        ("no HTTP", chunk(b"220 smtp.test ready\r\n")),
+        ("a head with NUL", chunk(b"HTTP/1.1 200 O\0K\r\n\r\n")),
+        ("a head with bare LF", chunk(b"HTTP/1.1 200 OK\n\n")),
+        (
+            "a head without end",
+            chunk(&[b"HTTP/1.1 200 OK\r\nX: ", &vec![b'x'; 20_000][..]].concat()),
+        ),
+        ("half a head", chunk(b"HTTP/1.1 200 O")),
+        ("101", chunk(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")),
+        ("the end of the data", frame(BINARY, &[0x10, 1])),
+    ];
+    at_rest(&relay, || {
+        for (case, answer) in wrong {
+            for glued in [false, true] {
+                let answer = answer.clone();
+                upstream.now(move |stream, head| {
+                    if glued {
+                        stream.write_all(&[switching(head), answer.clone()].concat())?;
+                    } else {
+                        stream.write_all(&switching(head))?;
+                        // The opening has come: this is our answer to it.
+                        stream.read_exact(&mut [0; 8])?;
+                        stream.write_all(&answer)?;
+                    }
+                    stream.shutdown(Shutdown::Write)?;
+                    hold(stream)
+                });
+                is_refused(relay.port(), &format!("{case}, glued: {glued}"), 502);
+            }
+        }
+        upstream.now(|stream, head| {
+            stream.write_all(&switching(head))?;
+            stream.read_exact(&mut [0; 8])?;
+            reset(stream)
+        });
+        is_refused(relay.port(), "a reset", 502);
+        // A refusal whose text does not come is a refusal all the same.
+        upstream.now(|stream, head| {
+            let refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nnot";
+            stream.write_all(&switching(head))?;
+            stream.read_exact(&mut [0; 8])?;
+            stream.write_all(&chunk(refusal))?;
+            hold(stream)
+        });
+        let sentence = is_refused(relay.port(), "a text that stops", 403);
+        assert!(sentence.contains("policy, do not retry"), "{sentence}");
+    });
+    is_idle(relay.running.pid());
+}
+
+#[test]
+fn an_opening_that_is_not_answered_in_time_is_a_504_whatever_else_is_said() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = in_process(&home, &upstream.base_url(), Duration::from_millis(300));
+    upstream.now(|stream, head| {
+        stream.write_all(&switching(head))?;
+        hold(stream)
+    });
+    is_refused(relay.port(), "silent", 504);
+    for again in [
+        frame(PING, b"are you there"),
+        frame(BINARY, b""),
+        frame(0xa, b""),
+    ] {
+        upstream.now(move |stream, head| {
+            stream.write_all(&switching(head))?;
+            stream.read_exact(&mut [0; 8])?;
+            dribble(stream, b"", &again)
+        });
+        is_refused(relay.port(), "says other things", 504);
+    }
+    upstream.now(|stream, head| {
+        stream.write_all(&switching(head))?;
+        stream.read_exact(&mut [0; 8])?;
+        stream.write_all(&chunk(b"HTTP/1.1 200 OK\r\nX: "))?;
+        dribble(stream, b"", &chunk(b"x"))
+    });
+    is_refused(relay.port(), "dribbles", 504);
+}
+
+// The stream.
+
+#[test]
+fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let broken: Vec<(&str, Vec<u8>)> = vec![
+        ("a reserved bit", vec![0xa0 | BINARY, 0]),
+        ("a reserved opcode", frame(4, b"x")),
+        ("a masked frame", vec![0x80 | BINARY, 0x80, 1, 2, 3, 4]),
+        ("a ping in pieces", vec![PING, 0]),
+        ("a long ping", frame(PING, &[0; 126])),
+        ("half a frame", chunk(b" never whole")[..10].to_vec()),
+        ("half a header", vec![0x80 | BINARY, 127, 0, 0]),
+        ("half a message", [&[BINARY, 3][..], b"\x0a\x05a"].concat()),
+        (
+            "another message inside it",
+            [&[BINARY, 3][..], b"\x0a\x05a", &chunk(b"x")].concat(),
+        ),
+        (
+            "a close inside it",
+            [&[BINARY, 3][..], b"\x0a\x05a", &frame(CLOSE, b"\x03\xe8")].concat(),
+        ),
+        (
+            "a close with a code that nobody may send",
+            frame(CLOSE, &1005_u16.to_be_bytes()),
+        ),
+        (
+            "a close that is no UTF-8",
+            frame(CLOSE, b"\x03\xe8\xff\xff"),
+        ),
+        (
+            "data after the close",
+            [frame(CLOSE, b"\x03\xe8"), chunk(b"late")].concat(),
+        ),
+    ];
+    at_rest(&relay, || {
+        for (case, bytes) in broken {
+            upstream.now(move |stream, head| {
+                stream.write_all(&switching(head))?;
+                stream.read_exact(&mut [0; 8])?;
+                stream.write_all(&[chunk(ESTABLISHED), chunk(b"whole"), bytes.clone()].concat())?;
+                stream.shutdown(Shutdown::Write)?;
+                hold(stream)
+            });
+            let (mut stream, answer) = connect(relay.port(), TARGET);
+            // Where the fault is already known when the tunnel would open, no tunnel opens.
+            if answer.status == 200 {
+                let (rest, ending) = read_to_end(&mut stream);
+                let came = [answer.early, rest].concat();
+                assert!(b"whole never".starts_with(&came[..]), "{case}: {came:?}");
+                assert_eq!(ending, Ending::Reset, "{case}");
+            } else {
+                assert_eq!(answer.status, 502, "{case}: {answer:?}");
+            }
+        }
+    });
+    is_idle(relay.running.pid());
+}
+
+#[test]
+fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
+    const ROUNDS: usize = 20_000;
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let payload = Arc::new(pattern(ROUNDS));
+    let (tell, told) = channel();
+    let sent = Arc::clone(&payload);
+    upstream.now(move |stream, head| {
+        stream.write_all(&switching(head))?;
+        stream.read_exact(&mut [0; 8])?;
+        stream.write_all(&chunk(ESTABLISHED))?;
+        let mut reading = stream.try_clone()?;
+        let answered = thread::spawn(move || std::io::copy(&mut reading, &mut std::io::sink()));
+        for byte in sent.chunks(1) {
+            let ping = frame(PING, &[7; 125]);
+            stream.write_all(&[ping.clone(), frame(0xa, b"unasked"), chunk(byte)].concat())?;
+        }
+        stream.write_all(&fin_and_close())?;
+        stream.shutdown(Shutdown::Write)?;
+        tell.send(answered.join().unwrap()?).unwrap();
+        Ok(())
+    });
+    let (mut stream, answer) = connect(relay.port(), TARGET);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    stream.shutdown(Shutdown::Write).unwrap();
+    let (rest, ending) = read_to_end(&mut stream);
+    assert!(
+        [answer.early, rest].concat() == *payload,
+        "every byte in its place"
+    );
+    assert_eq!(ending, Ending::Eof);
+    let answered = told.recv_timeout(PATIENCE).unwrap();
+    let everyone = (ROUNDS * 125) as u64;
+    assert!(
+        answered < everyone,
+        "{answered} bytes of pongs: each ping got its own"
+    );
+}
+
+// Names and routes, in a network of the test's own.
+
+/// Tells the test, run again in namespaces of its own, that it is there.
+const INSIDE: &str = "UPSTREAMPROXY_TEST_INSIDE_NAMESPACE";
+
+#[test]
+fn names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time() {
+    if std::env::var_os(INSIDE).is_some() {
+        return names_and_routes();
+    }
+    if !need_tool("unshare") || !need_tool("ip") {
+        return;
+    }
+    let home = TempHome::new();
+    let mut allowed = home.command("unshare");
+    if !finish(allowed.args(["-m", "-n", "true"])).status.success() {
+        return skip("no namespaces of one's own here");
+    }
+    home.write("resolv.conf", "nameserver 127.0.0.1\n", 0o644);
+    let script = "mount --bind $HOME/resolv.conf /etc/resolv.conf && ip link set lo up && \
+        ip route add unreachable 198.51.100.1 && ip route add prohibit 198.51.100.2 && \
+        ip route add blackhole 198.51.100.3 && exec \"$@\"";
+    let mut again = home.command("unshare");
+    again
+        .args(["-m", "-n", "sh", "-c", script, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "hostile_upstream::names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time",
+            "--nocapture",
+        ])
+        .env(INSIDE, "1");
+    let finished = finish(&mut again).succeeded();
+    assert!(
+        finished.text().contains("all were answered"),
+        "{finished:#?}"
+    );
+}
+
+fn names_and_routes() {
+    serve_names();
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["serve", "--embedded", "--connect-timeout", "1s"]);
+    let relay = Serving::from(&mut command);
+    let status = |target: &str| {
+        let (mut stream, answer) = connect(relay.port(), target);
+        assert!(
+            answer.status == 200 || answer.has_field("Proxy-Status"),
+            "{target}: {answer:?}"
+        );
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_to_end(&mut stream);
+        answer.status
+    };
+    for route in [
+        "198.51.100.1",
+        "198.51.100.2",
+        "198.51.100.3",
+        "198.51.100.4",
+    ] {
+        assert_eq!(status(&format!("{route}:443")), 502, "{route}");
+    }
+    for (name, expected) in [
+        ("missing.test", 502),
+        ("failing.test", 502),
+        ("empty.test", 502),
+        ("silent.test", 504),
+    ] {
+        assert_eq!(status(&format!("{name}:443")), expected, "{name}");
+    }
+    // Of several addresses those that swallow packets come first, and one cannot be reached at all.
+    let live = TcpListener::bind("127.0.0.3:0").unwrap();
+    let port = live.local_addr().unwrap().port();
+    thread::spawn(move || for _ in live.incoming() {});
+    let _dead = ["127.0.0.1", "127.0.0.2"].map(|address| full(&format!("{address}:{port}")));
+    assert_eq!(status(&format!("several.test:{port}")), 200);
+    println!("all were answered");
+}
+
+/// A listener whose backlog is full, and what fills it.
+fn full(address: &str) -> (Socket, Vec<Socket>) {
+    let address: SocketAddr = address.parse().unwrap();
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(1).unwrap();
+    (listener, fill(address))
+}
+
+/// A name server of few names: it says that there is none, that it failed, nothing at all, or several addresses.
+fn serve_names() {
+    let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+    thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, asker)) = socket.recv_from(&mut query) {
+            let query = &query[..length];
+            // The header's 12 bytes, then labels up to the empty one, then type and class.
+            let end = 12 + query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+            let wants_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let first_label = &query[13..13 + usize::from(query[12])];
+            let (code, addresses): (u8, &[[u8; 4]]) = match first_label {
+                b"missing" => (3, &[]),
+                b"failing" => (2, &[]),
+                b"silent" => continue,
+                b"several" if wants_ipv4 => (
+                    0,
+                    &[
+                        [127, 0, 0, 1],
+                        [127, 0, 0, 2],
+                        [198, 51, 100, 1],
+                        [127, 0, 0, 3],
+                    ],
+                ),
+                _ => (0, &[]),
+            };
+            let mut answer = query[..2].to_vec();
+            answer.extend([
+                0x81,
+                0x80 | code,
+                0,
+                1,
+                0,
+                addresses.len() as u8,
+                0,
+                0,
+                0,
+                0,
+            ]);
+            answer.extend(&query[12..end]);
+            for address in addresses {
+                // The name of the question, type A, class IN, a minute, four bytes.
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                answer.extend(address);
+            }
+            let _ = socket.send_to(&answer, asker);
+        }
+    });
+}

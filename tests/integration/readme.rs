@@ -1,0 +1,92 @@
+//! The README's tables, held against what the program itself says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::{TempHome, finish, upstreamproxy};
+
+const README: &str = include_str!("../../README.md");
+const SUBCOMMANDS: [&str; 5] = ["run", "serve", "env", "doctor", "gateway"];
+/// The options that no variable gives.
+const FLAGS_ONLY: [&str; 4] = ["--verbose", "--quiet", "--help", "--version"];
+
+/// The cells of the table's rows that follows the marker.
+fn table(marker: &str) -> Vec<Vec<String>> {
+    let after = README
+        .split_once(&format!("<!-- {marker} -->"))
+        .unwrap_or_else(|| panic!("README.md has no marker {marker}"))
+        .1;
+    let rows: Vec<Vec<String>> = after
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let cells = line.trim_matches('|').split(" | ");
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect();
+    assert!(!rows.is_empty(), "no table after {marker}");
+    rows
+}
+
+/// What stands in backticks in `cell`.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_child_variables_in_the_readme_are_those_that_are_set() {
+    let told: Vec<(String, String)> = table("child-variables")
+        .iter()
+        .flat_map(|row| {
+            let names = quoted(&row[0]).into_iter();
+            names.map(|name| (name.to_owned(), row[1].clone()))
+        })
+        .collect();
+    let set: Vec<(String, String)> = upstreamproxy::documentation()
+        .map(|(name, purpose)| (name.to_owned(), purpose.to_owned()))
+        .collect();
+    assert_eq!(told, set);
+}
+
+#[test]
+fn the_options_in_the_readme_are_those_of_the_help() {
+    let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in table("options") {
+        let of = told.entry(long_option(quoted(&row[0])[0])).or_default();
+        for subcommand in row[1].split_whitespace() {
+            match subcommand {
+                "all" => of.extend(SUBCOMMANDS.map(str::to_owned)),
+                one => assert!(of.insert(one.to_owned()), "{row:?}: {one} twice"),
+            }
+        }
+    }
+    let home = TempHome::new();
+    let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for subcommand in SUBCOMMANDS {
+        let help = finish(upstreamproxy(&home).args([subcommand, "--help"])).succeeded();
+        let text = help.text();
+        for line in text.lines().filter(|line| line.starts_with("  -")) {
+            let of = known.entry(long_option(line)).or_default();
+            of.insert(subcommand.to_owned());
+        }
+        for option in known
+            .keys()
+            .filter(|option| !FLAGS_ONLY.contains(&option.as_str()))
+        {
+            let name = option.trim_start_matches("--").replace('-', "_");
+            let variable = format!("UPSTREAMPROXY_{}", name.to_uppercase());
+            let here = known[option].contains(subcommand);
+            let named = text.split_whitespace().any(|word| word == variable);
+            assert_eq!(named, here, "{subcommand} {variable}");
+        }
+    }
+    assert_eq!(told, known);
+}
+
+/// `--name` in a line such as `-v, --name VALUE`.
+fn long_option(line: &str) -> String {
+    let word = line.split_whitespace().find(|word| word.starts_with("--"));
+    word.unwrap_or_else(|| panic!("no option in {line:?}"))
+        .to_owned()
+}

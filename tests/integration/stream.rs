@@ -1,0 +1,477 @@
+//! The stream through both ends: every byte, every end, and no processor time for waiting (`wire.md`, `spec.md` section 6).
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+use socket2::SockRef;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Message, WebSocket};
+
+use crate::support::{
+    Counts, Ending, OurGateway, PATIENCE, Serving, TempHome, TestCa, connect, exchange, pattern,
+    read_to_end,
+};
+
+/// A target whose connections the test itself plays.
+pub(crate) struct Target(TcpListener);
+
+impl Target {
+    /// On loopback.
+    pub(crate) fn start() -> Self {
+        Self(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+    }
+
+    pub(crate) fn authority(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+
+    pub(crate) fn accept(&self) -> TcpStream {
+        let (stream, _) = self.0.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// A tunnel to it through the relay at `port`: the client's end and the target's.
+    #[track_caller]
+    pub(crate) fn tunnel(&self, port: u16) -> (TcpStream, TcpStream) {
+        let (client, answer) = connect(port, &self.authority());
+        assert_eq!((answer.status, answer.early.len()), (200, 0));
+        (client, self.accept())
+    }
+}
+
+/// Our two ends.
+struct Pair {
+    relay: Serving,
+    gateway: OurGateway,
+    _home: TempHome,
+}
+
+impl Pair {
+    #[track_caller]
+    fn start(options: &[&str], of_gateway: &[&str]) -> Self {
+        let home = TempHome::new();
+        let gateway = OurGateway::start(&home, &[options, of_gateway].concat());
+        let relay = Serving::start(&home, &gateway.base_url(), options);
+        Self {
+            relay,
+            gateway,
+            _home: home,
+        }
+    }
+
+    fn pids(&self) -> [u32; 2] {
+        [self.relay.running.pid(), self.gateway.running.pid()]
+    }
+}
+
+/// A gateway of the test's own that speaks version 1; the test plays its `WebSocket`s. Its thread ends with the test process.
+pub(crate) struct Version1 {
+    port: u16,
+    tunnels: Receiver<WebSocket<TcpStream>>,
+}
+
+impl Version1 {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let ca = TestCa::new("ca of a version 1 gateway").pem;
+        let (send, tunnels) = channel();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut line = [0; 64];
+                let read = stream.peek(&mut line).unwrap();
+                if String::from_utf8_lossy(&line[..read]).contains("/ws ") {
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    let _ = send.send(tungstenite::accept(stream).unwrap());
+                } else {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", ca.len());
+                    let _ = stream.write_all((head + &ca).as_bytes());
+                }
+            }
+        });
+        Self { port, tunnels }
+    }
+
+    pub(crate) fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// A tunnel through `relay`: the client's end and the gateway's, which has answered 200.
+    #[track_caller]
+    pub(crate) fn tunnel(&self, relay: &Serving) -> (TcpStream, WebSocket<TcpStream>) {
+        let port = relay.port();
+        let client = thread::spawn(move || connect(port, "target.test:443"));
+        let mut ws = self.tunnels.recv_timeout(PATIENCE).unwrap();
+        assert!(ws.read().unwrap().is_binary());
+        ws.send(chunk(b"HTTP/1.1 200 OK\r\n\r\n")).unwrap();
+        let (client, answer) = client.join().unwrap();
+        assert_eq!((answer.status, answer.early.len()), (200, 0));
+        (client, ws)
+    }
+}
+
+/// A chunk with this data.
+pub(crate) fn chunk(data: &[u8]) -> Message {
+    let mut message = vec![0x0a];
+    let mut length = data.len();
+    while length > 0x7f {
+        message.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    message.push(length as u8);
+    message.extend_from_slice(data);
+    Message::binary(message)
+}
+
+/// Processor time that the process has used, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<_> = fields.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Waits for the connection to break, for at most `time`. Returns whether it still stands.
+fn stands(stream: &TcpStream, time: Duration) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
+    let time = Timespec::try_from(time).unwrap();
+    poll(&mut fds, Some(&time)).unwrap() == 0
+}
+
+/// Fails if one of the processes spins while the connection stands still for a second.
+#[track_caller]
+fn waits_quietly(state: &str, stream: &TcpStream, pids: &[u32]) {
+    const A_TENTH: u64 = 10;
+    let before: Vec<_> = pids.iter().map(|&pid| ticks(pid)).collect();
+    assert!(stands(stream, Duration::from_secs(1)), "{state}: it broke");
+    for (&pid, before) in pids.iter().zip(before) {
+        let used = ticks(pid) - before;
+        assert!(used < A_TENTH, "{state}: {used} ticks in 100");
+    }
+}
+
+/// Writes `data` over and over until the far end takes no more; returns how much that was.
+fn fill(mut stream: &TcpStream, data: &[u8]) -> usize {
+    stream
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let mut written = 0;
+    loop {
+        match stream.write(&data[written % data.len()..]) {
+            Ok(n) => written += n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error} after {written} bytes"),
+        }
+    }
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    written
+}
+
+/// Closes with a reset.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+fn both_ways_at_once(pair: &Pair) {
+    let target = Target::start();
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    let (up, down) = (pattern(16 << 20), pattern((16 << 20) + 77));
+    let says = down.clone();
+    let far = thread::spawn(move || exchange(&mut far, says));
+    assert!(exchange(&mut client, up.clone()) == (down, Ending::Eof));
+    assert!(far.join().unwrap() == (up, Ending::Eof));
+}
+
+#[test]
+fn both_ways_at_once_every_byte_arrives_and_both_ends_are_clean() {
+    both_ways_at_once(&Pair::start(&[], &[]));
+}
+
+#[test]
+fn the_same_over_wss() {
+    let home = TempHome::new();
+    let ca = TestCa::new("ca of the upstream");
+    let (certificate, key) = ca.issue("localhost");
+    let file = |name, pem| home.write(name, pem, 0o600).display().to_string();
+    let (certificate, key) = (file("cert.pem", certificate), file("key.pem", key));
+    let ca = file("upstream-ca.pem", ca.pem);
+    let gateway = OurGateway::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let base_url = gateway.base_url().replace("127.0.0.1", "localhost");
+    let relay = Serving::start(&home, &base_url, &["--upstream-ca", &ca]);
+    both_ways_at_once(&Pair {
+        relay,
+        gateway,
+        _home: home,
+    });
+}
+
+#[test]
+fn a_target_that_ends_first_still_gets_what_the_client_says() {
+    let (pair, target) = (Pair::start(&[], &[]), Target::start());
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    far.write_all(b"that is all").unwrap();
+    far.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(
+        read_to_end(&mut client),
+        (b"that is all".to_vec(), Ending::Eof)
+    );
+    client.write_all(b"and this is mine").unwrap();
+    drop(client);
+    assert_eq!(
+        read_to_end(&mut far),
+        (b"and this is mine".to_vec(), Ending::Eof)
+    );
+}
+
+#[test]
+fn a_reset_is_a_reset_at_the_other_end_after_what_was_said_before_it() {
+    let (pair, target) = (Pair::start(&[], &[]), Target::start());
+    let baseline = pair.pids().map(Counts::of);
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    far.write_all(b"half of it").unwrap();
+    client.read_exact(&mut [0; 10]).unwrap();
+    reset(far);
+    assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Reset));
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    client.write_all(b"half of it").unwrap();
+    far.read_exact(&mut [0; 10]).unwrap();
+    reset(client);
+    assert_eq!(read_to_end(&mut far), (Vec::new(), Ending::Reset));
+    for (pid, baseline) in pair.pids().into_iter().zip(baseline) {
+        if let Some(baseline) = baseline {
+            baseline.returns(pid);
+        }
+    }
+}
+
+#[test]
+fn neither_end_reading_for_long_loses_nothing_and_costs_nothing() {
+    // Far over three keepalive intervals: what the kernel would take for a dead peer is a slow one.
+    let options = ["--keepalive", "1s", "--idle-timeout", "2s"];
+    let (pair, target) = (Pair::start(&options, &[]), Target::start());
+    let (client, far) = target.tunnel(pair.relay.port());
+    let data = pattern(8 << 20);
+    let (up, down) = (fill(&client, &data), fill(&far, &data));
+    waits_quietly("neither end reads", &client, &pair.pids());
+    assert!(
+        stands(&client, Duration::from_secs(5)),
+        "broke while it was full"
+    );
+    let rest = |mut stream: TcpStream, expected: usize| {
+        let expected = data.repeat(expected / data.len() + 1)[..expected].to_vec();
+        stream.shutdown(Shutdown::Write).unwrap();
+        thread::spawn(move || {
+            let (came, ending) = read_to_end(&mut stream);
+            assert_eq!((came.len(), ending), (expected.len(), Ending::Eof));
+            assert!(came == expected);
+        })
+    };
+    let ends = [rest(client, down), rest(far, up)];
+    for end in ends {
+        end.join().unwrap();
+    }
+}
+
+#[test]
+fn waiting_costs_no_processor_time_whatever_is_waited_for() {
+    let (pair, target) = (Pair::start(&[], &[]), Target::start());
+    let (client, far) = target.tunnel(pair.relay.port());
+    waits_quietly("an open tunnel", &client, &pair.pids());
+    client.shutdown(Shutdown::Write).unwrap();
+    waits_quietly("the client has ended", &client, &pair.pids());
+    drop((client, far));
+    let (mut client, far) = target.tunnel(pair.relay.port());
+    far.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Eof));
+    waits_quietly("the target has ended", &client, &pair.pids());
+}
+
+#[test]
+fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &["--keepalive", "2s"]);
+    let (mut client, mut ws) = gateway.tunnel(&relay);
+    client.shutdown(Shutdown::Write).unwrap();
+    let data = pattern(4 << 20);
+    for part in data.chunks(512 << 10) {
+        ws.send(chunk(part)).unwrap();
+    }
+    // Pings are the clock: after the fourth, the linger of 5 s is over.
+    let mut before = 0;
+    for n in 0..4 {
+        assert!(ws.read().unwrap().is_ping());
+        if n == 2 {
+            before = ticks(relay.running.pid());
+        }
+    }
+    let used = ticks(relay.running.pid()) - before;
+    assert!(used < 20, "{used} ticks in 200");
+    let reader = thread::spawn(move || {
+        let mut came = vec![0; 4 << 20];
+        client.read_exact(&mut came).unwrap();
+        (came, read_to_end(&mut client))
+    });
+    // Only now, when the client has it all, does its silence count.
+    let close = loop {
+        match ws.read().unwrap() {
+            Message::Close(frame) => break frame.unwrap().code,
+            other => assert!(other.is_ping(), "{other:?}"),
+        }
+    };
+    assert_eq!(close, CloseCode::Normal);
+    let (came, end) = reader.join().unwrap();
+    assert!(came == data);
+    assert_eq!(
+        end,
+        (Vec::new(), Ending::Reset),
+        "it cannot know that all has come"
+    );
+}
+
+#[test]
+fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gateway_has_gone() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let (mut client, mut ws) = gateway.tunnel(&relay);
+    let data = pattern(4 << 20);
+    let expected = data.clone();
+    let sender = thread::spawn(move || {
+        for part in data.chunks(512 << 10) {
+            ws.send(chunk(part)).unwrap();
+        }
+        // Closed, and gone without waiting for the answer, which then meets a reset.
+        let (code, reason) = (CloseCode::Normal, "".into());
+        ws.close(Some(CloseFrame { code, reason })).unwrap();
+    });
+    // A slow reader, so that the reset comes while there is much to deliver.
+    let (mut came, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    while stands(&client, Duration::from_millis(5)) && came.len() < expected.len() {
+        let read = client.read(&mut part).unwrap();
+        came.extend_from_slice(&part[..read]);
+    }
+    let (rest, ending) = read_to_end(&mut client);
+    came.extend(rest);
+    sender.join().unwrap();
+    assert_eq!((came.len(), ending), (expected.len(), Ending::Eof));
+    assert!(came == expected);
+}
+
+#[test]
+fn a_ping_is_answered_in_the_middle_of_a_saturated_upload() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let (client, mut ws) = gateway.tunnel(&relay);
+    let data = pattern(8 << 20);
+    let written = fill(&client, &data);
+    ws.send(Message::Ping("now".into())).unwrap();
+    let sender = thread::spawn(move || {
+        // The test is over before all of it is taken.
+        while (&client).write_all(&data).is_ok() {}
+    });
+    let mut read = 0;
+    loop {
+        match ws.read().unwrap() {
+            Message::Pong(payload) => break assert_eq!(payload, "now"),
+            Message::Binary(part) => read += part.len(),
+            other => panic!("{other:?}"),
+        }
+        assert!(
+            read < 4 * written,
+            "no pong in {read} bytes, {written} of them before the ping"
+        );
+    }
+    drop(ws);
+    sender.join().unwrap();
+}
+
+#[test]
+fn a_target_that_speaks_first_is_not_taken_for_tls_whatever_the_client_answers() {
+    let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    far.write_all(b"220").unwrap();
+    client.read_exact(&mut [0; 3]).unwrap();
+    // As a ClientHello begins.
+    client.write_all(&[0x16]).unwrap();
+    let mut byte = [0];
+    far.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, [0x16]);
+}
+
+#[test]
+fn an_intercepted_target_that_does_not_answer_in_tls_is_an_alert_and_no_panic() {
+    let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    client.write_all(&client_hello()).unwrap();
+    far.read_exact(&mut [0; 5]).unwrap();
+    far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    let (alert, ending) = read_to_end(&mut client);
+    assert_eq!((alert.len(), alert[0], ending), (7, 21, Ending::Eof));
+    drop((client, far));
+    let Pair { relay, gateway, .. } = pair;
+    relay.stop().succeeded();
+    let said = gateway.running.stop();
+    assert!(!said.stderr.contains("panic"), "{said:#?}");
+}
+
+#[test]
+fn a_client_that_ends_in_the_middle_of_an_intercepted_handshake_holds_no_worker() {
+    let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    let part = &client_hello()[..20];
+    client.write_all(part).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut far), (part.to_vec(), Ending::Eof));
+    drop(far);
+    assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Eof));
+}
+
+#[test]
+fn a_drain_ends_the_silent_tunnel_and_lets_the_other_have_its_answer() {
+    let (pair, target) = (Pair::start(&[], &[]), Target::start());
+    let port = pair.relay.port();
+    let (mut silent, mut silent_far) = target.tunnel(port);
+    silent.write_all(b"hello").unwrap();
+    silent_far.read_exact(&mut [0; 5]).unwrap();
+    silent_far.write_all(b"hello").unwrap();
+    silent.read_exact(&mut [0; 5]).unwrap();
+    let (mut waiting, mut waiting_far) = target.tunnel(port);
+    waiting.write_all(b"question").unwrap();
+    pair.relay.running.signal(Signal::TERM);
+    assert_eq!(read_to_end(&mut silent), (Vec::new(), Ending::Eof));
+    assert_eq!(read_to_end(&mut silent_far), (Vec::new(), Ending::Eof));
+    waiting_far.read_exact(&mut [0; 8]).unwrap();
+    waiting_far.write_all(b"answer").unwrap();
+    drop(waiting_far);
+    assert_eq!(read_to_end(&mut waiting), (b"answer".to_vec(), Ending::Eof));
+    drop(waiting);
+    pair.relay.running.wait().succeeded();
+}
+
+/// A `ClientHello`, whole.
+fn client_hello() -> Vec<u8> {
+    let provider = rustls::crypto::ring::default_provider().into();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client =
+        rustls::ClientConnection::new(config.into(), IpAddr::V4(Ipv4Addr::LOCALHOST).into())
+            .unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}

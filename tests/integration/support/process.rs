@@ -1,0 +1,282 @@
+//! Processes with bounded waits: one that runs to its end, and one that serves until it is told to stop.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::Value;
+
+use super::{PATIENCE, TempHome};
+
+/// The binary under test.
+pub(crate) fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_upstreamproxy")
+}
+
+/// The binary under test in `home`, with a clean environment.
+pub(crate) fn upstreamproxy(home: &TempHome) -> Command {
+    home.command(binary())
+}
+
+/// How a process ended and what it said.
+pub(crate) struct Finished {
+    /// Exit code or signal.
+    pub(crate) status: ExitStatus,
+    /// Standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// Standard error.
+    pub(crate) stderr: String,
+}
+
+impl fmt::Debug for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (stdout, stderr) = (self.text(), &self.stderr);
+        write!(
+            f,
+            "{}\n-- stdout:\n{stdout}\n-- stderr:\n{stderr}\n--",
+            self.status
+        )
+    }
+}
+
+impl Finished {
+    /// Standard output as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The warnings and errors in the log.
+    pub(crate) fn warnings(&self) -> Vec<&str> {
+        self.stderr
+            .lines()
+            .filter(|line| {
+                ["upstreamproxy: warn: ", "upstreamproxy: error: "]
+                    .iter()
+                    .any(|w| line.starts_with(w))
+            })
+            .collect()
+    }
+
+    /// Fails the test unless the exit code is 0.
+    #[track_caller]
+    pub(crate) fn succeeded(self) -> Self {
+        assert!(self.status.success(), "{self:#?}");
+        self
+    }
+
+    /// What `run --embedded` says at its end: tunnels, bytes up, bytes down.
+    #[track_caller]
+    pub(crate) fn closing_line(&self) -> (u64, u64, u64) {
+        let line = self
+            .stderr
+            .lines()
+            .rfind(|line| line.starts_with("upstreamproxy: ") && line.ends_with(" bytes down"))
+            .unwrap_or_else(|| panic!("no closing line in {self:#?}"));
+        let numbers: Vec<u64> = line
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let [tunnels, up, down] = numbers[..] else {
+            panic!("three numbers in {line:?}");
+        };
+        (tunnels, up, down)
+    }
+
+    /// Fails the test unless bytes went through tunnels both ways.
+    #[track_caller]
+    pub(crate) fn went_through(self) -> Self {
+        let (tunnels, up, down) = self.closing_line();
+        assert!(tunnels > 0 && up > 0 && down > 0, "{self:#?}");
+        self
+    }
+}
+
+/// This test binary once more, for the one test called `test`, which sees the variable `host` and is then a process of its own.
+pub(crate) fn once_more(home: &TempHome, test: &str, host: &str) -> Command {
+    let mut command = home.command(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(host, "1");
+    command
+}
+
+/// Runs the command to its end, its standard input empty.
+#[track_caller]
+pub(crate) fn finish(command: &mut Command) -> Finished {
+    finish_within(PATIENCE, command)
+}
+
+/// The same for what takes long, such as a download from a registry.
+#[track_caller]
+pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Finished {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let stdout = drain(child.stdout.take().unwrap());
+    let stderr = drain(child.stderr.take().unwrap());
+    let status = wait(&mut child, patience);
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    let finished = Finished {
+        status: status.unwrap_or_else(|| child.wait().unwrap()),
+        stdout: stdout.join().unwrap(),
+        stderr: String::from_utf8_lossy(&stderr.join().unwrap()).into_owned(),
+    };
+    assert!(
+        status.is_some(),
+        "still running after {patience:?}: {finished:#?}"
+    );
+    finished
+}
+
+fn drain(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all).unwrap();
+        all
+    })
+}
+
+/// Waits for the exit itself, not by looking again and again.
+fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let handle = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap();
+        let mut ready = [PollFd::new(&handle, PollFlags::IN)];
+        match poll(&mut ready, Some(&timeout)) {
+            Ok(0) => return None,
+            Ok(_) => return Some(child.wait().unwrap()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+    }
+}
+
+/// A process that serves: its standard output comes line by line, its standard error is kept; killed when dropped.
+pub(crate) struct Running {
+    child: Child,
+    lines: Mutex<Receiver<String>>,
+    stderr: Arc<Mutex<String>>,
+    stderr_ended: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts the command.
+    #[track_caller]
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let (send, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // The test may have ended and be no longer interested.
+                let _ = send.send(line);
+            }
+        });
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let log = Arc::clone(&stderr);
+        let mut reader = BufReader::new(child.stderr.take().unwrap());
+        let stderr_ended = thread::spawn(move || {
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                log.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+        Self {
+            child,
+            lines: Mutex::new(lines),
+            stderr,
+            stderr_ended: Some(stderr_ended),
+        }
+    }
+
+    /// Starts the command and waits for its first line of JSON.
+    #[track_caller]
+    pub(crate) fn ready(command: &mut Command) -> (Self, Value) {
+        let running = Self::spawn(command);
+        let line = running.json();
+        (running, line)
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of standard output, as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        let line = self
+            .lines
+            .lock()
+            .unwrap()
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|e| panic!("no line on standard output ({e}):\n{}", self.stderr()));
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is no JSON: {e}"))
+    }
+
+    /// What standard error has said so far.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the exit.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> Finished {
+        let status = wait(&mut self.child, PATIENCE)
+            .unwrap_or_else(|| panic!("still running:\n{}", self.stderr()));
+        self.stderr_ended.take().unwrap().join().unwrap();
+        Finished {
+            status,
+            stdout: self
+                .lines
+                .lock()
+                .unwrap()
+                .iter()
+                .collect::<Vec<_>>()
+                .join("\n")
+                .into(),
+            stderr: self.stderr(),
+        }
+    }
+
+    /// Sends SIGTERM and waits for the exit.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Finished {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,88 @@
+//! Our own two ends as processes: `upstreamproxy gateway` and `upstreamproxy serve`.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{Finished, Running, SESSION, TOKEN, TempHome, upstreamproxy};
+
+/// `upstreamproxy gateway` on loopback, knowing the session of the tests.
+pub(crate) struct OurGateway {
+    /// The process.
+    pub(crate) running: Running,
+    /// Its ready line.
+    pub(crate) ready: Value,
+}
+
+impl OurGateway {
+    /// One that dials anything and intercepts nothing, unless `options` say otherwise.
+    #[track_caller]
+    pub(crate) fn start(home: &TempHome, options: &[&str]) -> Self {
+        let mut defaults = vec!["--allow-private"];
+        if !options.contains(&"--intercept") {
+            defaults.extend(["--intercept", "none"]);
+        }
+        Self::strict(home, &[&defaults, options].concat())
+    }
+
+    /// One with nothing but these options: its address policy stands.
+    #[track_caller]
+    pub(crate) fn strict(home: &TempHome, options: &[&str]) -> Self {
+        let sessions = home.write("sessions", format!("# test\n{SESSION} {TOKEN}\n"), 0o600);
+        let mut command = upstreamproxy(home);
+        command
+            .args(["gateway", "--listen", "127.0.0.1:0", "--sessions"])
+            .arg(sessions)
+            .args(options);
+        let (running, ready) = Running::ready(&mut command);
+        Self { running, ready }
+    }
+
+    /// Where it serves.
+    pub(crate) fn base_url(&self) -> String {
+        self.ready["base_url"]
+            .as_str()
+            .expect("a base URL")
+            .to_owned()
+    }
+}
+
+/// `upstreamproxy serve`, enabled.
+pub(crate) struct Serving {
+    /// The process.
+    pub(crate) running: Running,
+    /// Its ready line.
+    pub(crate) ready: Value,
+}
+
+impl Serving {
+    /// Serves in `home` with the upstream at `base_url`.
+    #[track_caller]
+    pub(crate) fn start(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
+        let mut command = upstreamproxy(home);
+        command.arg("serve").args(options);
+        Self::from(home.session(&mut command, base_url))
+    }
+
+    /// Serves as `command` says, which must be a `serve`.
+    #[track_caller]
+    pub(crate) fn from(command: &mut Command) -> Self {
+        let (running, ready) = Running::ready(command);
+        assert_eq!(ready["enabled"], true, "{ready}\n{}", running.stderr());
+        Self { running, ready }
+    }
+
+    /// The relay's port.
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.ready["port"]
+            .as_u64()
+            .and_then(|p| u16::try_from(p).ok());
+        port.expect("a port")
+    }
+
+    /// Ends it and returns what it said.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Finished {
+        self.running.stop()
+    }
+}
