@@ -1,0 +1,170 @@
+//! What a tunnel costs: throughput, set-up and echo through a real relay process and a real gateway process, in one run with
+//! plain TCP forwarders and direct loopback, so that ratios mean something on any machine.
+//!
+//! Not a micro-benchmark: codec, head and mask are private to the library and show here only as part of the whole. Not a
+//! comparison with other programs either: it needs none installed.
+//!
+//! Every round measures every test over every path, so that what the machine does meanwhile falls on all of them alike. All
+//! bytes are checked on arrival. Everything stays on 127.0.0.1, and every process started here ends with this one.
+//!
+//! With `soak` as its first word it is the other half of the question: what is left after very many tunnels, and after long ones.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for readers, from counts far under 2^52"
+)]
+
+mod forwarder;
+mod measure;
+mod path;
+mod pattern;
+mod plan;
+mod process;
+mod report;
+mod soak;
+mod usage;
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use socket2::SockRef;
+
+use crate::path::Path;
+use crate::pattern::Pattern;
+use crate::plan::{Asked, HELP, Plan, TESTS};
+use crate::report::{Cell, Report};
+
+/// Why there is no figure.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// A figure, or why there is none.
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// How long anything local may take before the run fails: far over what it needs on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The paths' names, those to compare with first.
+const PATHS: [&str; 5] = ["direct", "forwarder", "2 forwarders", "ws", "wss"];
+const REFERENCES: usize = 3;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "tunnel bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Outcome<()> {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments
+        .next_if(|first| first == forwarder::ROLE)
+        .is_some()
+    {
+        return forwarder::run(&arguments.next().unwrap_or_default());
+    }
+    if arguments.next_if(|first| first == soak::WORD).is_some() {
+        return soak::run(arguments);
+    }
+    let output = match Plan::read(arguments)? {
+        Asked::Help => HELP.to_owned(),
+        Asked::List => TESTS
+            .iter()
+            .flat_map(|test| PATHS.map(|path| plan::name(test, path) + "\n"))
+            .collect(),
+        Asked::Measure(plan) => measure(&plan)?,
+    };
+    Ok(io::stdout().write_all(output.as_bytes())?)
+}
+
+fn measure(plan: &Plan) -> Outcome<String> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stopped))?;
+    }
+    let pattern = Pattern::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // It bounds accept, too.
+    SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+    let target = listener.local_addr()?;
+    let [direct, one, two, ws, wss] = PATHS;
+    let paths = [
+        Path::direct(direct, target),
+        Path::forwarders(one, &["forwarder"], target)?,
+        Path::forwarders(two, &["second", "first"], target)?,
+        Path::tunnel(ws, false, target)?,
+        Path::tunnel(wss, true, target)?,
+    ];
+    let mut cells = chosen(plan)?;
+    for round in 0..plan.rounds {
+        note(&format!("round {} of {}", round + 1, plan.rounds));
+        // There and back by turns, so that a path does not always follow the same one.
+        let count = cells.len();
+        for index in 0..count {
+            let place = if round % 2 == 0 {
+                index
+            } else {
+                count - 1 - index
+            };
+            let cell = &mut cells[place];
+            let (test, path) = (&TESTS[cell.test], &paths[cell.path]);
+            let sample = measure::run(test.work, path, &listener, &pattern, &plan.effort)
+                .map_err(|error| format!("{}: {error}", plan::name(test, path.name)))?;
+            cell.samples.push(sample);
+            if stopped.load(Ordering::Relaxed) {
+                return Err("stopped by a signal".into());
+            }
+        }
+    }
+    let report = Report {
+        plan,
+        paths: &paths,
+        cells: &cells,
+        references: REFERENCES,
+    };
+    let output = if plan.json {
+        format!("{}\n", report.json())
+    } else {
+        report.table()
+    };
+    for path in paths {
+        path.stop()?;
+    }
+    Ok(output)
+}
+
+/// The cells that the filters choose, and those to compare them with.
+fn chosen(plan: &Plan) -> Outcome<Vec<Cell>> {
+    let mut cells = Vec::new();
+    for (test, row) in TESTS.iter().enumerate() {
+        let wanted = PATHS.map(|path| plan.wants(row, path));
+        if wanted.contains(&true) {
+            cells.extend(
+                (0..PATHS.len())
+                    .filter(|&path| wanted[path] || path < REFERENCES)
+                    .map(|path| Cell {
+                        test,
+                        path,
+                        samples: Vec::new(),
+                    }),
+            );
+        }
+    }
+    if cells.is_empty() {
+        return Err("no test has such a name; --list shows them".into());
+    }
+    Ok(cells)
+}
+
+/// Progress, beside the result.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -1,0 +1,235 @@
+//! The ways from the load generator to its target: straight, through forwarders, through the relay and the gateway.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path as FilePath, PathBuf};
+use std::process::Command;
+
+use data_encoding::HEXLOWER;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::{Outcome, PATIENCE, forwarder};
+
+/// More than any test opens: the cap on tunnels is not what is measured here.
+const MAX_TUNNELS: &str = "2048";
+/// Who the relay says it is.
+const SESSION: &str = "benchmark";
+
+/// One way to the target and the processes on it.
+pub(crate) struct Path {
+    /// Its name in the tables.
+    pub(crate) name: &'static str,
+    /// In the order in which a request meets them.
+    pub(crate) processes: Vec<Process>,
+    entry: SocketAddr,
+    /// What to ask of a proxy at the entry; `None`: the entry leads to the target by itself.
+    request: Option<Vec<u8>>,
+    /// Homes, keys and logs, as long as they are needed.
+    _folder: Option<TempDir>,
+}
+
+impl Path {
+    /// Nothing between.
+    pub(crate) fn direct(name: &'static str, target: SocketAddr) -> Self {
+        Self {
+            name,
+            processes: Vec::new(),
+            entry: target,
+            request: None,
+            _folder: None,
+        }
+    }
+
+    /// As many plain forwarders in a row.
+    pub(crate) fn forwarders(
+        name: &'static str,
+        roles: &[&'static str],
+        target: SocketAddr,
+    ) -> Outcome<Self> {
+        let folder = tempfile::tempdir()?;
+        let (mut processes, mut port) = (Vec::new(), target.port());
+        for role in roles {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args([forwarder::ROLE, &port.to_string()]);
+            let (process, ready) = Process::start(role, &mut command, folder.path())?;
+            processes.insert(0, process);
+            port = port_of(&ready)?;
+        }
+        Ok(Self {
+            name,
+            processes,
+            entry: (Ipv4Addr::LOCALHOST, port).into(),
+            request: None,
+            _folder: Some(folder),
+        })
+    }
+
+    /// `upstreamproxy serve` and `upstreamproxy gateway`, all settings that cost time at their defaults.
+    pub(crate) fn tunnel(name: &'static str, tls: bool, target: SocketAddr) -> Outcome<Self> {
+        let folder = tempfile::tempdir()?;
+        let files = Files::write(folder.path())?;
+        let mut gateway = ours(folder.path());
+        gateway.args(["gateway", "--listen", "127.0.0.1:0", "--intercept", "none"]);
+        gateway.args(["--allow-private", "--max-tunnels", MAX_TUNNELS]);
+        gateway.arg("--sessions").arg(&files.sessions);
+        if tls {
+            gateway.arg("--tls-cert").arg(&files.certificate);
+            gateway.arg("--tls-key").arg(&files.key);
+        }
+        let (gateway, ready) = Process::start("gateway", &mut gateway, folder.path())?;
+        let base_url = ready["base_url"]
+            .as_str()
+            .ok_or_else(|| format!("no base URL in the gateway's {ready}"))?;
+        let mut relay = ours(folder.path());
+        relay.args(["serve", "--when", "always", "--listen", "127.0.0.1:0"]);
+        relay.args(["--base-url", base_url, "--session-id", SESSION]);
+        relay.args(["--require", "--max-tunnels", MAX_TUNNELS]);
+        relay.arg("--token-file").arg(&files.token);
+        // The machine's own roots are nobody's business here, and may not be installed.
+        relay.arg("--system-ca").arg(&files.ca);
+        relay.arg("--upstream-ca").arg(&files.ca);
+        let (relay, ready) = Process::start("relay", &mut relay, folder.path())?;
+        let entry = (Ipv4Addr::LOCALHOST, port_of(&ready)?).into();
+        Ok(Self {
+            name,
+            processes: vec![relay, gateway],
+            entry,
+            request: Some(request(target)),
+            _folder: Some(folder),
+        })
+    }
+
+    /// A connection to the target, as soon as this way lets anything pass.
+    pub(crate) fn connect(&self) -> Outcome<TcpStream> {
+        let stream = self.enter()?;
+        if let Some(request) = &self.request {
+            (&stream).write_all(request)?;
+            established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
+        }
+        Ok(stream)
+    }
+
+    /// A tunnel to a target of its own choice.
+    pub(crate) fn connect_to(&self, target: SocketAddr) -> Outcome<TcpStream> {
+        let stream = self.enter()?;
+        (&stream).write_all(&request(target))?;
+        established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
+        Ok(stream)
+    }
+
+    /// A connection to the entry, with nothing asked yet.
+    pub(crate) fn enter(&self) -> Outcome<TcpStream> {
+        let stream = TcpStream::connect_timeout(&self.entry, PATIENCE).and_then(prepared);
+        Ok(stream.map_err(|error| format!("no connection to {}: {error}", self.name))?)
+    }
+
+    /// The two ends of a connection: ours, and that of the target behind `listener`.
+    pub(crate) fn pair(&self, listener: &TcpListener) -> Outcome<(TcpStream, TcpStream)> {
+        let near = self.connect()?;
+        let (far, _) = listener
+            .accept()
+            .map_err(|error| format!("nothing reached the target over {}: {error}", self.name))?;
+        Ok((near, prepared(far)?))
+    }
+
+    /// Ends its processes, the one that a request meets first before the others.
+    pub(crate) fn stop(self) -> Outcome<()> {
+        let has_orderly_end = self.request.is_some();
+        for process in self.processes.into_iter().filter(|_| has_orderly_end) {
+            process.stop()?;
+        }
+        Ok(())
+    }
+}
+
+/// No operation on the stream waits for ever, none waits for more bytes to send.
+pub(crate) fn prepared(stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The CONNECT request for a target.
+pub(crate) fn request(target: SocketAddr) -> Vec<u8> {
+    format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").into_bytes()
+}
+
+/// Reads the proxy's answer. The target never speaks first in our tests, so that nothing may come behind it.
+fn established(stream: &TcpStream) -> Outcome<()> {
+    match answer(stream)? {
+        (200, _) => Ok(()),
+        (_, head) => Err(format!("refused: {}", head.trim_end()).into()),
+    }
+}
+
+/// The status and the head of an answer.
+pub(crate) fn answer(mut stream: &TcpStream) -> Outcome<(u16, String)> {
+    let (mut answer, mut filled) = ([0; 2048], 0);
+    while !answer[..filled].windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut answer[filled..])? {
+            0 => return Err("no whole answer".into()),
+            count => filled += count,
+        }
+    }
+    let head = String::from_utf8_lossy(&answer[..filled]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| format!("no status in {head:?}"))?;
+    Ok((status, head))
+}
+
+fn port_of(ready: &Value) -> Outcome<u16> {
+    let port = ready["port"].as_u64().and_then(|p| u16::try_from(p).ok());
+    Ok(port.ok_or_else(|| format!("no port in {ready}"))?)
+}
+
+/// The binary under measurement with nothing of this machine's environment.
+fn ours(home: &FilePath) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_upstreamproxy"));
+    command.env_clear().env("HOME", home);
+    command
+}
+
+/// The files that a gateway and a relay are given.
+struct Files {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    sessions: PathBuf,
+    token: PathBuf,
+}
+
+impl Files {
+    /// A CA, a certificate for loopback under it, and a token, all made now and for this run only.
+    fn write(folder: &FilePath) -> Outcome<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let ca = params.self_signed(&key)?.pem();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate()?;
+        let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
+        let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+        // A key is random enough for a token that lives as long as this run.
+        let token = HEXLOWER.encode(&KeyPair::generate()?.serialize_der()[..]);
+        let file = |name: &str, content: &str| {
+            let path = folder.join(name);
+            fs::write(&path, content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            std::io::Result::Ok(path)
+        };
+        Ok(Self {
+            ca: file("ca.pem", &ca)?,
+            certificate: file("certificate.pem", &certificate.pem())?,
+            key: file("key.pem", &key.serialize_pem())?,
+            sessions: file("sessions", &format!("{SESSION} {token}\n"))?,
+            token: file("token", &token)?,
+        })
+    }
+}
