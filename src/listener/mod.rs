@@ -1,15 +1,18 @@
-//! Accepting connections, for the relay and for the gateway: a slot first, then accept, then a named thread of its own.
+//! Accepting connections, for the relay and for the gateway: a slot first, then accept, then a named thread for it alone.
 //!
-//! The acceptor never ends on an error: it backs off and goes on. The supervisor owns every worker: it takes their outcomes
-//! and the request to stop from one channel, and joins them. What a connection means is its [`Service`]'s.
+//! The acceptor never ends on an error: it backs off and goes on. `workers` are the threads that it hands connections to,
+//! `leaving` those that it had to refuse. The supervisor owns every worker: it takes their outcomes and the request to
+//! stop from one channel, and joins them. What a connection means is its [`Service`]'s.
 
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+mod leaving;
+mod workers;
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -21,6 +24,8 @@ use crate::deadline::Deadline;
 use crate::metrics::{Counters, Stats};
 use crate::shutdown::{How, Outcome, Stop};
 use crate::wait::wait;
+use leaving::Leaving;
+use workers::{Job, Workers};
 
 /// How many connections may wait in the kernel; std's own 128 is little for a package manager that opens dozens at once.
 const BACKLOG: i32 = 1024;
@@ -30,10 +35,6 @@ const STACK: usize = 256 << 10;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a connection waits for the slot of one that is turned out: the acceptor waits with it, so not long.
 const ROOM_PATIENCE: Duration = Duration::from_millis(500);
-/// How many refused connections are read to their end at once, for how long, and how much of each.
-const LEAVING: usize = 64;
-const LEAVING_FOR: Duration = Duration::from_secs(1);
-const LEAVING_BYTES: usize = 64 << 10;
 /// A complaint of one kind is logged once in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -135,8 +136,12 @@ impl Drop for Listening {
 
 /// What the supervisor hears of.
 enum Event {
-    Started(u64, JoinHandle<()>),
-    Ended(u64, Outcome),
+    /// A worker was started.
+    Hired(u64, JoinHandle<()>),
+    /// A connection has ended.
+    Ended(Outcome),
+    /// A worker is about to end.
+    Left(u64),
 }
 
 /// Starts accepting from `socket`: at most `cap` connections at once, each served on a thread of its own.
@@ -156,12 +161,12 @@ pub(crate) fn start<S: Service>(
     let (requests, requested) = unbounded();
     let acceptor = Acceptor {
         socket,
-        service,
+        service: Arc::clone(&service),
         cap: cap as u64,
         stop: Arc::clone(stop),
         counters: Arc::clone(&counters),
-        events,
-        leaving: VecDeque::new(),
+        workers: Workers::new(service, events),
+        leaving: Leaving::default(),
         complained: None,
     };
     let [supervisor_name, acceptor_name, _] = S::THREADS;
@@ -204,31 +209,31 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// Joins every worker that has reported, until a stop was asked for and nobody is left.
+    /// Counts every outcome and joins every worker, until a stop was asked for and nobody is left.
     fn run(mut self) -> Report {
-        // A worker may report before the acceptor has told of it: `None` stands for a report without a thread.
+        // A worker may be gone before the acceptor has told of it: `None` stands for one that left without a thread.
         let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
         let mut report = Report::default();
         loop {
             select! {
                 recv(self.reports) -> event => match event {
-                    Ok(Event::Started(id, thread)) => {
+                    Ok(Event::Hired(id, thread)) => {
                         if workers.remove(&id).is_none() {
                             workers.insert(id, Some(thread));
                         } else {
                             join(thread);
                         }
                     }
-                    Ok(Event::Ended(id, outcome)) => {
+                    Ok(Event::Ended(outcome)) => {
                         self.note(&outcome);
                         if self.stop.asked().is_some() {
                             count(&outcome, &mut report);
                         }
-                        match workers.remove(&id) {
-                            Some(Some(thread)) => join(thread),
-                            _ => { workers.insert(id, None); }
-                        }
                     }
+                    Ok(Event::Left(id)) => match workers.remove(&id) {
+                        Some(Some(thread)) => join(thread),
+                        _ => { workers.insert(id, None); }
+                    },
                     // The acceptor and every worker are gone.
                     Err(_) => break,
                 },
@@ -286,14 +291,13 @@ struct Acceptor<S> {
     cap: u64,
     stop: Arc<Stop>,
     counters: Arc<Counters>,
-    events: Sender<Event>,
-    leaving: VecDeque<Leaving>,
+    workers: Workers<S>,
+    leaving: Leaving,
     complained: Option<Instant>,
 }
 
 impl<S: Service> Acceptor<S> {
     fn run(mut self) {
-        let mut next_id = 1;
         let mut back_off = BACK_OFF.0;
         while self.stop.asked().is_none() {
             let slot = self.slot();
@@ -301,11 +305,14 @@ impl<S: Service> Acceptor<S> {
                 Ok((connection, peer)) => {
                     back_off = BACK_OFF.0;
                     match slot.or_else(|| self.slot_soon()) {
-                        Some(slot) => self.hand_over(next_id, slot, connection, peer),
+                        Some(slot) => self.hand_over(Job {
+                            connection,
+                            peer,
+                            slot,
+                        }),
                         None => self.refuse(connection),
                     }
-                    next_id += 1;
-                    self.tend();
+                    self.leaving.tend();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     drop(slot);
@@ -343,6 +350,10 @@ impl<S: Service> Acceptor<S> {
         let until = Instant::now() + ROOM_PATIENCE;
         let mut room = Room::None;
         while self.stop.asked().is_none() && Instant::now() < until {
+            // One may have become free by itself: then nobody need be turned out.
+            if let Some(slot) = self.slot() {
+                return Some(slot);
+            }
             if room != Room::Made {
                 room = self.service.make_room();
             }
@@ -351,84 +362,29 @@ impl<S: Service> Acceptor<S> {
                 Room::NotBefore(time) => until.min(time),
                 Room::Made => until,
             };
-            if let Some(slot) = self.slot() {
-                return Some(slot);
-            }
             thread::park_timeout(wake.saturating_duration_since(Instant::now()));
         }
         self.slot()
     }
 
-    fn hand_over(&mut self, id: u64, slot: Slot, connection: TcpStream, peer: SocketAddr) {
-        let since = Instant::now();
-        // Kept where we can take it back: a thread that does not start must not cost the client its answer.
-        let held = Arc::new(Mutex::new(Some(connection)));
-        let (theirs, service, events) = (
-            Arc::clone(&held),
-            Arc::clone(&self.service),
-            self.events.clone(),
-        );
-        let name = format!("{}-{id}", S::THREADS[2]);
-        let spawned = thread::Builder::new()
-            .name(name)
-            .stack_size(STACK)
-            .spawn(move || {
-                let connection = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let outcome = connection.map(|connection| {
-                    catch_unwind(AssertUnwindSafe(|| service.serve(connection, peer)))
-                });
-                drop(slot);
-                let how = if outcome.is_some() {
-                    How::Panicked
-                } else {
-                    How::Abandoned
-                };
-                let outcome = outcome
-                    .and_then(Result::ok)
-                    .unwrap_or_else(|| Outcome::new(since, None, Err(how)));
-                // The supervisor outlives every worker; were it gone, there would be nobody to tell.
-                let _ = events.send(Event::Ended(id, outcome));
-            });
-        match spawned {
-            Ok(thread) => {
-                let _ = self.events.send(Event::Started(id, thread));
-            }
-            Err(error) => {
-                self.complain(&format!(
-                    "cannot start a thread for a connection: {error}; answering 503"
-                ));
-                if let Some(connection) = held.lock().unwrap_or_else(PoisonError::into_inner).take()
-                {
-                    self.refuse(connection);
-                }
-            }
+    fn hand_over(&mut self, job: Job) {
+        if let Err((error, connection)) = self.workers.hand_over(job) {
+            self.complain(&format!(
+                "cannot start a thread for a connection: {error}; answering 503"
+            ));
+            self.refuse(connection);
         }
     }
 
-    /// Answers without a thread and without waiting; the socket is read to its end later, so that no reset overtakes the answer.
+    /// Answers without a thread and without waiting.
     fn refuse(&mut self, connection: TcpStream) {
         Counters::add(&self.counters.refused, 1);
-        let answer = self.service.refusal();
-        if connection.set_nonblocking(true).is_ok() && (&connection).write_all(&answer).is_ok() {
-            let _ = connection.shutdown(Shutdown::Write);
-            if self.leaving.len() >= LEAVING {
-                self.leaving.pop_front();
-            }
-            self.leaving.push_back(Leaving {
-                connection,
-                until: Instant::now() + LEAVING_FOR,
-                left: LEAVING_BYTES,
-            });
-        }
-    }
-
-    fn tend(&mut self) {
-        self.leaving.retain_mut(Leaving::goes_on);
+        self.leaving.add(connection, &self.service.refusal());
     }
 
     /// Waits for a connection, a stop, or something about those who leave; with `for_long`, not for a connection.
     fn pause(&mut self, for_long: Option<Duration>) {
-        self.tend();
+        self.leaving.tend();
         {
             let accept = if for_long.is_some() {
                 PollFlags::empty()
@@ -439,19 +395,15 @@ impl<S: Service> Acceptor<S> {
                 PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.socket.as_fd(), accept),
             ];
-            fds.extend(
-                self.leaving
-                    .iter()
-                    .map(|l| PollFd::from_borrowed_fd(l.connection.as_fd(), PollFlags::IN)),
-            );
-            let leaves = self.leaving.front().map(|l| l.until);
+            let (leaving, until) = self.leaving.wanted();
+            fds.extend(leaving);
             let over = for_long.map(|long| Instant::now() + long);
-            if wait(&mut fds, over.into_iter().chain(leaves).min()).is_err() {
+            if wait(&mut fds, over.into_iter().chain(until).min()).is_err() {
                 // ENOMEM, the only one left: no memory to wait with. Wait without the kernel's help.
                 thread::sleep(BACK_OFF.0);
             }
         }
-        self.tend();
+        self.leaving.tend();
     }
 
     fn complain(&mut self, what: &str) {
@@ -479,27 +431,4 @@ fn only_time_mends(error: &io::Error) -> bool {
     ];
     let errno = error.raw_os_error();
     !gone.iter().any(|e| Some(e.raw_os_error()) == errno)
-}
-
-/// A refused connection whose last bytes are still to be read.
-struct Leaving {
-    connection: TcpStream,
-    until: Instant,
-    left: usize,
-}
-
-impl Leaving {
-    fn goes_on(&mut self) -> bool {
-        let mut into = [0; 4096];
-        while self.left > 0 && Instant::now() < self.until {
-            match (&self.connection).read(&mut into) {
-                Ok(0) => return false,
-                Ok(n) => self.left = self.left.saturating_sub(n),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        false
-    }
 }
