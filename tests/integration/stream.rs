@@ -8,16 +8,18 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use data_encoding::BASE64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use socket2::SockRef;
+use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
 use crate::support::{
-    Counts, Ending, OurGateway, PATIENCE, Serving, TempHome, TestCa, connect, exchange, pattern,
-    read_to_end,
+    Counts, Ending, OurGateway, PATIENCE, SESSION, Serving, TOKEN, TempHome, TestCa, connect,
+    exchange, pattern, read_to_end,
 };
 
 /// A target whose connections the test itself plays.
@@ -131,6 +133,21 @@ pub(crate) fn chunk(data: &[u8]) -> Message {
     message.push(length as u8);
     message.extend_from_slice(data);
     Message::binary(message)
+}
+
+/// The data in a chunk of the plain form.
+fn data_of(message: &[u8]) -> &[u8] {
+    let (tag, rest) = message.split_first().unwrap();
+    assert_eq!(*tag, 0x0a);
+    let length = rest.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+    &rest[length..]
+}
+
+/// Whether there is something to read within all patience.
+fn is_readable_soon(stream: &TcpStream) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).unwrap();
+    poll(&mut fds, Some(&patience)).unwrap() == 1
 }
 
 /// Processor time that the process has used, in ticks of 10 ms.
@@ -367,6 +384,83 @@ fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gate
     sender.join().unwrap();
     assert_eq!((came.len(), ending), (expected.len(), Ending::Eof));
     assert!(came == expected);
+}
+
+/// A version 1 tunnel to `target` through `gateway`, without a relay.
+#[track_caller]
+fn version_1_tunnel(gateway: &OurGateway, target: &Target) -> WebSocket<TcpStream> {
+    let base = gateway.base_url();
+    let mut request = format!("{}/v1/code/upstreamproxy/ws", base.replace("http:", "ws:"))
+        .into_client_request()
+        .unwrap();
+    let bearer = format!("Bearer {TOKEN}").parse().unwrap();
+    request.headers_mut().insert("Authorization", bearer);
+    let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut ws, _) = tungstenite::client(request, stream).unwrap();
+    let basic = BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
+    let authority = target.authority();
+    let opening =
+        format!("CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic {basic}\r\n\r\n");
+    ws.send(chunk(opening.as_bytes())).unwrap();
+    let answer = ws.read().unwrap().into_data();
+    assert!(
+        String::from_utf8_lossy(&answer).contains(" 200 "),
+        "{answer:?}"
+    );
+    ws
+}
+
+#[test]
+fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
+    let home = TempHome::new();
+    let (gateway, target) = (OurGateway::start(&home, &[]), Target::start());
+    // Between what the kernel's buffers hold and what the gateway holds besides lies the case: the target's end is known, and
+    // what it said waits for the reader. Which sizes those are is the kernel's to say.
+    let sizes: Vec<usize> = (8..32).map(|n| n * 200_000 + 17).collect();
+    let tunnels: Vec<_> = sizes
+        .iter()
+        .map(|&size| {
+            let ws = version_1_tunnel(&gateway, &target);
+            let mut far = target.accept();
+            let sender = thread::spawn(move || far.write_all(&pattern(size)));
+            (ws, sender)
+        })
+        .collect();
+    // Longer than a gateway waits for the answer to its close.
+    thread::sleep(Duration::from_secs(3));
+    for (size, (mut ws, sender)) in sizes.into_iter().zip(tunnels) {
+        let mut came = Vec::<u8>::new();
+        let code = loop {
+            match ws.read().unwrap() {
+                Message::Binary(message) => came.extend_from_slice(data_of(&message)),
+                Message::Close(frame) => break frame.unwrap().code,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((came.len(), code), (size, CloseCode::Normal));
+        assert!(came == pattern(size));
+        sender.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &["--idle-timeout", "1s"]);
+    let (mut client, mut ws) = gateway.tunnel(&relay);
+    // The stop is on its way, and the gateway speaks before it has read it.
+    assert!(is_readable_soon(ws.get_ref()));
+    ws.send(chunk(b"last words")).unwrap();
+    match ws.read().unwrap() {
+        Message::Close(frame) => assert_eq!(frame.unwrap().code, CloseCode::Away),
+        other => panic!("{other:?}"),
+    }
+    let _ = ws.flush();
+    assert_eq!(
+        read_to_end(&mut client),
+        (b"last words".to_vec(), Ending::Eof)
+    );
 }
 
 #[test]

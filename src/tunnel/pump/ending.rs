@@ -69,11 +69,19 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Whether what came for raw must reach it. In version 1 a target that has ended is owed nothing more.
-    fn raw_is_owed(&self) -> bool {
+    /// Whether what came for raw must reach it. In version 1 a target that has ended is owed nothing more, and neither is a
+    /// client that will be reset.
+    pub(super) fn raw_is_owed(&self) -> bool {
         let ended_v1 =
             self.version == Version::V1 && self.role == Role::Server && self.raw_end_passed;
-        !ended_v1 && !self.raw_gone
+        let lingered = matches!(self.closing, Some((How::LingerExpired, _)));
+        !ended_v1 && !lingered && !self.raw_gone
+    }
+
+    /// Whether data waits to be taken by ws, and must be: our close stands behind it, and nobody has called it off.
+    fn ws_is_owed(&self) -> bool {
+        let over = self.ws.flushed() || self.ws.ended() || self.closed_by_peer().is_some();
+        !over && !self.raw_gone
     }
 
     /// Ws failed, which breaks the tunnel: unless the closing handshake was under way, and all data had come or gone. Then a
@@ -81,7 +89,8 @@ impl Pump<'_> {
     pub(super) fn ws_failed(&mut self, fault: Fault) -> Result<(), Break> {
         let all_said =
             self.version == Version::V2 || self.closed_by_peer().is_some() || self.ws.flushed();
-        if self.closing.is_none() || !all_said || !matches!(fault, Fault::Io(_)) {
+        let gone = matches!(fault, Fault::Io(_) | Fault::TimedOut(_));
+        if self.closing.is_none() || self.ws_is_owed() || !all_said || !gone {
             return Err(Break::Ws(fault));
         }
         self.ws.give_up();
@@ -90,6 +99,12 @@ impl Pump<'_> {
 
     /// Passes ends on, and recognises the end of the whole.
     pub(super) fn ends(&mut self) -> Result<Option<Turn>, Break> {
+        if self.ws_is_owed()
+            && let Some((_, until)) = &mut self.closing
+        {
+            // Its time to answer begins when our close has gone out.
+            *until = Instant::now() + self.limits.close_timeout;
+        }
         let raw_drained = self.raw.ended_by_peer() && self.outbound.is_empty() && self.ws.ready();
         if raw_drained && !self.raw_end_passed && self.closing.is_none() {
             self.raw_end_passed = true;
@@ -122,7 +137,9 @@ impl Pump<'_> {
         }
         match self.closed_by_peer() {
             Some(close) => self.closing_handshake(close.code, fins),
-            None if self.ws.eof() && self.closing.is_none() => Err(Break::Ws(Fault::Ended)),
+            None if self.ws.eof() && (self.closing.is_none() || self.ws_is_owed()) => {
+                Err(Break::Ws(Fault::Ended))
+            }
             None => Ok(self.closed_without_answer()),
         }
     }

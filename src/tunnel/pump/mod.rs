@@ -259,8 +259,7 @@ impl<'a> Pump<'a> {
         self.ws
             .fill(&mut self.inbound)
             .or_else(|fault| self.ws_failed(fault))?;
-        if self.raw_gone || (self.version == Version::V1 && self.closing.is_some()) {
-            // Version 1: what the client still sends when the target has ended is lost, and both ends call it clean.
+        if !self.raw_is_owed() {
             self.inbound.consume(self.inbound.len());
         }
         Ok(())

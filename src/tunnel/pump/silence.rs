@@ -104,7 +104,7 @@ impl Pump<'_> {
                     self.ws.ping().map_err(Break::Ws)?;
                 }
             }
-            Verdict::Dead => return Err(Break::Ws(Fault::TimedOut(Phase::Stream))),
+            Verdict::Dead => self.ws_failed(Fault::TimedOut(Phase::Stream))?,
             Verdict::Wait => {}
         }
         self.watch_raw(now)?;
@@ -169,7 +169,7 @@ impl Pump<'_> {
             .ws
             .delivery(self.limits.keepalive.saturating_mul(UNANSWERED))
         {
-            Delivery::Unanswered => Err(Break::Ws(Fault::TimedOut(Phase::Stream))),
+            Delivery::Unanswered => self.ws_failed(Fault::TimedOut(Phase::Stream)),
             Delivery::UnderWay | Delivery::Done => Ok(()),
         }
     }
