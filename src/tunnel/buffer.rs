@@ -3,16 +3,29 @@
 //! A buffer is empty of storage until it is used, grows in classes while reads fill it, and gives its storage back
 //! when its tunnel falls silent: that is how an idle tunnel stays small and a busy one fast (`manual/architecture.md`).
 
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::MmapMut;
 
 /// Room kept in front of the bytes: a frame header (14 at most) and a chunk header (4 at most), rounded up.
 pub(crate) const HEADROOM: usize = 32;
 
+/// Room that a read leaves at the end, for what TLS adds to it: with it the sealed bytes fit into storage of the same size,
+/// and those of the largest into one chunk.
+const TAIL: usize = 1 << 10;
+
 /// The sizes of storage. A silent tunnel that wakes up starts small; one whose reads fill the buffer moves up.
 const CLASSES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, 512 << 10];
 
-/// How many pieces of storage of each class are kept for the next tunnel: 3.6 MiB in all.
-const KEPT: [usize; 4] = [16, 16, 5, 2];
+/// How many pieces of storage of each class are kept for the next tunnel: 4 MiB in all. Of the smallest as many as a burst
+/// of new tunnels needs for its heads.
+const KEPT: [usize; 4] = [64, 16, 4, 2];
+
+/// Up to how many bytes lent out in all a buffer may grow into each class: few busy tunnels get few large reads, many get
+/// many small ones, and the memory of all together stays what a handful would take.
+const GRANTED: [usize; 4] = [usize::MAX, usize::MAX, 12 << 20, 8 << 20];
 
 /// A class of storage, from the smallest up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
@@ -24,47 +37,102 @@ impl Class {
         Self((self.0 + 1).min(CLASSES.len() as u8 - 1))
     }
 
-    fn size(self) -> usize {
-        CLASSES
-            .get(usize::from(self.0))
-            .copied()
-            .unwrap_or(CLASSES[0])
+    fn index(self) -> usize {
+        usize::from(self.0).min(CLASSES.len() - 1)
     }
 }
 
 /// Storage that ended tunnels and silent ones gave back, shared by all tunnels of one relay or gateway.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pool(Arc<[Mutex<Vec<Storage>>; CLASSES.len()]>);
+pub(crate) struct Pool(Arc<Shelves>);
+
+#[derive(Debug, Default)]
+struct Shelves {
+    kept: [Mutex<Vec<Storage>>; CLASSES.len()],
+    /// Bytes that are in use.
+    lent: AtomicUsize,
+}
 
 /// Initialised memory of one class, or of an odd size that is not kept.
-type Storage = Box<[u8]>;
+#[derive(Debug)]
+enum Storage {
+    /// The kernel's own: what is given back is given back, and no allocator holds it for a thread that is gone.
+    Pages(MmapMut),
+    /// Where the kernel maps no more.
+    Heap(Box<[u8]>),
+}
 
-impl Pool {
-    fn take(&self, least: usize) -> Storage {
-        let Some(class) = CLASSES.iter().position(|&size| size >= least) else {
-            return zeroed(least);
-        };
-        let kept = self
-            .0
-            .get(class)
-            .and_then(|c| c.lock().unwrap_or_else(PoisonError::into_inner).pop());
-        kept.unwrap_or_else(|| zeroed(CLASSES[class]))
+impl Storage {
+    fn fresh(size: usize) -> Self {
+        MmapMut::map_anon(size).map_or_else(
+            |_| Self::Heap(vec![0; size].into_boxed_slice()),
+            Self::Pages,
+        )
     }
+}
 
-    fn give_back(&self, storage: Storage) {
-        let Some(class) = CLASSES.iter().position(|&size| size == storage.len()) else {
-            return;
-        };
-        let mut kept = self.0[class].lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT[class] {
-            kept.push(storage);
+impl Default for Storage {
+    fn default() -> Self {
+        Self::Heap(Box::default())
+    }
+}
+
+impl Deref for Storage {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Pages(pages) => pages,
+            Self::Heap(bytes) => bytes,
         }
     }
 }
 
-/// Fresh storage; the allocator hands out zeroed pages without writing them.
-fn zeroed(size: usize) -> Storage {
-    vec![0; size].into_boxed_slice()
+impl DerefMut for Storage {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Pages(pages) => pages,
+            Self::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl Pool {
+    /// Storage of at least `least` bytes.
+    fn take(&self, least: usize) -> Storage {
+        let class = CLASSES.iter().position(|&size| size >= least);
+        let kept = class.and_then(|class| {
+            let kept = &self.0.kept[class];
+            kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        });
+        let size = class.map_or(least, |class| CLASSES[class]);
+        let storage = kept.unwrap_or_else(|| Storage::fresh(size));
+        self.0.lent.fetch_add(storage.len(), Ordering::Relaxed);
+        storage
+    }
+
+    fn give_back(&self, storage: Storage) {
+        self.0.lent.fetch_sub(storage.len(), Ordering::Relaxed);
+        let Some(class) = CLASSES.iter().position(|&size| size == storage.len()) else {
+            return;
+        };
+        let mut kept = self.0.kept[class]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT[class] {
+            kept.push(storage);
+        }
+    }
+
+    /// The size that a buffer in search of `class` may have at this time.
+    fn granted(&self, class: Class) -> usize {
+        let lent = self.0.lent.load(Ordering::Relaxed);
+        let mut index = class.index();
+        while lent > GRANTED[index] {
+            index -= 1;
+        }
+        CLASSES[index]
+    }
 }
 
 /// Bytes that are on their way: taken from the front, added at the back, with room for a header before the first.
@@ -81,7 +149,7 @@ impl Buffer {
     pub(crate) fn new(pool: &Pool) -> Self {
         Self {
             pool: pool.clone(),
-            storage: Box::default(),
+            storage: Storage::default(),
             start: HEADROOM,
             end: HEADROOM,
         }
@@ -109,16 +177,21 @@ impl Buffer {
             .unwrap_or_default()
     }
 
-    /// The free room behind the bytes, in storage of at least `class`.
+    /// The free room behind the bytes, in storage of `class` where there is memory for it, less than that where there is not.
     /// It is empty when the buffer is full: what is in it must go out first.
     pub(crate) fn room(&mut self, class: Class) -> &mut [u8] {
-        if self.storage.len() < class.size() {
-            self.replace_storage(class.size());
-        } else if self.start > HEADROOM && self.len() <= self.storage.len() / 8 {
+        if self.storage.len() < CLASSES[class.index()] {
+            let size = self.pool.granted(class);
+            if self.storage.len() < size {
+                self.replace_storage(size);
+            }
+        }
+        if self.start > HEADROOM && self.len() <= self.storage.len() / 8 {
             // Cheap now, and the next read is a whole one.
             self.compact();
         }
-        self.storage.get_mut(self.end..).unwrap_or_default()
+        let end = self.storage.len().saturating_sub(TAIL);
+        self.storage.get_mut(self.end..end).unwrap_or_default()
     }
 
     /// Makes sure of at least `more` bytes of room, growing the storage beyond every class if it must.
@@ -237,7 +310,7 @@ mod tests {
         let n = buffer.room(Class::default()).len();
         buffer.advance(n);
         assert!(buffer.room(Class::default()).is_empty());
-        let larger = CLASSES[1] - HEADROOM;
+        let larger = CLASSES[1] - HEADROOM - TAIL;
         assert_eq!(buffer.room(Class::default().larger()).len(), larger - n);
         buffer.consume(n - 1);
         assert_eq!(
@@ -256,9 +329,39 @@ mod tests {
         assert_eq!(buffer.filled(), b"x", "bytes are never shed");
         buffer.consume(1);
         buffer.shed();
-        assert_eq!(pool.0[0].lock().map(|kept| kept.len()).ok(), Some(1));
+        assert_eq!(pool.0.kept[0].lock().map(|kept| kept.len()).ok(), Some(1));
         buffer.extend(b"y");
         assert_eq!(buffer.filled(), b"y");
-        assert_eq!(pool.0[0].lock().map(|kept| kept.len()).ok(), Some(0));
+        assert_eq!(pool.0.kept[0].lock().map(|kept| kept.len()).ok(), Some(0));
+    }
+
+    #[test]
+    fn sealed_bytes_of_a_full_read_fit_into_storage_of_the_same_class_and_into_one_chunk() {
+        for (index, size) in CLASSES.into_iter().enumerate() {
+            let pool = Pool::default();
+            let read = Buffer::new(&pool).room(Class(index as u8)).len();
+            let sealed = read + read.div_ceil(16 << 10) * 30 + HEADROOM;
+            assert!(HEADROOM + sealed <= size, "{sealed} of {size}");
+            assert!(sealed <= crate::tunnel::chunk::MAX_DATA);
+        }
+    }
+
+    #[test]
+    fn many_busy_buffers_get_less_each_and_more_again_when_others_are_gone() {
+        let pool = Pool::default();
+        let largest = Class(CLASSES.len() as u8 - 1);
+        let mut buffers: Vec<_> = (0..200).map(|_| Buffer::new(&pool)).collect();
+        for buffer in &mut buffers {
+            assert!(!buffer.room(largest).is_empty());
+        }
+        let all: usize = buffers.iter().map(|buffer| buffer.storage.len()).sum();
+        assert!(all < (12 << 20) + 200 * CLASSES[1] + (512 << 10), "{all}");
+        let mut last = buffers.pop().unwrap();
+        assert_eq!(last.storage.len(), CLASSES[1]);
+        drop(buffers);
+        last.room(largest);
+        assert_eq!(last.storage.len(), CLASSES[3]);
+        drop(last);
+        assert_eq!(pool.0.lent.load(Ordering::Relaxed), 0);
     }
 }
