@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
@@ -149,13 +150,20 @@ fn ask(kernel: &OwnedFd, own: SocketAddr, peer: SocketAddr) -> io::Result<Option
     question.extend(0_u32.to_ne_bytes()); // on any interface
     question.extend([0xff; 8]); // without a cookie
     send(kernel, &question, SendFlags::empty())?;
+    let mut answer = [0; 1024];
     loop {
-        let mut fds = [PollFd::new(kernel, PollFlags::IN)];
-        if poll(&mut fds, Some(&PATIENCE))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut answer = [0; 1024];
-        let (len, _) = recv(kernel, &mut answer, RecvFlags::DONTWAIT)?;
+        let len = match recv(kernel, &mut answer, RecvFlags::DONTWAIT) {
+            Ok((len, _)) => len,
+            // The kernel answers while it is asked, as a rule.
+            Err(Errno::AGAIN) => {
+                let mut fds = [PollFd::new(kernel, PollFlags::IN)];
+                if poll(&mut fds, Some(&PATIENCE))? == 0 {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let answer = &answer[..len];
         if number(answer, 8) != Some(sequence) {
             continue;
@@ -171,7 +179,7 @@ fn ask(kernel: &OwnedFd, own: SocketAddr, peer: SocketAddr) -> io::Result<Option
                 times: times(answer),
             })),
             (Some(NLMSG_ERROR), ..) => match number(answer, NLMSG_HEADER).map(u32::cast_signed) {
-                Some(code) if code == -rustix::io::Errno::NOENT.raw_os_error() => Ok(None),
+                Some(code) if code == -Errno::NOENT.raw_os_error() => Ok(None),
                 Some(code) => Err(io::Error::from_raw_os_error(-code)),
                 None => Err(io::ErrorKind::InvalidData.into()),
             },

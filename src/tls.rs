@@ -4,15 +4,21 @@
 //! to whoever embeds the library. Certificates and keys arrive parsed; reading files is the caller's.
 
 use std::borrow::Cow;
-use std::io;
-use std::sync::{Arc, OnceLock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{fmt, io};
 
-use rustls::client::Resumption;
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::{self, cipher_suite};
+use rustls::crypto::ring::{self, Ticketer, cipher_suite};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite};
+use rustls::{
+    CertificateError, ClientConfig, NamedGroup, RootCertStore, ServerConfig, SupportedCipherSuite,
+};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 
 use crate::authority::Host;
@@ -77,7 +83,7 @@ pub(crate) fn client_config(
         .with_safe_default_protocol_versions()?
         .with_root_certificates(store)
         .with_no_client_auth();
-    config.resumption = resumption();
+    config.resumption = Resumption::store(Arc::<Sessions>::default());
     Ok(Arc::new(config))
 }
 
@@ -99,7 +105,10 @@ pub(crate) fn server_config(
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let certified = CertifiedKey::from_der(chain, key, &provider())?;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
-    server_config_showing(resolver).map(Arc::new)
+    let mut config = server_config_showing(resolver)?;
+    // Tickets that need no memory here: however many relays come back, each resumes.
+    config.ticketer = Ticketer::new()?;
+    Ok(Arc::new(config))
 }
 
 /// A server that shows what `resolver` says, still open to changes: the interception sets ALPN and tickets for itself.
@@ -153,9 +162,72 @@ pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, 
     }
 }
 
-/// How clients remember sessions: rustls' default (256 servers, eight TLS 1.3 tickets each). The one place to change it.
-fn resumption() -> Resumption {
-    Resumption::default()
+/// How many TLS 1.3 tickets a client remembers, over all servers: each is good for one handshake, and a package manager begins
+/// dozens before the first new ticket has come in. rustls' own memory keeps eight for a server.
+const TICKETS: usize = 64;
+
+/// A client's memory of sessions to resume: rustls' own, with room for more tickets.
+struct Sessions {
+    hints: ClientSessionMemoryCache,
+    /// The oldest first.
+    tickets: Mutex<VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>>,
+}
+
+impl Sessions {
+    fn tickets(&self) -> MutexGuard<'_, VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            hints: ClientSessionMemoryCache::new(256),
+            tickets: Mutex::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+impl ClientSessionStore for Sessions {
+    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
+        self.hints.set_kx_hint(server, group);
+    }
+
+    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.hints.kx_hint(server)
+    }
+
+    fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.hints.set_tls12_session(server, session);
+    }
+
+    fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.hints.tls12_session(server)
+    }
+
+    fn remove_tls12_session(&self, server: &ServerName<'static>) {
+        self.hints.remove_tls12_session(server);
+    }
+
+    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        let mut tickets = self.tickets();
+        if tickets.len() == TICKETS {
+            tickets.pop_front();
+        }
+        tickets.push_back((server, ticket));
+    }
+
+    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        let mut tickets = self.tickets();
+        let newest = tickets.iter().rposition(|(of, _)| of == server)?;
+        tickets.remove(newest).map(|(_, ticket)| ticket)
+    }
 }
 
 #[cfg(test)]
@@ -246,5 +318,68 @@ mod tests {
                 "{flaw}; {mend}"
             );
         }
+    }
+
+    /// A handshake in memory, tickets included. Returns whether it was a resumed one.
+    fn shake_hands(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> bool {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::clone(client), name).unwrap();
+        let mut server = rustls::ServerConnection::new(Arc::clone(server)).unwrap();
+        let mut wire = Vec::new();
+        while client.wants_write() || server.wants_write() {
+            wire.clear();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets().unwrap();
+            }
+            wire.clear();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        client.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    #[test]
+    fn every_handshake_after_the_first_is_resumed_and_each_brings_a_ticket_more() {
+        let (root, key) = certificate();
+        let server = server_config(vec![root.clone()], key).unwrap();
+        let client = client_config(&[root]).unwrap();
+        assert!(!shake_hands(&client, &server));
+        for _ in 0..100 {
+            assert!(shake_hands(&client, &server));
+        }
+    }
+
+    #[test]
+    fn tickets_are_kept_up_to_the_limit_and_given_out_once_to_their_own_server() {
+        let (root, key) = certificate();
+        let server = server_config(vec![root.clone()], key).unwrap();
+        let sessions = Arc::new(Sessions::default());
+        let mut client = (*client_config(&[root]).unwrap()).clone();
+        client.resumption = Resumption::store(Arc::clone(&sessions) as Arc<dyn ClientSessionStore>);
+        let client = Arc::new(client);
+        for _ in 0..TICKETS {
+            shake_hands(&client, &server);
+        }
+        assert_eq!(sessions.tickets().len(), TICKETS);
+        let (ours, other) = (
+            ServerName::try_from("localhost").unwrap(),
+            ServerName::try_from("other").unwrap(),
+        );
+        assert!(sessions.take_tls13_ticket(&other).is_none());
+        for _ in 0..TICKETS {
+            assert!(sessions.take_tls13_ticket(&ours).is_some());
+        }
+        assert!(sessions.take_tls13_ticket(&ours).is_none());
     }
 }

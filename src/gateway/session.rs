@@ -251,7 +251,7 @@ fn dial(
         drains: false,
     };
     connect(&permitted, &watch)
-        .and_then(|stream| Ok(Link::new(stream, &gateway.pool)?))
+        .and_then(|(stream, _)| Ok(Link::new(stream, &gateway.pool)?))
         .map_err(|fault| {
             let reply = match &fault {
                 Fault::Io(error) if exhausted(error) => {

@@ -152,8 +152,8 @@ impl Way<'_> {
         (self.passed)(Passed::Resolve(&addresses));
 
         self.phase = Phase::Connect;
-        let stream = connect(&addresses, &self.bounded(limit))?;
-        (self.passed)(Passed::Connect(stream.peer_addr()?));
+        let (stream, address) = connect(&addresses, &self.bounded(limit))?;
+        (self.passed)(Passed::Connect(address));
         let mut link = Link::new(stream, self.pool)?;
         let mut received = Buffer::new(self.pool);
 

@@ -12,12 +12,15 @@ use super::fault::Fault;
 use crate::deadline::{Deadline, Phase};
 use crate::wait::{OVER, wait};
 
-/// Connects to the first of `addresses` that answers. Each gets an equal share of what is left, so that one that swallows
+/// Connects to the first of `addresses` that answers, and says which it was. Each gets an equal share of what is left, so that one that swallows
 /// packets cannot use up the time of those behind it.
 ///
 /// # Errors
 /// The last address' error; `TimedOut`, `ClientLeft` or `Stopped` from the watch.
-pub(crate) fn connect(addresses: &[SocketAddr], watch: &Watch<'_>) -> Result<TcpStream, Fault> {
+pub(crate) fn connect(
+    addresses: &[SocketAddr],
+    watch: &Watch<'_>,
+) -> Result<(TcpStream, SocketAddr), Fault> {
     let mut last = Fault::Io(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
@@ -31,7 +34,7 @@ pub(crate) fn connect(addresses: &[SocketAddr], watch: &Watch<'_>) -> Result<Tcp
                 Deadline::after(left / others as u32)
             });
         match connect_to(address, watch, share) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, address)),
             Err(over @ (Fault::ClientLeft | Fault::Stopped)) => return Err(over),
             Err(fault) => last = fault,
         }
@@ -42,10 +45,9 @@ pub(crate) fn connect(addresses: &[SocketAddr], watch: &Watch<'_>) -> Result<Tcp
 fn connect_to(address: SocketAddr, watch: &Watch<'_>, until: Deadline) -> Result<TcpStream, Fault> {
     let socket = Socket::new(
         Domain::for_address(address),
-        Type::STREAM,
+        Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
-    socket.set_nonblocking(true)?;
     match socket.connect(&address.into()) {
         Ok(()) => return Ok(socket.into()),
         Err(error)
