@@ -225,6 +225,7 @@ impl Config {
             |v| parse_count(v).map(Some),
             &mut limits.max_tunnels,
         );
+        reader.value("UPSTREAMPROXY_STANDBY", parse_standby, &mut limits.standby);
         reader.value(
             "UPSTREAMPROXY_DRAIN_TIMEOUT",
             parse_duration,
@@ -265,6 +266,10 @@ impl Config {
 pub struct Limits {
     /// Live tunnels at once; the next one is answered 503. `None`: what the process limits allow, at most 1024. At least 1.
     pub max_tunnels: Option<usize>,
+    /// Connections to the gateway that a relay opens ahead of need, at most: as many stand by as CONNECTs came in the last 10 s, each for 45 s
+    /// at the longest, and only where the gateway takes 5 ms or more to answer. Default 8; 0: none. Each holds a slot of the
+    /// gateway's.
+    pub standby: usize,
     /// How long open tunnels may go on after a stop was asked for. Default 10 s; 0: they are cut at once.
     pub drain_timeout: Duration,
     /// The bound on each of TCP connect, TLS handshake and WebSocket upgrade. Default 10 s; 0 is no wait at all, and fails.
@@ -294,6 +299,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_tunnels: None,
+            standby: 8,
             drain_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(25),
@@ -435,6 +441,14 @@ pub(crate) fn parse_count(value: &str) -> Result<usize, &'static str> {
         .ok()
         .filter(|&n| n > 0)
         .ok_or("a whole number of at least 1")
+}
+
+/// A count of at most 64: more dials ahead than that are a burden on the gateway, and no help.
+pub(crate) fn parse_standby(value: &str) -> Result<usize, &'static str> {
+    let count = value.trim().parse().ok();
+    count
+        .filter(|&n| n <= 64)
+        .ok_or("a whole number from 0 to 64")
 }
 
 /// A duration: `500ms`, `10s`, `2m`, or a bare number of seconds.

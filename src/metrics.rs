@@ -10,6 +10,10 @@ pub struct Stats {
     pub live: u64,
     /// Tunnels that were established.
     pub tunnels: u64,
+    /// Tunnels of a relay that were asked for on a connection that stood by.
+    pub standby: u64,
+    /// Connections of a relay that stand by now.
+    pub standing_by: u64,
     /// Connections that were answered with a refusal.
     pub refused: u64,
     /// Tunnels that broke, panicked or were cut.
@@ -27,6 +31,10 @@ pub(crate) struct Counters {
     pub(crate) live: AtomicU64,
     /// Tunnels that were established.
     pub(crate) tunnels: AtomicU64,
+    /// Tunnels that were asked for on a connection that stood by.
+    pub(crate) standby: AtomicU64,
+    /// Connections that stand by now.
+    pub(crate) standing_by: AtomicU64,
     /// Connections that were answered with a refusal.
     pub(crate) refused: AtomicU64,
     /// Tunnels that broke, panicked or were cut.
@@ -48,6 +56,8 @@ impl Counters {
         Stats {
             live: self.live.load(Relaxed),
             tunnels: self.tunnels.load(Relaxed),
+            standby: self.standby.load(Relaxed),
+            standing_by: self.standing_by.load(Relaxed),
             refused: self.refused.load(Relaxed),
             broken: self.broken.load(Relaxed),
             bytes_up: self.bytes_up.load(Relaxed),

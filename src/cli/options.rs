@@ -129,6 +129,8 @@ use Subcommand::{Doctor, Env, Gateway, Run, Serve};
 
 /// The subcommands that live through the lifecycle of section 1.
 const SESSION: &[Subcommand] = &[Run, Serve, Doctor];
+/// Those that keep a relay up.
+const RELAY: &[Subcommand] = &[Run, Serve];
 /// Those that have tunnels.
 const TUNNELS: &[Subcommand] = &[Run, Serve, Doctor, Gateway];
 const EVERY: &[Subcommand] = &Subcommand::ALL;
@@ -322,6 +324,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "N",
         TUNNELS,
         "tunnels at once, at least 1; the next one is answered 503; default what the process limits allow, at most 1024",
+    ),
+    setting(
+        "standby",
+        "N",
+        RELAY,
+        "WebSockets opened ahead of need where the upstream is far, at most; their number follows demand; default 8, at most 64; 0: none",
     ),
     setting(
         "drain-timeout",

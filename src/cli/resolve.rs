@@ -462,6 +462,9 @@ mod tests {
         ("max-tunnels", "3", "4", |s| {
             format!("{:?}", s.config.limits.max_tunnels)
         }),
+        ("standby", "3", "4", |s| {
+            format!("{:?}", s.config.limits.standby)
+        }),
         ("drain-timeout", "3s", "4s", |s| {
             format!("{:?}", s.config.limits.drain_timeout)
         }),

@@ -3,7 +3,7 @@
 //! The token goes to the configured upstream and nowhere else: no redirect is followed.
 
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use rustls::client::UnbufferedClientConnection;
@@ -12,11 +12,12 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use zeroize::Zeroizing;
 
 use super::refusal::{self, Refusal, refused_by_gateway};
-use super::{Relay, Upstream};
+use super::{Relay, Shared, Upstream};
 use crate::authority::Authority;
 use crate::config::Limits;
 use crate::deadline::{Deadline, Phase};
 use crate::http_head::{self, ResponseHead};
+use crate::metrics::Counters;
 use crate::shutdown::Stop;
 use crate::tls;
 use crate::tunnel::buffer::{Buffer, Pool};
@@ -54,24 +55,50 @@ pub(crate) enum Passed<'a> {
     Opening,
 }
 
-/// Dials the gateway and has it open a tunnel to `target` for `client`.
+/// Has the gateway open a tunnel to `target` for `client`: over a WebSocket that stands by, else over a new one.
 pub(super) fn open(
     relay: &Relay,
     target: &Authority,
     client: &TcpStream,
 ) -> Result<Dialled, Refusal> {
+    let shared = &relay.shared;
+    if let Some(link) = relay.standby.take(shared) {
+        let mut way = Way::new(shared, Some(client));
+        // One whose host has vanished is found out in the time that a dial may take.
+        link.set_user_timeout(shared.limits.connect_timeout);
+        match way.ask(link, Buffer::new(&shared.pool), target) {
+            // Nothing of the client's was passed on, so that a second try can do no harm.
+            Err(fault @ (Fault::Io(_) | Fault::Ended | Fault::Closed(_))) => {
+                log::debug!("relay: {target}: what stood by was dead: {fault}; dialling");
+            }
+            Err(fault) => return Err(Refusal::of(way.phase, &fault)),
+            Ok(answer) => {
+                Counters::add(&shared.counters.standby, 1);
+                let dialled = answer?;
+                dialled.link.set_user_timeout(Duration::ZERO);
+                return Ok(dialled);
+            }
+        }
+    }
+    let mut since = Instant::now();
+    let mut watcher = |passed: Passed<'_>| match passed {
+        Passed::Upgrade(_) => relay.standby.note_distance(shared, since.elapsed()),
+        _ => since = Instant::now(),
+    };
     let mut way = Way {
-        upstream: &relay.upstream,
-        limits: &relay.limits,
-        stop: &relay.stop,
-        pool: &relay.pool,
-        budget: &relay.budget,
-        client: Some(client),
-        phase: Phase::Resolve,
-        passed: &mut |_| {},
+        watcher: Some(&mut watcher),
+        ..Way::new(shared, Some(client))
     };
     way.walk(target)
         .map_err(|fault| Refusal::of(way.phase, &fault))?
+}
+
+/// A WebSocket to the gateway on which nothing was asked for yet.
+pub(super) fn stand_by(shared: &Shared) -> Result<Link, Fault> {
+    let mut way = Way::new(shared, None);
+    let (mut link, mut received) = way.reach()?;
+    way.upgrade(&mut link, &mut received)?;
+    Ok(link)
 }
 
 /// Walks the same way for who wants to know what lies on it, and hangs up. Without a target it goes no further than TLS,
@@ -80,7 +107,7 @@ pub(crate) fn trace(
     upstream: &Upstream,
     limits: &Limits,
     target: Option<&Authority>,
-    passed: &mut dyn FnMut(Passed<'_>),
+    watcher: &mut dyn FnMut(Passed<'_>),
 ) -> Result<(), (Phase, Refusal)> {
     let begins = Phase::Resolve;
     let stop = Stop::new().map_err(|error| (begins, Refusal::of(begins, &error.into())))?;
@@ -93,7 +120,7 @@ pub(crate) fn trace(
         budget: &budget,
         client: None,
         phase: begins,
-        passed,
+        watcher: Some(watcher),
     };
     let walked = match target {
         Some(target) => way.walk(target).map(|opened| opened.map(|to| to.link)),
@@ -123,10 +150,24 @@ struct Way<'a> {
     /// Where it stands.
     phase: Phase,
     /// Told of each phase when it is passed.
-    passed: &'a mut dyn FnMut(Passed<'_>),
+    watcher: Option<&'a mut dyn FnMut(Passed<'_>)>,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    /// From the beginning, with nobody who wants to know.
+    fn new(shared: &'a Shared, client: Option<&'a TcpStream>) -> Self {
+        Self {
+            upstream: &shared.upstream,
+            limits: &shared.limits,
+            stop: &shared.stop,
+            pool: &shared.pool,
+            budget: &shared.budget,
+            client,
+            phase: Phase::Resolve,
+            watcher: None,
+        }
+    }
+
     /// Every phase in turn. The inner error is the gateway's own refusal.
     fn walk(&mut self, target: &Authority) -> Result<Result<Dialled, Refusal>, Fault> {
         let (mut link, mut received) = self.reach()?;
@@ -149,11 +190,11 @@ impl Way<'_> {
                 &|| stop.asked().is_none(),
             )
             .map_err(Fault::of_lookup)?;
-        (self.passed)(Passed::Resolve(&addresses));
+        self.pass(Passed::Resolve(&addresses));
 
         self.phase = Phase::Connect;
         let (stream, address) = connect(&addresses, &self.bounded(limit))?;
-        (self.passed)(Passed::Connect(address));
+        self.pass(Passed::Connect(address));
         let mut link = Link::new(stream, self.pool)?;
         let mut received = Buffer::new(self.pool);
 
@@ -167,7 +208,7 @@ impl Way<'_> {
                 Ok(link.tls().is_some_and(Tls::established).then_some(()))
             })?;
             if let Some(tls) = link.tls() {
-                (self.passed)(Passed::Tls(tls));
+                self.pass(Passed::Tls(tls));
             }
         }
         Ok((link, received))
@@ -187,7 +228,7 @@ impl Way<'_> {
             upgraded(&head, &key).map(Some)
         })?;
         link.frame(Messages::new(Role::Client, version, self.budget), received)?;
-        (self.passed)(Passed::Upgrade(version));
+        self.pass(Passed::Upgrade(version));
         Ok(())
     }
 
@@ -214,7 +255,7 @@ impl Way<'_> {
         })?;
         received.consume(answer.len);
         if answer.is_success() {
-            (self.passed)(Passed::Opening);
+            self.pass(Passed::Opening);
             return Ok(Ok(Dialled { link, received }));
         }
         let watch = Watch {
@@ -234,6 +275,12 @@ impl Way<'_> {
             answer.status,
             &opening::plain_text(&came[..came.len().min(wanted)]),
         )))
+    }
+
+    fn pass(&mut self, phase: Passed<'_>) {
+        if let Some(watcher) = &mut self.watcher {
+            watcher(phase);
+        }
     }
 
     /// What bounds the present phase.

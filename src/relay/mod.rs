@@ -1,12 +1,13 @@
 //! The client end: a CONNECT proxy on loopback whose every tunnel is a WebSocket of its own to the gateway.
 //!
-//! `worker` is the life of one connection, `entry` who may use the port, `dial` the way to the gateway,
-//! `refusal` what is said when there is none. The gateway's code is never used here.
+//! `worker` is the life of one connection, `entry` who may use the port, `dial` the way to the gateway, `standby` what was
+//! dialled ahead, `refusal` what is said when there is no way. The gateway's code is never used here.
 
 pub(crate) mod dial;
 mod entry;
 mod owner;
 mod refusal;
+mod standby;
 mod worker;
 
 use std::io;
@@ -18,6 +19,7 @@ use rustls::ClientConfig;
 
 pub(crate) use dial::{Passed, trace};
 pub(crate) use entry::Entry;
+use standby::Standby;
 
 use crate::base_url::BaseUrl;
 use crate::config::Limits;
@@ -48,9 +50,16 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(crate) struct Relay {
     entry: Entry,
+    own_address: SocketAddr,
+    standby: Standby,
+    shared: Arc<Shared>,
+}
+
+/// What is needed for dialling too, whoever does it.
+#[derive(Debug)]
+struct Shared {
     upstream: Upstream,
     limits: Limits,
-    own_address: SocketAddr,
     stop: Arc<Stop>,
     counters: Arc<Counters>,
     pool: Pool,
@@ -103,13 +112,16 @@ pub(crate) fn start(
     let counters = Arc::new(Counters::default());
     let relay = Arc::new(Relay {
         entry,
-        upstream,
-        limits: limits.bounded(),
         own_address: socket.local_addr()?,
-        stop: Arc::clone(&stop),
-        counters: Arc::clone(&counters),
-        pool: Pool::default(),
-        budget: Budget::default(),
+        standby: Standby::new(limits.standby),
+        shared: Arc::new(Shared {
+            upstream,
+            limits: limits.bounded(),
+            stop: Arc::clone(&stop),
+            counters: Arc::clone(&counters),
+            pool: Pool::default(),
+            budget: Budget::default(),
+        }),
     });
     let listening = listener::start(
         socket,

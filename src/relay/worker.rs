@@ -35,11 +35,11 @@ pub(super) fn serve(relay: &Relay, connection: TcpStream) -> Outcome {
 
 fn run(relay: &Relay, connection: TcpStream, asked: &mut Option<String>) -> Result<Ending, How> {
     let admitted = relay.entry.admit(&connection);
-    let mut client = Link::new(connection, &relay.pool).map_err(|_| How::Abandoned)?;
+    let mut client = Link::new(connection, &relay.shared.pool).map_err(|_| How::Abandoned)?;
     if let Err(why) = admitted {
         return Err(refuse(relay, client, (Entry::stranger(), why)));
     }
-    let mut early = Buffer::new(&relay.pool);
+    let mut early = Buffer::new(&relay.shared.pool);
     let target = match read_head(relay, &mut client, &mut early)? {
         Ok(target) => target,
         Err(refusal) => return Err(refuse(relay, client, refusal)),
@@ -53,14 +53,14 @@ fn run(relay: &Relay, connection: TcpStream, asked: &mut Option<String>) -> Resu
         }) => return Err(refuse(relay, client, (reply, why))),
         Err(Refusal { reply: None, .. }) => return Err(How::Abandoned),
     };
-    Counters::add(&relay.counters.tunnels, 1);
-    let mut answer = Buffer::new(&relay.pool);
+    Counters::add(&relay.shared.counters.tunnels, 1);
+    let mut answer = Buffer::new(&relay.shared.pool);
     answer.extend(ESTABLISHED);
     client.seal(&mut answer).map_err(|_| How::Abandoned)?;
     let shared = Shared {
-        limits: &relay.limits,
-        stop: &relay.stop,
-        counters: &relay.counters,
+        limits: &relay.shared.limits,
+        stop: &relay.shared.stop,
+        counters: &relay.shared.counters,
     };
     Ok(Pump::new(
         Role::Client,
@@ -83,9 +83,9 @@ fn read_head(
     early: &mut Buffer,
 ) -> Result<Result<Authority, Refused>, How> {
     let watch = Watch {
-        stop: &relay.stop,
+        stop: &relay.shared.stop,
         client: None,
-        deadline: Deadline::after(relay.limits.head_timeout),
+        deadline: Deadline::after(relay.shared.limits.head_timeout),
         phase: Phase::Head,
         keepalive: Duration::ZERO,
         drains: false,
@@ -107,7 +107,7 @@ fn read_head(
                 return Ok(Some(Err(Entry::challenge())));
             }
             // RFC 9110, section 11.7.1: the client may repeat the request with the right field, and Maven and git do so here.
-            let mut bytes = Buffer::new(&relay.pool);
+            let mut bytes = Buffer::new(&relay.shared.pool);
             bytes.extend(&Entry::challenge().staying().to_bytes());
             client.seal(&mut bytes)?;
             client.flush()?;
@@ -196,10 +196,10 @@ fn refuse(relay: &Relay, mut client: Link, (reply, why): Refused) -> How {
         reply.status,
         reply.proxy_status.map_or(Phase::Head, |(_, phase)| phase),
     );
-    let mut bytes = Buffer::new(&relay.pool);
+    let mut bytes = Buffer::new(&relay.shared.pool);
     bytes.extend(&reply.to_bytes());
     if client.seal(&mut bytes).is_ok() {
-        dismiss(client, &relay.stop, FAREWELL);
+        dismiss(client, &relay.shared.stop, FAREWELL);
     }
     How::Refused { status, phase, why }
 }

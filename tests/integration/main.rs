@@ -26,6 +26,7 @@ mod secrets;
 mod serve;
 mod setup_faults;
 mod silence;
+mod standby;
 mod stopping;
 mod stream;
 mod support;

@@ -1,0 +1,245 @@
+//! What stands by for the next CONNECT: how many, when, and what becomes of one that is dead when it is wanted.
+//!
+//! The ends run inside the test, so that their counters can be read; between them is a line that takes its time.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use upstreamproxy::{
+    Config, Gateway, GatewayConfig, Handle, Sessions, Started, When, start, start_gateway,
+};
+
+use crate::support::{EchoServer, Ending, PATIENCE, TempHome, TestCa, connect, exchange, pattern};
+
+/// What the line takes for each direction: far over what makes a gateway a near one, on a loaded machine too.
+const ONE_WAY: Duration = Duration::from_millis(20);
+
+/// A line to `far` with a fixed delay each way and no other limit.
+struct DelayLine {
+    address: SocketAddr,
+    /// The connections that go through it, oldest first: the near end, and whether it is to be cut at the next byte from it.
+    open: Arc<Mutex<Vec<(TcpStream, Arc<AtomicBool>)>>>,
+}
+
+impl DelayLine {
+    fn to(far: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::<Mutex<Vec<_>>>::default();
+        let seen = Arc::clone(&open);
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(far) else {
+                    continue;
+                };
+                let cut = Arc::new(AtomicBool::new(false));
+                seen.lock()
+                    .unwrap()
+                    .push((near.try_clone().unwrap(), Arc::clone(&cut)));
+                carry(near.try_clone().unwrap(), far.try_clone().unwrap(), cut);
+                carry(far, near, Arc::default());
+            }
+        });
+        Self { address, open }
+    }
+
+    /// From now on everything that is open breaks at its next byte towards the gateway.
+    fn break_what_is_open(&self) {
+        for (_, cut) in self.open.lock().unwrap().iter() {
+            cut.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// One direction: what is read goes out after the delay, its end too.
+fn carry(mut from: TcpStream, to: TcpStream, cut: Arc<AtomicBool>) {
+    let (queue, waiting): (Sender<(Instant, Vec<u8>)>, _) = channel();
+    let mut out = to.try_clone().unwrap();
+    thread::spawn(move || {
+        for (due, bytes) in waiting {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if out.write_all(&bytes).is_err() {
+                return;
+            }
+        }
+        let _ = out.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if cut.load(Ordering::SeqCst) {
+                let _ = from.shutdown(Shutdown::Both);
+                let _ = to.shutdown(Shutdown::Both);
+                return;
+            }
+            let _ = queue.send((Instant::now() + ONE_WAY, buffer[..read].to_vec()));
+        }
+    });
+}
+
+/// Both ends, and the line between them where they are far.
+struct Ends {
+    relay: Handle,
+    gateway: Gateway,
+    line: Option<DelayLine>,
+    target: EchoServer,
+    _home: TempHome,
+}
+
+impl Ends {
+    fn start(standby: usize, far: bool) -> Self {
+        let home = TempHome::new();
+        let mut settings = GatewayConfig::default();
+        settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        settings.sessions = Sessions::parse("standby token-of-the-test").unwrap();
+        settings.allow_private = true;
+        settings.intercept = Vec::new();
+        let gateway = start_gateway(settings).unwrap();
+        let line = far.then(|| DelayLine::to(gateway.address()));
+        let base = line.as_ref().map_or(gateway.address(), |line| line.address);
+        home.write_token("token-of-the-test");
+        let mut config = Config::default();
+        config.when = When::Always;
+        config.base_url = Some(format!("http://{base}"));
+        config.session_id = Some("standby".into());
+        config.token_file = home.token_file();
+        config.system_ca = Some(home.write("roots.pem", TestCa::new("a root").pem, 0o644));
+        config.ca_bundle = Some(home.join("bundle.pem"));
+        config.harden = false;
+        config.limits.standby = standby;
+        let relay = match start(&config) {
+            Started::Enabled(relay) => relay,
+            Started::Disabled(disabled) => panic!("{disabled:?}"),
+        };
+        Self {
+            relay,
+            gateway,
+            line,
+            target: EchoServer::start(),
+            _home: home,
+        }
+    }
+
+    #[track_caller]
+    fn tunnel(&self) -> TcpStream {
+        let (tunnel, answer) = connect(self.relay.port(), &self.target.authority());
+        assert_eq!(answer.status, 200, "{answer:?}");
+        tunnel
+    }
+
+    /// Waits until `count` stand by and the gateway has no connections but those and `tunnels`.
+    #[track_caller]
+    fn waits_for(&self, count: u64, tunnels: u64) {
+        let until = Instant::now() + PATIENCE;
+        let now = || (self.relay.stats().standing_by, self.gateway.stats().live);
+        while now() != (count, count + tunnels) {
+            assert!(Instant::now() < until, "{:?}", now());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn stop(self) {
+        let report = self.relay.shutdown(Duration::from_secs(10));
+        assert_eq!(report.cut, 0);
+        self.gateway.shutdown(Duration::from_secs(10));
+    }
+}
+
+#[track_caller]
+fn echoes(mut tunnel: TcpStream) {
+    let sent = pattern(200_000);
+    assert_eq!(exchange(&mut tunnel, sent.clone()), (sent, Ending::Eof));
+}
+
+#[test]
+fn the_second_connect_finds_one_standing_by_and_another_takes_its_place() {
+    let ends = Ends::start(8, true);
+    echoes(ends.tunnel());
+    assert_eq!(ends.relay.stats().standby, 0);
+    // One CONNECT came, so one stands by; after the next there are two.
+    ends.waits_for(1, 0);
+    echoes(ends.tunnel());
+    ends.waits_for(2, 0);
+    let stats = ends.relay.stats();
+    assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 1, 0));
+    ends.stop();
+}
+
+#[test]
+fn a_burst_gets_what_stands_by_and_there_are_never_more_than_the_limit() {
+    let ends = Ends::start(3, true);
+    let first: Vec<_> = (0..6).map(|_| ends.tunnel()).collect();
+    ends.waits_for(3, 6);
+    let before = ends.relay.stats().standby;
+    let burst: Vec<_> = (0..3).map(|_| ends.tunnel()).collect();
+    assert_eq!(ends.relay.stats().standby, before + 3);
+    ends.waits_for(3, 9);
+    for tunnel in first.into_iter().chain(burst) {
+        echoes(tunnel);
+    }
+    ends.stop();
+}
+
+#[test]
+fn what_is_dead_when_it_is_wanted_is_dialled_anew_and_the_client_never_knows() {
+    let ends = Ends::start(2, true);
+    echoes(ends.tunnel());
+    ends.waits_for(1, 0);
+    // It looks alive until something is sent on it.
+    ends.line.as_ref().unwrap().break_what_is_open();
+    echoes(ends.tunnel());
+    let stats = ends.relay.stats();
+    assert_eq!((stats.tunnels, stats.refused, stats.broken), (2, 0, 0));
+    ends.stop();
+}
+
+#[test]
+fn what_the_gateway_hung_up_on_is_not_taken() {
+    let ends = Ends::start(2, true);
+    echoes(ends.tunnel());
+    ends.waits_for(1, 0);
+    let line = ends.line.as_ref().unwrap();
+    let mut open: VecDeque<_> = line.open.lock().unwrap().drain(..).collect();
+    while let Some((near, _)) = open.pop_front() {
+        let _ = near.shutdown(Shutdown::Both);
+    }
+    let until = Instant::now() + PATIENCE;
+    while ends.gateway.stats().live > 0 {
+        assert!(Instant::now() < until);
+        thread::sleep(Duration::from_millis(5));
+    }
+    echoes(ends.tunnel());
+    let stats = ends.relay.stats();
+    assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 0, 0));
+    ends.stop();
+}
+
+#[test]
+fn nobody_stands_by_for_a_near_gateway_or_where_it_is_switched_off() {
+    for (standby, far) in [(8, false), (0, true)] {
+        let ends = Ends::start(standby, far);
+        for _ in 0..5 {
+            echoes(ends.tunnel());
+        }
+        ends.waits_for(0, 0);
+        assert_eq!(ends.relay.stats().standby, 0);
+        ends.stop();
+    }
+}
+
+#[test]
+fn when_nobody_asks_any_more_they_leave() {
+    let ends = Ends::start(4, true);
+    for _ in 0..4 {
+        echoes(ends.tunnel());
+    }
+    ends.waits_for(4, 0);
+    ends.waits_for(0, 0);
+    ends.stop();
+}
