@@ -23,15 +23,18 @@ const ONE_WAY: Duration = Duration::from_millis(20);
 /// A line to `far` with a fixed delay each way and no other limit.
 struct DelayLine {
     address: SocketAddr,
-    /// The connections that go through it, oldest first: the near end, and whether it is to be cut at the next byte from it.
-    open: Arc<Mutex<Vec<(TcpStream, Arc<AtomicBool>)>>>,
+    /// The connections that go through it, the oldest first.
+    open: Arc<Mutex<VecDeque<Carried>>>,
 }
+
+/// A connection's near end, and whether it is to be cut at the next byte from it.
+type Carried = (TcpStream, Arc<AtomicBool>);
 
 impl DelayLine {
     fn to(far: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let open = Arc::<Mutex<Vec<_>>>::default();
+        let open = Arc::<Mutex<VecDeque<Carried>>>::default();
         let seen = Arc::clone(&open);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
@@ -41,7 +44,7 @@ impl DelayLine {
                 let cut = Arc::new(AtomicBool::new(false));
                 seen.lock()
                     .unwrap()
-                    .push((near.try_clone().unwrap(), Arc::clone(&cut)));
+                    .push_back((near.try_clone().unwrap(), Arc::clone(&cut)));
                 carry(near.try_clone().unwrap(), far.try_clone().unwrap(), cut);
                 carry(far, near, Arc::default());
             }
@@ -205,8 +208,7 @@ fn what_the_gateway_hung_up_on_is_not_taken() {
     echoes(ends.tunnel());
     ends.waits_for(1, 0);
     let line = ends.line.as_ref().unwrap();
-    let mut open: VecDeque<_> = line.open.lock().unwrap().drain(..).collect();
-    while let Some((near, _)) = open.pop_front() {
+    for (near, _) in line.open.lock().unwrap().drain(..) {
         let _ = near.shutdown(Shutdown::Both);
     }
     let until = Instant::now() + PATIENCE;
