@@ -220,6 +220,11 @@ impl Buffer {
         }
     }
 
+    /// Drops all but the first `n` bytes.
+    pub(crate) fn truncate(&mut self, n: usize) {
+        self.end = self.start + n.min(self.len());
+    }
+
     /// Adds a copy of `bytes` at the back.
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {

@@ -37,9 +37,7 @@ impl Mask {
     /// Masks or unmasks `bytes`, which follow right after those that this mask was applied to before.
     pub(crate) fn apply(&mut self, bytes: &mut [u8]) {
         let Some(key) = &mut self.0 else { return };
-        let wide = u64::from_ne_bytes([
-            key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3],
-        ]);
+        let wide = wide(*key);
         let mut words = bytes.chunks_exact_mut(8);
         for word in &mut words {
             let mut value = [0; 8];
@@ -53,6 +51,29 @@ impl Mask {
         let used = tail.len() % 4;
         key.rotate_left(used);
     }
+
+    /// The same on the way from one place to another of the same length: one pass over the bytes and not two.
+    pub(crate) fn copy(&mut self, from: &[u8], to: &mut [u8]) {
+        let Some(key) = self.0 else {
+            return to.copy_from_slice(from);
+        };
+        let wide = wide(key);
+        let whole = from.len() - from.len() % 8;
+        let words = from[..whole].chunks_exact(8);
+        for (from, to) in words.zip(to[..whole].chunks_exact_mut(8)) {
+            let mut value = [0; 8];
+            value.copy_from_slice(from);
+            to.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
+        }
+        to[whole..].copy_from_slice(&from[whole..]);
+        self.apply(&mut to[whole..]);
+    }
+}
+
+/// The key twice, for eight bytes at a time.
+fn wide(key: [u8; 4]) -> u64 {
+    let [a, b, c, d] = key;
+    u64::from_ne_bytes([a, b, c, d, a, b, c, d])
 }
 
 /// What the reader found next in the bytes.
@@ -205,6 +226,25 @@ impl FrameReader {
     }
 
     /// Checks a header and begins its frame; the piece is for data frames only, as control frames are gathered first.
+    /// How many bytes of the payload at hand are still to come.
+    pub(crate) fn payload_left(&self) -> usize {
+        match self.state {
+            State::Payload { left, .. } => left,
+            _ => 0,
+        }
+    }
+
+    /// Takes the payload at hand off the front of `bytes`, unmasked where it lies. Returns how much that was.
+    pub(crate) fn unmask(&mut self, bytes: &mut [u8]) -> usize {
+        let State::Payload { left, mask } = &mut self.state else {
+            return 0;
+        };
+        let taken = bytes.len().min(*left);
+        *left -= taken;
+        mask.apply(&mut bytes[..taken]);
+        taken
+    }
+
     fn begin(&mut self, header: &FrameHeader, len: u64) -> Result<Option<Piece<'static>>, Fault> {
         // RFC 6455, section 5.2: reserved bits "MUST be 0 unless an extension is negotiated".
         if header.rsv1 || header.rsv2 || header.rsv3 {

@@ -14,7 +14,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::buffer::{Buffer, Class, Pool};
+use super::chunk;
 use super::fault::Fault;
+use super::frame;
 use super::message::Messages;
 use super::transport::Tls;
 use crate::sockets::{Delivery, delivery};
@@ -22,6 +24,11 @@ use crate::wait::{OVER, wait};
 
 /// The most that may lie unread of one TLS record or handshake flight.
 const INCOMING_LIMIT: usize = 512 << 10;
+
+/// From so much data on in one frame a read of its own pays.
+const LONG: usize = 64 << 10;
+/// What the next frame may begin with: its header and the chunk's.
+const NEXT_HEADER: usize = frame::MAX_HEADER + chunk::MAX_HEADER;
 
 /// A non-blocking socket with its layers.
 #[derive(Debug)]
@@ -184,6 +191,7 @@ impl Link {
             return Err(fault);
         }
         let bare = self.messages.is_none() && self.inner.is_none();
+        let raw_frames = self.outer.is_none() && self.inner.is_none();
         let into = match &mut self.outer {
             Some(tls) => &mut tls.incoming,
             None if bare => &mut *plain,
@@ -196,8 +204,18 @@ impl Link {
             into.reserve(into.len());
         }
         let room = into.room(self.class);
-        let size = room.len();
-        match (&self.socket).read(room) {
+        // A long frame is read up to its end and the next header: then its data can stay where it lies.
+        let left = match (&self.messages, raw_frames) {
+            (Some(messages), true) => messages.data_left(),
+            _ => 0,
+        };
+        let wanted = if left < LONG {
+            room.len()
+        } else {
+            left + NEXT_HEADER
+        };
+        let size = room.len().min(wanted);
+        match (&self.socket).read(&mut room[..size]) {
             Ok(0) => {
                 self.eof = true;
                 self.readable = false;
@@ -234,6 +252,9 @@ impl Link {
             outgoing,
             ..
         } = self;
+        if let (None, Some(messages), None) = (&outer, &mut *messages, &inner) {
+            return open_in_place(messages, incoming, plain);
+        }
         let mut above = |bytes: &[u8]| {
             let into = match inner {
                 Some(tls) => &mut tls.incoming,
@@ -481,6 +502,29 @@ impl Drop for Link {
             self.reset();
         }
     }
+}
+
+/// Takes what is in `incoming` through the message layer to the end of `plain`. Data that lies at its front changes places with
+/// an empty `plain`, and is never copied.
+fn open_in_place(
+    messages: &mut Messages,
+    incoming: &mut Buffer,
+    plain: &mut Buffer,
+) -> Result<(), Fault> {
+    let mut rest = [0; NEXT_HEADER];
+    let data = messages.data_left().min(incoming.len());
+    let behind = incoming.len() - data;
+    if data == 0 || behind > rest.len() || !plain.is_empty() {
+        let result = messages.open(incoming.filled(), plain);
+        incoming.consume(incoming.len());
+        return result;
+    }
+    let rest = &mut rest[..behind];
+    rest.copy_from_slice(&incoming.filled()[data..]);
+    incoming.truncate(data);
+    messages.open_in_place(incoming.filled_mut());
+    mem::swap(incoming, plain);
+    messages.open(rest, plain)
 }
 
 /// Takes `bytes` through the transport to the end of `outgoing`.

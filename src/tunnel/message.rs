@@ -256,10 +256,25 @@ impl Messages {
         if self.fin_received {
             return Err(Fault::AfterFin);
         }
-        let from = plain.len();
-        plain.extend(bytes);
-        mask.apply(&mut plain.filled_mut()[from..]);
+        mask.copy(bytes, &mut plain.reserve(bytes.len())[..bytes.len()]);
+        plain.advance(bytes.len());
         Ok(())
+    }
+
+    /// How many bytes of nothing but data come next, as far as is known.
+    pub(crate) fn data_left(&self) -> usize {
+        match self.inbound {
+            Inbound::Data if !self.fin_received => self.reader.payload_left(),
+            _ => 0,
+        }
+    }
+
+    /// Takes the data that comes next off the front of `wire`, made plain where it lies. Returns how much that was.
+    pub(crate) fn open_in_place(&mut self, wire: &mut [u8]) -> usize {
+        if self.data_left() == 0 {
+            return 0;
+        }
+        self.reader.unmask(wire)
     }
 
     /// Turns `plain` into messages, in place where it fits into one chunk; the result is again in `plain`.
