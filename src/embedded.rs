@@ -117,7 +117,7 @@ impl Embedded {
         config.limits.max_tunnels = Some(self.cap);
     }
 
-    /// Cuts what is still open, ends the gateway, and removes the private folder.
+    /// Gives what is still open a moment to end, cuts the rest, ends the gateway, and removes the private folder.
     pub fn shutdown(self) {
         drop(self);
     }
@@ -126,10 +126,13 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         if let Some(gateway) = self.gateway.take() {
-            gateway.shutdown(Duration::ZERO);
+            gateway.shutdown(AFTERMATH);
         }
     }
 }
+
+/// What the gateway's side of a tunnel gets that the relay, which goes first, has just ended.
+const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// Starts a gateway.
 ///

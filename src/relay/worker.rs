@@ -56,7 +56,11 @@ fn run(relay: &Relay, connection: TcpStream, asked: &mut Option<String>) -> Resu
     Counters::add(&relay.shared.counters.tunnels, 1);
     let mut answer = Buffer::new(&relay.shared.pool);
     answer.extend(ESTABLISHED);
-    client.seal(&mut answer).map_err(|_| How::Abandoned)?;
+    // It goes out before anything else is looked at: what the gateway has sent with its own answer may be a fault.
+    client
+        .seal(&mut answer)
+        .and_then(|()| client.flush())
+        .map_err(|_| How::Abandoned)?;
     let shared = Shared {
         limits: &relay.shared.limits,
         stop: &relay.shared.stop,

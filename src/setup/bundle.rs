@@ -45,7 +45,7 @@ pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
     const REMEDY: &str = "set HOME to your home folder, or name a file with --ca-bundle";
     let fault = |what: String| Error::new(Stage::Ca, what, REMEDY);
     if let Some(path) = &config.ca_bundle {
-        return std::path::absolute(path)
+        let path = std::path::absolute(path)
             .ok()
             .filter(|path| path.file_name().is_some())
             .ok_or_else(|| {
@@ -53,7 +53,16 @@ pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
                     "the bundle path {} is no file's path",
                     path.display()
                 ))
-            });
+            })?;
+        // What is there is replaced, and that must not happen to a device, whoever may do it.
+        let there = fs::symlink_metadata(&path).map(|found| found.file_type());
+        return match there {
+            Ok(kind) if !kind.is_file() && !kind.is_symlink() => Err(fault(format!(
+                "the bundle path {} is something else than a file",
+                path.display()
+            ))),
+            _ => Ok(path),
+        };
     }
     let Some(home) = config.home() else {
         return Err(fault(match config.inherited.lookup("HOME") {
@@ -397,6 +406,26 @@ mod tests {
             assert_eq!(mode(&ccr.join("ca-bundle.crt")), 0o644, "umask {umask}");
             assert_eq!(fs::read(ccr.join("ca-bundle.crt")).unwrap(), b"text");
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mkfifoat(CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+        for path in [fifo.as_path(), folder.path()] {
+            let config = Config {
+                ca_bundle: Some(path.to_owned()),
+                ..Config::default()
+            };
+            let error = place(&config).unwrap_err();
+            assert!(
+                error.what().contains("something else than a file"),
+                "{error}"
+            );
+        }
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "nothing was written beside it");
     }
 
     #[test]

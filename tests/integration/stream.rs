@@ -464,6 +464,48 @@ fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
 }
 
 #[test]
+fn in_version_1_a_client_that_lingered_is_reset_though_the_gateway_answers_the_close() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let (mut client, mut ws) = gateway.tunnel(&relay);
+    client.shutdown(Shutdown::Write).unwrap();
+    ws.send(chunk(b"some of it")).unwrap();
+    match ws.read().unwrap() {
+        Message::Close(frame) => assert_eq!(frame.unwrap().code, CloseCode::Normal),
+        other => panic!("{other:?}"),
+    }
+    let _ = ws.flush();
+    assert_eq!(
+        read_to_end(&mut client),
+        (b"some of it".to_vec(), Ending::Reset)
+    );
+}
+
+#[test]
+fn what_came_with_a_fault_in_one_segment_is_delivered_before_the_reset() {
+    let (home, gateway) = (TempHome::new(), Version1::start());
+    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let port = relay.port();
+    let client = thread::spawn(move || connect(port, "target.test:443"));
+    let mut ws = gateway.tunnels.recv_timeout(PATIENCE).unwrap();
+    assert!(ws.read().unwrap().is_binary());
+    // Written as one: the answer, data, and what the wire has no place for.
+    for message in [
+        chunk(b"HTTP/1.1 200 OK\r\n\r\n"),
+        chunk(b"data before it"),
+        Message::text("a fault"),
+    ] {
+        ws.write(message).unwrap();
+    }
+    ws.flush().unwrap();
+    let (mut client, answer) = client.join().unwrap();
+    assert_eq!(answer.status, 200);
+    let (rest, ending) = read_to_end(&mut client);
+    assert_eq!([answer.early, rest].concat(), b"data before it");
+    assert_eq!(ending, Ending::Reset);
+}
+
+#[test]
 fn a_ping_is_answered_in_the_middle_of_a_saturated_upload() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = Serving::start(&home, &gateway.base_url(), &[]);

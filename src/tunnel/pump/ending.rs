@@ -74,8 +74,12 @@ impl Pump<'_> {
     pub(super) fn raw_is_owed(&self) -> bool {
         let ended_v1 =
             self.version == Version::V1 && self.role == Role::Server && self.raw_end_passed;
-        let lingered = matches!(self.closing, Some((How::LingerExpired, _)));
-        !ended_v1 && !lingered && !self.raw_gone
+        !ended_v1 && !self.lingered() && !self.raw_gone
+    }
+
+    /// Version 1 at the relay: the client will be reset, since nobody knows whether all has come.
+    fn lingered(&self) -> bool {
+        matches!(self.closing, Some((How::LingerExpired, _)))
     }
 
     /// Whether data waits to be taken by ws, and must be: our close stands behind it, and nobody has called it off.
@@ -166,6 +170,9 @@ impl Pump<'_> {
             How::Clean
         };
         self.close(code.map_or(CloseCode::Normal, CloseCode::from), how)?;
+        if self.lingered() {
+            return Ok(self.done());
+        }
         if self.inbound.is_empty() {
             self.raw.end(self.ws.ended_orderly()).map_err(Break::Raw)?;
             self.flush()?;
@@ -243,8 +250,13 @@ impl Pump<'_> {
             }
             _ => false,
         };
-        if let Break::Raw(Fault::Io(_)) = fault {
-            self.last_words();
+        match fault {
+            Break::Raw(Fault::Io(_)) => self.last_words(),
+            Break::Raw(_) => {}
+            // What came before the fault is as good as it was: as far as raw takes it without waiting.
+            Break::Ws(_) => {
+                let _ = self.pass_on().and_then(|()| self.flush());
+            }
         }
         let (by, fault) = match fault {
             Break::Raw(fault) => (own, fault),
