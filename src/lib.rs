@@ -121,3 +121,5 @@ pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
 pub use resolver::{Override, OverrideError};
 pub use secret::{Credentials, Secret};
 pub use setup::child_env::documentation;
+pub use setup::hardening::protect;
+pub use shutdown::Abort;

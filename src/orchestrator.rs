@@ -24,6 +24,7 @@ use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
 use crate::setup::{capacity, hardening, token};
+use crate::shutdown::Abort;
 use crate::tls;
 
 /// What [`start`] came to.
@@ -130,7 +131,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
     if config.harden
         && let Err(error) = hardening::protect()
     {
-        log::debug!("this process stays readable by others of the same user: {error}");
+        log::warn!("others of this user can read the token in this process: {error}");
     }
     let token = token::read(config)?;
 
@@ -282,6 +283,11 @@ impl Handle {
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
         self.relay.stats()
+    }
+
+    /// The way to end a shutdown that takes its time, from another thread.
+    pub fn abort(&self) -> Abort {
+        self.relay.abort()
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.

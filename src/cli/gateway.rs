@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::env::json_string;
 use super::resolve::GatewaySettings;
 use super::serve::{drain_down, notify};
-use super::signals::Signals;
+use super::signals::{Signal, Signals};
 use super::{ExitStatus, fail, print};
 
 /// What is read of a certificate or key file: a chain of ten with long names is a tenth of it.
@@ -22,6 +22,9 @@ const PEM_LIMIT: usize = 1 << 20;
 pub(crate) fn run(settings: GatewaySettings) -> ExitStatus {
     // SIGHUP means "read the sessions again", so that it is watched even where it was ignored, under nohup say.
     let signals = Signals::orders(true);
+    if let Err(error) = upstreamproxy::protect() {
+        log::warn!("others of this user can read the tokens in this process: {error}");
+    }
     let sessions = settings.sessions.clone();
     let drain = settings.limits.drain_timeout;
     let gateway = match configure(settings)
@@ -39,9 +42,16 @@ pub(crate) fn run(settings: GatewaySettings) -> ExitStatus {
             break;
         }
     }
-    let status = drain_down(signals.receiver(), drain, move |deadline| {
-        gateway.shutdown(deadline)
-    });
+    let abort = gateway.abort();
+    // There is nobody left to let in, so that a reload in a drain has nothing to do.
+    let reloads = |signal: Signal| signal.number == SIGHUP;
+    let status = drain_down(
+        signals.receiver(),
+        drain,
+        || abort.request(),
+        reloads,
+        move |deadline| gateway.shutdown(deadline),
+    );
     log::info!("stopped");
     status
 }

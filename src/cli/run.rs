@@ -84,6 +84,10 @@ fn supervise(
     name: &std::ffi::OsStr,
     signals: &Receiver<Signal>,
 ) -> ExitStatus {
+    let family = Family::ours();
+    // Before the child: under a tight limit on processes it may be the child that takes the last place, and nobody would be
+    // there to hear of its end.
+    let waiter = Waiter::start(family);
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -96,7 +100,15 @@ fn supervise(
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("the child has no usable process id"))
-        .and_then(|child| attend(child, Family::ours(), signals));
+        .and_then(|child| match waiter {
+            Ok(waiter) => attend(child, family, &waiter, signals),
+            Err(error) => {
+                log::warn!(
+                    "signals are not passed on to the command, for want of a thread: {error}"
+                );
+                family.await_end(child)
+            }
+        });
     match ended {
         Ok(status) => exit_status(status),
         Err(error) => fail(
@@ -118,8 +130,13 @@ enum Event {
 ///
 /// Reaping and signalling happen on this one thread, so that no signal can meet a process that has got the number of a
 /// child which is gone: the waiter only looks (`WNOWAIT`).
-fn attend(child: Pid, family: Family, signals: &Receiver<Signal>) -> io::Result<WaitStatus> {
-    let waiter = Waiter::start(child, family)?;
+fn attend(
+    child: Pid,
+    family: Family,
+    waiter: &Waiter,
+    signals: &Receiver<Signal>,
+) -> io::Result<WaitStatus> {
+    waiter.look_for(child);
     loop {
         let event = select! {
             recv(signals) -> signal => match signal {
@@ -135,7 +152,7 @@ fn attend(child: Pid, family: Family, signals: &Receiver<Signal>) -> io::Result<
                 if let Some(status) = family.reap(child)? {
                     return Ok(status);
                 }
-                waiter.look_again();
+                waiter.look_for(child);
             }
         }
     }
@@ -190,6 +207,16 @@ impl Family {
         }
     }
 
+    /// Waits for the child's end with all else left to itself.
+    fn await_end(self, child: Pid) -> io::Result<WaitStatus> {
+        loop {
+            self.look(child)?;
+            if let Some(status) = self.reap(child)? {
+                return Ok(status);
+            }
+        }
+    }
+
     /// Reaps all that have ended; the child's status if it was among them.
     fn reap(self, child: Pid) -> io::Result<Option<WaitStatus>> {
         loop {
@@ -210,33 +237,33 @@ impl Family {
 /// The thread that blocks until somebody can be reaped, says so, and waits to be sent again.
 struct Waiter {
     ended: Receiver<()>,
-    again: Option<Sender<()>>,
+    look: Option<Sender<Pid>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Waiter {
-    fn start(child: Pid, family: Family) -> io::Result<Self> {
+    fn start(family: Family) -> io::Result<Self> {
         let (tell, ended) = bounded(1);
-        let (again, asked) = bounded(1);
+        let (look, asked) = bounded(1);
         let thread = std::thread::Builder::new()
             .name("uproxy-wait".into())
             .spawn(move || {
-                while family.look(child).is_ok() {
-                    if tell.send(()).is_err() || asked.recv().is_err() {
+                while let Ok(child) = asked.recv() {
+                    if family.look(child).is_err() || tell.send(()).is_err() {
                         break;
                     }
                 }
             })?;
         Ok(Self {
             ended,
-            again: Some(again),
+            look: Some(look),
             thread: Some(thread),
         })
     }
 
-    fn look_again(&self) {
-        if let Some(again) = &self.again {
-            let _ = again.send(());
+    fn look_for(&self, child: Pid) {
+        if let Some(look) = &self.look {
+            let _ = look.send(child);
         }
     }
 }
@@ -244,7 +271,7 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         // It ends when nobody can send it again; by then the child has ended, so that it is not blocked in its look.
-        self.again = None;
+        self.look = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -328,7 +355,10 @@ mod tests {
         output.read_line(&mut line).unwrap();
         let pid = Pid::from_child(&child);
         let (sender, signals) = unbounded();
-        let supervisor = std::thread::spawn(move || attend(pid, Family::Child, &signals));
+        let supervisor = std::thread::spawn(move || {
+            let waiter = Waiter::start(Family::Child).unwrap();
+            attend(pid, Family::Child, &waiter, &signals)
+        });
         for (number, from_kernel) in [
             (SIGTERM, false),
             (SIGINT, true),
@@ -362,7 +392,16 @@ mod tests {
         drop(child.stdin.take());
         let pid = Pid::from_child(&child);
         Family::Child.look(pid).unwrap();
-        let status = attend(pid, Family::Child, &never()).unwrap();
+        let waiter = Waiter::start(Family::Child).unwrap();
+        let status = attend(pid, Family::Child, &waiter, &never()).unwrap();
         assert_eq!(status.exit_status(), Some(0));
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes)] // `await_end` reaps it
+    fn without_a_thread_the_end_is_awaited_all_the_same() {
+        let child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let status = Family::Child.await_end(Pid::from_child(&child)).unwrap();
+        assert_eq!(status.exit_status(), Some(3));
     }
 }

@@ -16,6 +16,9 @@ use super::signals::{Signal, Signals};
 use super::state::{self, StateFile};
 use super::{ExitStatus, fail, print};
 
+/// How long cutting every tunnel may take.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
 /// Serves until a signal says stop.
 pub(crate) fn run(session: Session) -> ExitStatus {
     let signals = Signals::orders(false);
@@ -26,9 +29,13 @@ pub(crate) fn run(session: Session) -> ExitStatus {
         SetUp::Enabled(handle, embedded) => {
             let _state = announce(&handle, home.as_deref());
             notify(NotifyState::Ready);
-            let status = until_stopped(signals.receiver(), drain, move |deadline| {
-                handle.shutdown(deadline)
-            });
+            let abort = handle.abort();
+            let status = until_stopped(
+                signals.receiver(),
+                drain,
+                || abort.request(),
+                move |deadline| handle.shutdown(deadline),
+            );
             // On this thread, so that a second signal leaves nothing of it behind either.
             if let Some(embedded) = embedded {
                 embedded.shutdown();
@@ -94,6 +101,7 @@ fn keep_state(home: &Path, line: &str) -> Option<StateFile> {
 fn until_stopped(
     signals: &Receiver<Signal>,
     drain: Duration,
+    abort: impl Fn(),
     stop: impl FnOnce(Duration) -> Report + Send + 'static,
 ) -> ExitStatus {
     while let Ok(signal) = signals.recv() {
@@ -101,13 +109,16 @@ fn until_stopped(
             break;
         }
     }
-    drain_down(signals, drain, stop)
+    drain_down(signals, drain, abort, |_| false, stop)
 }
 
-/// Drains on a thread of its own, so that a second signal is heard.
+/// Drains on a thread of its own, so that a second signal is heard: then every tunnel is cut, with a reset to its ends.
+/// `means_something_else` takes the signals that are no word to stop.
 pub(crate) fn drain_down(
     signals: &Receiver<Signal>,
     drain: Duration,
+    abort: impl Fn(),
+    means_something_else: impl Fn(Signal) -> bool,
     stop: impl FnOnce(Duration) -> Report + Send + 'static,
 ) -> ExitStatus {
     notify(NotifyState::Stopping);
@@ -125,7 +136,13 @@ pub(crate) fn drain_down(
     loop {
         select! {
             recv(signals) -> signal => match signal {
-                Ok(signal) if signal.is_fatal() => return ExitStatus::of_signal(signal),
+                Ok(signal) if means_something_else(signal) => {}
+                Ok(signal) if signal.is_fatal() => {
+                    abort();
+                    // Whether it is done or not.
+                    let _ = drained.recv_timeout(AT_ONCE);
+                    return ExitStatus::of_signal(signal);
+                }
                 Ok(_) => {}
                 Err(_) => return outcome(drained.recv().ok()),
             },
@@ -249,7 +266,7 @@ mod tests {
     fn a_drain_in_which_all_tunnels_ended_is_success_and_one_that_cut_is_not() {
         let (sender, signals) = unbounded();
         sender.send(signal(SIGTERM)).unwrap();
-        let status = until_stopped(&signals, Duration::ZERO, |_| Report::default());
+        let status = until_stopped(&signals, Duration::ZERO, || {}, |_| Report::default());
         assert_eq!(status, ExitStatus::SUCCESS);
         let cut = Report {
             cut: 1,
@@ -257,7 +274,7 @@ mod tests {
         };
         sender.send(signal(SIGTERM)).unwrap();
         assert_eq!(
-            until_stopped(&signals, Duration::ZERO, move |_| cut),
+            until_stopped(&signals, Duration::ZERO, || {}, move |_| cut),
             ExitStatus::FAILED
         );
     }
@@ -268,10 +285,15 @@ mod tests {
         let (release, blocked) = bounded::<()>(0);
         sender.send(signal(SIGTERM)).unwrap();
         sender.send(signal(SIGINT)).unwrap();
-        let status = until_stopped(&signals, Duration::from_secs(60), move |_| {
-            let _ = blocked.recv();
-            Report::default()
-        });
+        let status = until_stopped(
+            &signals,
+            Duration::from_secs(60),
+            || {},
+            move |_| {
+                let _ = blocked.recv();
+                Report::default()
+            },
+        );
         assert_eq!(status, ExitStatus::new(130));
         drop(release);
     }

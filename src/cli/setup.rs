@@ -72,6 +72,8 @@ pub(crate) fn start_embedded(
     let Some(options) = options else {
         return Ok(None);
     };
+    // Its token is made before the story begins; what protecting fails at, the story tells.
+    let _ = upstreamproxy::protect();
     let wanted = config.ca_bundle.take();
     let embedded = Embedded::start(options)?;
     embedded.configure(config);

@@ -34,7 +34,7 @@ use crate::http_head::Reply;
 use crate::listener::{self, Listening, Report, Room, Service};
 use crate::metrics::{Counters, Stats};
 use crate::resolver::{Override, Resolver};
-use crate::shutdown::{Outcome, Stop};
+use crate::shutdown::{Abort, Outcome, Stop};
 use crate::tls;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
@@ -168,6 +168,11 @@ impl Gateway {
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
         self.shared.counters.stats()
+    }
+
+    /// The way to end a shutdown that takes its time, from another thread.
+    pub fn abort(&self) -> Abort {
+        self.listening.abort()
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.

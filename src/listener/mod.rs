@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::deadline::Deadline;
 use crate::metrics::{Counters, Stats};
-use crate::shutdown::{How, Outcome, Stop};
+use crate::shutdown::{Abort, How, Outcome, Stop};
 use crate::wait::wait;
 use leaving::Leaving;
 use workers::{Job, Workers};
@@ -103,6 +103,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) struct Listening {
     address: SocketAddr,
     drain: Duration,
+    stop: Arc<Stop>,
     requests: Sender<Duration>,
     supervisor: Option<JoinHandle<Report>>,
 }
@@ -111,6 +112,11 @@ impl Listening {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The way to end a shutdown that takes its time.
+    pub(crate) fn abort(&self) -> Abort {
+        Abort::of(&self.stop)
     }
 
     /// Stops accepting, gives open connections `drain` to end, and returns when every thread is joined.
@@ -193,6 +199,7 @@ pub(crate) fn start<S: Service>(
     Ok(Listening {
         address,
         drain,
+        stop: Arc::clone(stop),
         requests,
         supervisor: Some(spawned?),
     })

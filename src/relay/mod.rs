@@ -29,7 +29,7 @@ use crate::listener::{self, Listening, Report, Service};
 use crate::metrics::{Counters, Stats};
 use crate::resolver::Resolver;
 use crate::secret::Credentials;
-use crate::shutdown::{Outcome, Stop};
+use crate::shutdown::{Abort, Outcome, Stop};
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 
@@ -88,6 +88,11 @@ impl Running {
     /// What has happened so far.
     pub(crate) fn stats(&self) -> Stats {
         self.counters.stats()
+    }
+
+    /// The way to end a shutdown that takes its time.
+    pub(crate) fn abort(&self) -> Abort {
+        self.listening.abort()
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.

@@ -12,12 +12,12 @@
 
 use std::io;
 
-/// Makes this process non-dumpable.
+/// Makes this process non-dumpable, before there is a secret in it. [`start`](crate::start) does it by itself.
 ///
 /// # Errors
 /// What the kernel says; on other systems than Linux `Unsupported`.
 #[cfg(target_os = "linux")]
-pub(crate) fn protect() -> io::Result<()> {
+pub fn protect() -> io::Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
@@ -28,7 +28,7 @@ pub(crate) fn protect() -> io::Result<()> {
 /// # Errors
 /// `Unsupported`: there is no such switch on this system.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn protect() -> io::Result<()> {
+pub fn protect() -> io::Result<()> {
     Err(io::Error::new(
         io::ErrorKind::Unsupported,
         "not available here",

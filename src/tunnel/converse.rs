@@ -121,11 +121,9 @@ fn pause(link: &mut Link, watch: &Watch<'_>, until: Deadline) -> Result<(), Faul
     // The client is watched for its end only: what it sends meanwhile waits in its socket.
     let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
     let stopped = watch.stopped();
-    let mut stop_interest = PollFlags::empty();
-    stop_interest.set(PollFlags::IN, stopped.is_none());
     let mut fds = [
         PollFd::from_borrowed_fd(link.fd(), interest),
-        PollFd::from_borrowed_fd(watch.stop.as_fd(), stop_interest),
+        PollFd::from_borrowed_fd(watch.stop.news(stopped), PollFlags::IN),
         PollFd::from_borrowed_fd(client, PollFlags::empty()),
     ];
     let until = stopped.map_or(until, |stop| until.min(stop));

@@ -596,6 +596,53 @@ fn a_drain_ends_the_silent_tunnel_and_lets_the_other_have_its_answer() {
     pair.relay.running.wait().succeeded();
 }
 
+#[test]
+fn a_second_signal_cuts_what_is_open_and_no_client_takes_the_part_for_the_whole() {
+    let (pair, target) = (
+        Pair::start(&["--drain-timeout", "1000s"], &[]),
+        Target::start(),
+    );
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    far.write_all(b"a part").unwrap();
+    client.read_exact(&mut [0; 6]).unwrap();
+    // A question without an answer, so that the drain waits.
+    client.write_all(b"?").unwrap();
+    far.read_exact(&mut [0]).unwrap();
+    pair.relay.running.signal(Signal::TERM);
+    // Nobody is let in any more: the first signal has been taken.
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, pair.relay.port())).is_ok() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(stands(&client, Duration::from_millis(50)));
+    pair.relay.running.signal(Signal::TERM);
+    assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Reset));
+    assert_eq!(read_to_end(&mut far), (Vec::new(), Ending::Reset));
+    assert_eq!(pair.relay.running.wait().status.code(), Some(143));
+}
+
+#[test]
+fn a_hangup_in_a_gateways_drain_ends_nothing() {
+    let (pair, target) = (
+        Pair::start(&["--drain-timeout", "1000s"], &[]),
+        Target::start(),
+    );
+    let (mut client, mut far) = target.tunnel(pair.relay.port());
+    client.write_all(b"?").unwrap();
+    far.read_exact(&mut [0]).unwrap();
+    let gateway = &pair.gateway.running;
+    gateway.signal(Signal::TERM);
+    let address = pair.gateway.base_url().replace("http://", "");
+    while TcpStream::connect(&address).is_ok() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    gateway.signal(Signal::HUP);
+    far.write_all(b"!").unwrap();
+    drop(far);
+    assert_eq!(read_to_end(&mut client), (b"!".to_vec(), Ending::Eof));
+    drop(client);
+    pair.gateway.running.wait().succeeded();
+}
+
 /// A `ClientHello`, whole.
 fn client_hello() -> Vec<u8> {
     let provider = rustls::crypto::ring::default_provider().into();

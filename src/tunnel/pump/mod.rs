@@ -344,11 +344,6 @@ impl<'a> Pump<'a> {
         }
         let raw_interest = interest(&self.raw, self.wants_raw());
         let ws_interest = interest(&self.ws, self.wants_ws());
-        let stop_interest = if draining.is_none() {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
         // A socket that is over says so at every poll: it is left out unless something is wanted of it.
         let raw_fd = if self.raw_over && raw_interest.is_empty() {
             self.stop.as_fd()
@@ -363,7 +358,7 @@ impl<'a> Pump<'a> {
         let mut fds = [
             PollFd::from_borrowed_fd(raw_fd, raw_interest),
             PollFd::from_borrowed_fd(ws_fd, ws_interest),
-            PollFd::from_borrowed_fd(self.stop.as_fd(), stop_interest),
+            PollFd::from_borrowed_fd(self.stop.news(draining), PollFlags::IN),
         ];
         wait(&mut fds, until).map_err(|error| Break::Ws(error.into()))?;
         let [raw, ws, _] = fds.map(|fd| fd.revents());
