@@ -18,8 +18,15 @@ pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub const DEFAULT_TOKEN_FILE: &str = "/run/ccr/session_token";
 
 /// A snapshot of environment variables: what the settings are read from, and what the child variables build on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl fmt::Debug for Environment {
+    /// The names alone: among the values are other people's keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl Environment {
     /// The environment of this process, now.
@@ -472,6 +479,16 @@ pub(crate) fn parse_duration(value: &str) -> Result<Duration, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debug_output_shows_no_variables_value() {
+        let environment: Environment = [("SOME_API_KEY", "s3cret")].into_iter().collect();
+        let shown = format!("{:?}", Config::from_environment(environment));
+        assert!(
+            shown.contains("SOME_API_KEY") && !shown.contains("s3cret"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn only_the_documented_words_are_truthy() {

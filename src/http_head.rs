@@ -15,8 +15,16 @@ pub(crate) const HEAD_LIMIT: usize = 16 << 10;
 const FIELD_LIMIT: usize = 128;
 
 /// The fields of a head, in their order.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Fields(Vec<(String, Vec<u8>)>);
+
+impl fmt::Debug for Fields {
+    /// The names, and how long the values are: among them are credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields = self.0.iter().map(|(name, value)| (name, value.len()));
+        f.debug_map().entries(fields).finish()
+    }
+}
 
 impl Fields {
     fn new(raw: &[httparse::Header<'_>]) -> Self {

@@ -19,9 +19,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use crate::authority::{AuthorityError, Host, parse_port};
 use crate::deadline::Deadline;
 
-/// How many look-ups run at once. Enough that one dead name server does not hold up the next name at once, few enough
-/// that look-ups which nobody waits for any more never matter among the host's threads.
-const THREAD_LIMIT: usize = 4;
+/// How many look-ups run at once, of one session's relay, which looks up its gateway's name over and over, and of a gateway,
+/// where one session's dead names must not hold up the names of all the others. Few enough that look-ups which nobody waits
+/// for any more never matter among the host's threads.
+const FEW: usize = 4;
+const MANY: usize = 32;
 /// How often one who waits for a name looks whether it is still wanted.
 const WANTED_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a thread waits for the next name before it ends.
@@ -34,20 +36,26 @@ pub(crate) struct Resolver(Arc<Pool>);
 impl Resolver {
     /// A resolver that asks the system. No thread is started before the first name.
     pub(crate) fn new() -> Self {
-        Self::with_overrides(Vec::new())
+        Self::with_lookup(Vec::new(), Arc::new(ask_system), IDLE_TIME, FEW)
     }
 
-    /// A resolver that knows these names by itself; of two for the same host and port the later one counts.
+    /// A gateway's resolver. It knows these names by itself; of two for the same host and port the later one counts.
     pub(crate) fn with_overrides(overrides: Vec<Override>) -> Self {
-        Self::with_lookup(overrides, Arc::new(ask_system), IDLE_TIME)
+        Self::with_lookup(overrides, Arc::new(ask_system), IDLE_TIME, MANY)
     }
 
-    fn with_lookup(overrides: Vec<Override>, lookup: Arc<Lookup>, idle_time: Duration) -> Self {
+    fn with_lookup(
+        overrides: Vec<Override>,
+        lookup: Arc<Lookup>,
+        idle_time: Duration,
+        limit: usize,
+    ) -> Self {
         let (jobs, queue) = unbounded();
         Self(Arc::new(Pool {
             overrides,
             lookup,
             idle_time,
+            limit,
             jobs: Some(jobs),
             queue,
             crew: Arc::default(),
@@ -179,6 +187,8 @@ struct Pool {
     overrides: Vec<Override>,
     lookup: Arc<Lookup>,
     idle_time: Duration,
+    /// How many threads there may be.
+    limit: usize,
     /// `None` only while the pool is dropped, which is what tells the idle threads to end.
     jobs: Option<Sender<Job>>,
     queue: Receiver<Job>,
@@ -263,7 +273,7 @@ impl Pool {
     /// Claims a thread that waits, else starts one, else leaves the name to whoever is free first.
     fn claim_thread(&self) -> io::Result<()> {
         let mut crew = lock(&self.crew);
-        if crew.spare > 0 || crew.running >= THREAD_LIMIT {
+        if crew.spare > 0 || crew.running >= self.limit {
             crew.spare -= 1;
             return Ok(());
         }
@@ -412,7 +422,7 @@ mod tests {
             Ok(vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)])
         };
         Held {
-            resolver: Resolver::with_lookup(Vec::new(), Arc::new(lookup), idle_time),
+            resolver: Resolver::with_lookup(Vec::new(), Arc::new(lookup), idle_time, FEW),
             begun,
             release,
             threads,
@@ -444,11 +454,12 @@ mod tests {
                 .iter()
                 .all(|a| a.ip().is_loopback())
         );
-        let empty = Resolver::with_lookup(Vec::new(), Arc::new(|_, _| Ok(Vec::new())), LONG);
+        let empty = Resolver::with_lookup(Vec::new(), Arc::new(|_, _| Ok(Vec::new())), LONG, FEW);
         let unknown = Resolver::with_lookup(
             Vec::new(),
             Arc::new(|_, _| Err(io::Error::other("unknown"))),
             LONG,
+            FEW,
         );
         for resolver in [empty, unknown] {
             let error = resolver
@@ -467,6 +478,7 @@ mod tests {
             overrides,
             Arc::new(|_, port| Ok(vec![([9; 4], port).into()])),
             LONG,
+            FEW,
         );
         let resolve = |port| {
             resolver
@@ -537,7 +549,7 @@ mod tests {
     fn no_more_threads_than_the_limit_and_every_name_gets_its_turn() {
         let held = held(LONG);
         let asked: Vec<_> = (0..12).map(|_| ask(&held.resolver, "a")).collect();
-        for _ in 0..THREAD_LIMIT {
+        for _ in 0..FEW {
             held.begun.recv().unwrap();
         }
         assert!(held.begun.is_empty());
@@ -545,7 +557,7 @@ mod tests {
             held.release.send(()).unwrap();
         }
         assert!(asked.into_iter().all(|a| a.join().unwrap().is_ok()));
-        assert_eq!(lock(&held.threads).len(), THREAD_LIMIT);
+        assert_eq!(lock(&held.threads).len(), FEW);
     }
 
     #[test]
@@ -586,7 +598,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&crew), 2 + lock(&crew).running);
         let in_lookup = |member: &&Member| member.in_lookup.load(Ordering::Acquire);
         let stuck = lock(&crew).threads.iter().filter(in_lookup).count();
-        assert!((1..=THREAD_LIMIT).contains(&stuck), "{stuck}");
+        assert!((1..=FEW).contains(&stuck), "{stuck}");
         drop(held.resolver);
         assert_eq!(Arc::strong_count(&crew), 1 + stuck);
         drop(held.release);

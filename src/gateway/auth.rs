@@ -3,6 +3,7 @@
 //! Every check compares with every session, without leaving early, so that its time tells neither which sessions there
 //! are nor how much of a token was right. What to answer, and when the file is read again, is not decided here.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 use rustix::fs::{Mode, OFlags};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::secret::{Credentials, Secret};
@@ -100,7 +102,7 @@ impl Sessions {
         for session in &self.0 {
             // The token first and for every session: an unknown id must cost what a known one does.
             let right_token = session.token.matches(token);
-            let right_id = session.session_id.as_bytes() == id;
+            let right_id = bool::from(session.session_id.as_bytes().ct_eq(id));
             if right_token & right_id & same_as_upgrade {
                 found = Some(session.session_id.as_str());
             }
@@ -121,6 +123,7 @@ fn behind_scheme<'a>(header_value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
 
 fn parse_lines(text: &str) -> Result<Sessions, Problem> {
     let mut sessions: Vec<Credentials> = Vec::new();
+    let mut known = HashSet::new();
     for (line, number) in text.lines().zip(1..) {
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with('#') {
@@ -134,7 +137,7 @@ fn parse_lines(text: &str) -> Result<Sessions, Problem> {
         if !is_visible_ascii(id) || !is_visible_ascii(token) || id.contains(':') {
             return Err(Problem::Line { number });
         }
-        if sessions.iter().any(|session| session.session_id == id) {
+        if !known.insert(id) {
             return Err(Problem::Twice { number });
         }
         sessions.push(Credentials {

@@ -98,18 +98,18 @@ pub(crate) mod description {
 
 /// Whether a record with the beginning of a `ClientHello` can begin like this, however few the bytes are.
 fn may_begin_a_hello(bytes: &[u8]) -> bool {
+    let length = bytes.get(3..RECORD_HEADER).and_then(big_endian);
     let fits = |(at, &byte): (usize, &u8)| match at {
         0 => byte == CONTENT_HANDSHAKE,
         1 => byte == 3,
-        // "MUST be ignored for all purposes" (RFC 8446, section 5.1), but no client says anything else.
-        2 => byte <= 4,
+        // The third byte "MUST be ignored for all purposes" (RFC 8446, section 5.1), and there are servers that do so.
         3 => u16::from(byte) <= FRAGMENT_LIMIT >> 8,
-        5 => byte == CLIENT_HELLO,
+        // An empty record is no way round: some servers skip it and take the hello behind it.
+        5 => byte == CLIENT_HELLO || length == Some(0),
         _ => true,
     };
     let begins = bytes.iter().take(RECORD_HEADER + 1).enumerate().all(fits);
-    let length = bytes.get(3..RECORD_HEADER).and_then(big_endian);
-    begins && length.is_none_or(|length| (1..=usize::from(FRAGMENT_LIMIT)).contains(&length))
+    begins && length.is_none_or(|length| length <= usize::from(FRAGMENT_LIMIT))
 }
 
 /// How far the `ClientHello` at the beginning of some bytes reaches.
@@ -131,6 +131,9 @@ fn extent(bytes: &[u8]) -> Extent<'_> {
     let mut end = 0;
     for _ in 0..RECORD_LIMIT {
         let rest = bytes.get(end..).unwrap_or_default();
+        if end + RECORD_HEADER > HELLO_LIMIT {
+            return too_large;
+        }
         let Some((header, rest)) = rest.split_first_chunk::<RECORD_HEADER>() else {
             return Extent::Open;
         };
@@ -383,12 +386,10 @@ mod tests {
             (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", 1), // PostgreSQL asks for TLS in its own words
             (b"\x80\x2e\x01\x03\x01", 1),             // SSL 2
             (b"\x16\xfe\xfd\x00", 2),                 // DTLS
-            (b"\x16\x03\x05\x00", 3),
-            (b"\x16\x03\x01\x41", 4),             // over 16 KiB
-            (b"\x16\x03\x01\x40\x01", 5),         // over 16 KiB
-            (b"\x16\x03\x01\x00\x00", 5),         // empty
-            (b"\x16\x03\x03\x00\x50\x02", 6),     // a ServerHello
-            (b"\x15\x03\x03\x00\x02\x02\x28", 1), // an alert
+            (b"\x16\x03\x01\x41", 4),                 // over 16 KiB
+            (b"\x16\x03\x01\x40\x01", 5),             // over 16 KiB
+            (b"\x16\x03\x03\x00\x50\x02", 6),         // a ServerHello
+            (b"\x15\x03\x03\x00\x02\x02\x28", 1),     // an alert
         ] {
             for end in 0..=bytes.len() {
                 let expected = if end < needed {
@@ -399,6 +400,49 @@ mod tests {
                 assert_eq!(read(&bytes[..end]), expected, "{bytes:?} {end}");
             }
         }
+    }
+
+    #[test]
+    fn a_hello_in_a_disguise_that_some_server_looks_through_is_no_other_protocol() {
+        let hello = hello_of("registry.example", &[b"h2"], None);
+        for version in [0, 5, 9, 0xff] {
+            let mut disguised = hello.clone();
+            disguised[2] = version;
+            for end in 0..disguised.len() {
+                assert_eq!(
+                    read(&disguised[..end]),
+                    FirstBytes::NeedMore,
+                    "{version} {end}"
+                );
+            }
+            assert!(
+                matches!(
+                    read(&disguised),
+                    FirstBytes::Hello(_) | FirstBytes::Broken { .. }
+                ),
+                "{version}"
+            );
+        }
+        let behind_nothing = [b"\x16\x03\x01\x00\x00", hello.as_slice()].concat();
+        let FirstBytes::Broken { reason, .. } = read(&behind_nothing) else {
+            panic!("passed through");
+        };
+        assert_eq!(reason, "an empty handshake record");
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_a_reader_may_hold() {
+        // Records that end just before the limit, without room for the next one's header.
+        let mut bytes = Vec::new();
+        while HELLO_LIMIT - bytes.len() > RECORD_HEADER {
+            let length = (HELLO_LIMIT - bytes.len() - RECORD_HEADER).min(FRAGMENT_LIMIT.into());
+            let [high, low] = (length as u16).to_be_bytes();
+            bytes.extend([CONTENT_HANDSHAKE, 3, 1, high, low]);
+            bytes.extend(vec![0; length]);
+        }
+        bytes[RECORD_HEADER..][..HANDSHAKE_HEADER].copy_from_slice(&[CLIENT_HELLO, 0, 0xff, 0xf0]);
+        assert!(bytes.len() <= HELLO_LIMIT);
+        assert!(matches!(read(&bytes), FirstBytes::Broken { .. }));
     }
 
     #[test]

@@ -70,7 +70,8 @@ fn run(
     }
     let raw = match dial(gateway, &authority, ws.socket()) {
         Ok(raw) => raw,
-        Err((reply, why)) => return Err(refuse(gateway, ws, &reply, why)),
+        Err((Some(reply), why)) => return Err(refuse(gateway, ws, &reply, why)),
+        Err((None, _)) => return Err(How::Abandoned),
     };
     Counters::add(&gateway.counters.tunnels, 1);
     tell(gateway, &mut ws, ESTABLISHED).map_err(|_| How::Abandoned)?;
@@ -214,33 +215,32 @@ fn stand_by(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<As
     })
 }
 
+/// Why there is no way to the target: what the relay is told, if it is still there, and the reason for the log.
+type NotDialled = (Option<Reply>, String);
+
 /// Opens the TCP connection to the target: every address is checked after the look-up, and the very one that was checked is dialled.
-fn dial(
-    gateway: &Shared,
-    authority: &Authority,
-    relay: &TcpStream,
-) -> Result<Link, (Reply, String)> {
+fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Link, NotDialled> {
+    let failed = |phase| {
+        move |fault: Fault| {
+            let reply = not_reached(phase, &fault);
+            (reply, fault.to_string())
+        }
+    };
     let timeout = gateway.limits.connect_timeout;
     let wanted = || gateway.stop.asked().is_none();
     let until = Deadline::after(timeout);
     let addresses = gateway
         .resolver
         .resolve_while(&authority.host, authority.port, until, &wanted)
-        .map_err(|error| {
-            (
-                not_reached(error.kind() == std::io::ErrorKind::TimedOut, Phase::Resolve),
-                error.to_string(),
-            )
-        })?;
+        .map_err(Fault::of_lookup)
+        .map_err(failed(Phase::Resolve))?;
     let permitted = gateway.policy.choose(addresses).map_err(|refusal| {
         let reply = Reply::new(
             403,
             format!("the target's address is not allowed: {refusal}"),
         );
-        (
-            reply.because("destination_ip_prohibited", Phase::Connect),
-            refusal.to_string(),
-        )
+        let reply = reply.because("destination_ip_prohibited", Phase::Connect);
+        (Some(reply), refusal.to_string())
     })?;
     let watch = Watch {
         stop: &gateway.stop,
@@ -252,33 +252,40 @@ fn dial(
     };
     connect(&permitted, &watch)
         .and_then(|(stream, _)| Ok(Link::new(stream, &gateway.pool)?))
-        .map_err(|fault| {
-            let reply = match &fault {
-                Fault::Io(error) if exhausted(error) => {
-                    Reply::new(503, "the gateway has no descriptor or memory left for it")
-                        .because("proxy_internal_error", Phase::Connect)
-                }
-                _ => not_reached(fault.is_timeout(), Phase::Connect),
-            };
-            (reply, fault.to_string())
-        })
+        .map_err(failed(Phase::Connect))
 }
 
-fn not_reached(timed_out: bool, phase: Phase) -> Reply {
-    match (timed_out, phase) {
-        (true, Phase::Resolve) => Reply::new(504, "looking up the target's name took too long")
-            .because("dns_timeout", phase),
-        (false, Phase::Resolve) => {
-            Reply::new(502, "the target's name was not found").because("dns_error", phase)
-        }
-        (true, _) => Reply::new(504, "the target did not answer in time")
-            .because("connection_timeout", phase),
-        (false, _) => Reply::new(
-            502,
-            "the target refused the connection or cannot be reached",
-        )
-        .because("connection_refused", phase),
-    }
+/// What the relay is told of a target that was not reached in `phase`; nothing once it has left. What is our own doing is
+/// not said of the target.
+fn not_reached(phase: Phase, fault: &Fault) -> Option<Reply> {
+    let (status, sentence, error) = match fault {
+        Fault::ClientLeft => return None,
+        Fault::Stopped => (503, "the gateway is stopping", "proxy_internal_response"),
+        Fault::Io(error) if exhausted(error) => (
+            503,
+            "the gateway has no descriptor, thread or memory left for it",
+            "proxy_internal_error",
+        ),
+        _ => match (phase, fault.is_timeout()) {
+            (Phase::Resolve, true) => (
+                504,
+                "looking up the target's name took too long",
+                "dns_timeout",
+            ),
+            (Phase::Resolve, false) => (502, "the target's name was not found", "dns_error"),
+            (_, true) => (
+                504,
+                "the target did not answer in time",
+                "connection_timeout",
+            ),
+            (_, false) => (
+                502,
+                "the target refused the connection or cannot be reached",
+                "connection_refused",
+            ),
+        },
+    };
+    Some(Reply::new(status, sentence).because(error, phase))
 }
 
 /// Seals `bytes` for the peer, at its present layer.
@@ -306,4 +313,46 @@ fn refuse(gateway: &Shared, mut ws: Link, reply: &Reply, why: String) -> How {
 
 fn refused(status: u16, phase: Phase, why: String) -> How {
     How::Refused { status, phase, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_target_is_blamed_for_what_is_its_own_and_for_nothing_else() {
+        let of = |kind: io::ErrorKind| Fault::Io(kind.into());
+        let errno = |errno: rustix::io::Errno| Fault::Io(errno.into());
+        for (phase, fault, expected) in [
+            (
+                Phase::Resolve,
+                Fault::of_lookup(io::ErrorKind::Interrupted.into()),
+                Some(503),
+            ),
+            (Phase::Resolve, of(io::ErrorKind::TimedOut), Some(504)),
+            (Phase::Resolve, of(io::ErrorKind::NotFound), Some(502)),
+            (Phase::Resolve, errno(rustix::io::Errno::AGAIN), Some(503)),
+            (Phase::Connect, Fault::Stopped, Some(503)),
+            (Phase::Connect, Fault::ClientLeft, None),
+            (Phase::Connect, Fault::TimedOut(Phase::Connect), Some(504)),
+            (
+                Phase::Connect,
+                of(io::ErrorKind::ConnectionRefused),
+                Some(502),
+            ),
+            (Phase::Connect, errno(rustix::io::Errno::MFILE), Some(503)),
+        ] {
+            let reply = not_reached(phase, &fault);
+            let status = reply.as_ref().map(|reply| reply.status);
+            assert_eq!(status, expected, "{phase}: {fault:?}");
+            let blamed = reply.is_some_and(|reply| reply.sentence.contains("the target"));
+            assert_eq!(
+                blamed,
+                matches!(status, Some(502 | 504)),
+                "{phase}: {fault:?}"
+            );
+        }
+    }
 }

@@ -3,8 +3,8 @@
 //!
 //! [RFC 9110, section 11.7]: https://www.rfc-editor.org/rfc/rfc9110#section-11.7
 
-use std::io;
 use std::net::TcpStream;
+use std::{fmt, io};
 
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
@@ -32,10 +32,15 @@ pub(crate) struct Entry {
     password: Option<Password>,
 }
 
-#[derive(Debug)]
 struct Password {
     header: Secret,
     userinfo: String,
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(redacted)")
+    }
 }
 
 impl Entry {

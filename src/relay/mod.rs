@@ -10,10 +10,10 @@ mod refusal;
 mod standby;
 mod worker;
 
-use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use rustls::ClientConfig;
 
@@ -67,11 +67,19 @@ struct Shared {
 }
 
 /// A relay that listens.
-#[derive(Debug)]
 pub(crate) struct Running {
     listening: Listening,
     counters: Arc<Counters>,
     userinfo: Option<String>,
+}
+
+impl fmt::Debug for Running {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("listening", &self.listening)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Running {

@@ -187,7 +187,7 @@ pub(super) fn refused_by_gateway(answered: u16, text: &str) -> Refusal {
         ),
         429 | 503 => (
             503,
-            "the gateway has no tunnel free".into(),
+            "the gateway has no tunnel free, or is stopping".into(),
             "try again in a moment",
             "connection_limit_reached",
         ),

@@ -7,6 +7,7 @@
 //! gateway without a trust store of ours fails where it worked before.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -184,7 +185,7 @@ enum Value {
 }
 
 /// What the variables of a child process are made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ChildEnv {
     /// The relay's URL.
     pub(crate) proxy: String,
@@ -192,6 +193,15 @@ pub(crate) struct ChildEnv {
     pub(crate) bundle: PathBuf,
     /// The wget settings file; `None` where the user has one of their own.
     pub(crate) wgetrc: Option<PathBuf>,
+}
+
+impl fmt::Debug for ChildEnv {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChildEnv")
+            .field("bundle", &self.bundle)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ChildEnv {

@@ -2,6 +2,8 @@
 //!
 //! Without I/O. The relay writes [`request`] and reads [`Answer`]; the gateway reads [`Asked`] and writes its answer.
 
+use std::fmt;
+
 use zeroize::Zeroizing;
 
 use super::fault::Fault;
@@ -69,7 +71,6 @@ impl Answer {
 }
 
 /// What a relay asked for.
-#[derive(Debug)]
 pub(crate) struct Asked {
     /// The target.
     pub(crate) authority: Authority,
@@ -77,6 +78,16 @@ pub(crate) struct Asked {
     pub(crate) authorization: Option<Zeroizing<Vec<u8>>>,
     /// The length of the head; early data follows.
     pub(crate) len: usize,
+}
+
+impl fmt::Debug for Asked {
+    /// Without the credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked")
+            .field("authority", &self.authority)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Asked {
