@@ -140,6 +140,28 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Head
     Ok(Some((head, len)))
 }
 
+/// Reads the head of the final response off the front of `bytes`, with all interim ones before it ([RFC 9110, section 15.2]: "A
+/// client MUST be able to parse one or more 1xx responses received prior to a final response"): the head, and the length of
+/// all, which together are no longer than one head may be. A 101 is a final one: what follows it is no HTTP.
+///
+/// [RFC 9110, section 15.2]: https://www.rfc-editor.org/rfc/rfc9110#section-15.2
+pub(crate) fn final_response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, HeadError> {
+    let mut at = 0;
+    while let Some((head, len)) = response(bytes.get(at..).unwrap_or_default())? {
+        at += len;
+        if at > HEAD_LIMIT {
+            return Err(HeadError::TooLarge);
+        }
+        if head.status == 101 || head.status >= 200 {
+            return Ok(Some((head, at)));
+        }
+    }
+    if bytes.len() >= HEAD_LIMIT {
+        return Err(HeadError::TooLarge);
+    }
+    Ok(None)
+}
+
 /// Reads a response head off the front of `bytes`: the head and its length, or `None` when more bytes are needed.
 pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, HeadError> {
     const START: &[u8] = b"HTTP/1.";
@@ -504,5 +526,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn interim_responses_before_the_final_one_are_skipped_within_the_limit() {
+        let interim = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+        for (last, status) in [
+            ("101 Switching Protocols", 101),
+            ("200 OK", 200),
+            ("403 No", 403),
+        ] {
+            let bytes = format!("HTTP/1.1 100 Continue\r\n\r\n{interim}HTTP/1.1 {last}\r\n\r\n");
+            for end in 0..bytes.len() {
+                assert!(
+                    matches!(final_response(&bytes.as_bytes()[..end]), Ok(None)),
+                    "{end}"
+                );
+            }
+            let (head, len) = final_response((bytes.clone() + "rest").as_bytes())
+                .unwrap()
+                .unwrap();
+            assert_eq!((head.status, len), (status, bytes.len()));
+        }
+        let endless = interim.repeat(HEAD_LIMIT / interim.len() + 1);
+        assert!(matches!(
+            final_response(endless.as_bytes()),
+            Err(HeadError::TooLarge)
+        ));
     }
 }

@@ -111,7 +111,7 @@ pub fn start(config: &Config) -> Started {
     if silent {
         log::debug!("disabled at {stage}: {reason}");
     } else {
-        log::warn!("disabled at {stage}: {reason}; going on without the proxy");
+        log::warn!("disabled at {stage}: {reason}");
     }
     Started::Disabled(Disabled {
         stage,

@@ -54,6 +54,7 @@ fn work(
         }
         Asked::Work(typed) => typed,
     };
+    signals::outlive_file_limits();
     let task = resolve(&typed, environment.clone())?;
     logging::start(task.level(typed.verbosity), environment.text("RUST_LOG"));
     Ok(match task {

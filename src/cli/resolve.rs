@@ -362,6 +362,9 @@ impl<'a> Layers<'a> {
             let mut flags = config.clone();
             flags.when = When::Always;
             flags.unusable.clear();
+            if !self.typed.has("listen") {
+                flags.listen = Config::default().listen;
+            }
             if !self.typed.has("base-url") {
                 flags.base_url = Some(DEFAULT_BASE_URL.to_owned());
             }
@@ -575,6 +578,11 @@ mod tests {
             assert_eq!(kept.len(), 1, "{variable}");
             assert_eq!(kept[0].name, variable);
         }
+        // One that can be read and not be used is the gate's too, whatever flags stand beside it.
+        let flags = "run --base-url https://upstream.test --session-id s x";
+        let open = session(flags, &[("UPSTREAMPROXY_LISTEN", "0.0.0.0:0")]).config;
+        assert!(!open.listen.ip().is_loopback());
+        assert!(task("run --listen 0.0.0.0:0 x", &[]).is_err());
         let kept = session("run x", &[("UPSTREAMPROXY_REQUIRE", "perhaps")]);
         assert_eq!(kept.config.unusable[0].name, "UPSTREAMPROXY_REQUIRE");
     }

@@ -1,5 +1,6 @@
 //! Signals as values on a channel, and who sent them. They belong to the binary: the library never touches them.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, never, unbounded};
@@ -18,6 +19,16 @@ pub(crate) const FORWARDED: &[i32] = &[
 ];
 /// What ends a walk of `doctor`.
 pub(crate) const ENDING: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
+
+/// Lets writing over the limit on file sizes fail instead of ending this process (`SIGXFSZ`): then the stage that wrote is not
+/// satisfied, and the session goes on. A handler and not "ignored", for a child does not inherit a handler.
+pub(crate) fn outlive_file_limits() {
+    let number = Number::XFSZ.as_raw();
+    if !Ignored::now().has(number) {
+        // Where it cannot be had, it is as it was.
+        let _ = signal_hook::flag::register(number, Arc::default());
+    }
+}
 
 /// One signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

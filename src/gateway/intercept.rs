@@ -41,7 +41,7 @@ pub(super) fn run(gateway: &Shared, authority: &Authority, pump: Pump<'_>) -> En
             Err(refused) => refused,
         },
     };
-    log::warn!("{authority} not intercepted: {}", refused.why);
+    log::warn!("{authority} refused: {}", refused.why);
     let ending = pump.end_with(&refused.alert);
     Ending {
         how: How::Broken {
@@ -80,7 +80,9 @@ fn secure(
     if let Some(sni) = &hello.sni
         && Host::parse(sni).as_ref() != Ok(&authority.host)
     {
-        let why = "the ClientHello asks for another host than the CONNECT request";
+        let why = format!(
+            "the ClientHello asks for {sni:?}, which is not the host of the CONNECT request"
+        );
         return Err(Refused::new(
             description::UNRECOGNIZED_NAME,
             Party::Client,

@@ -221,7 +221,7 @@ impl<'a> Way<'a> {
         self.send(link, &upgrade_request(self.upstream, &key))?;
         let watch = self.bounded(self.limits.connect_timeout);
         let version = converse(link, received, &watch, |_, received| {
-            let Some((head, len)) = http_head::response(received.filled())? else {
+            let Some((head, len)) = http_head::final_response(received.filled())? else {
                 return Ok(None);
             };
             received.consume(len);

@@ -62,7 +62,9 @@ pub(crate) fn start(first: &[u8], len: usize) -> Start {
     match first {
         [] => Start::Unknown,
         [DATA_TAG, length @ ..] => match varint(length) {
-            Ok((data, n)) if 1 + n as u64 + data == len as u64 => Start::AllData(1 + n),
+            Ok((data, n)) if data.checked_add(1 + n as u64) == Some(len as u64) => {
+                Start::AllData(1 + n)
+            }
             Err(DecodeError::Truncated) if first.len() < MAX_HEADER.min(len) => Start::Unknown,
             _ => Start::Other,
         },

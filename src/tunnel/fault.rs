@@ -24,6 +24,10 @@ pub(crate) enum Fault {
     Chunk(DecodeError),
     /// The peer sent more in one message than is taken.
     TooBig,
+    /// There is no room left for messages in pieces: all tunnels of this end share it, and this one asked last.
+    NoRoom,
+    /// The peer sent more that makes no whole TLS record or flight than is taken.
+    TlsTooBig,
     /// The peer sent data after it had said that no more would come.
     AfterFin,
     /// The peer closed with this code where the stream was not at its end.
@@ -47,7 +51,7 @@ impl Fault {
             Self::Frame(_) | Self::AfterFin => CloseCode::Protocol,
             Self::Text => CloseCode::Unsupported,
             Self::Chunk(_) => CloseCode::Invalid,
-            Self::TooBig => CloseCode::Size,
+            Self::TooBig | Self::NoRoom => CloseCode::Size,
             _ => CloseCode::Error,
         }
     }
@@ -113,6 +117,10 @@ impl fmt::Display for Fault {
             Self::Text => f.write_str("a WebSocket text message, where only binary ones belong"),
             Self::Chunk(error) => error.fmt(f),
             Self::TooBig => f.write_str("a WebSocket message over 1 MiB"),
+            Self::NoRoom => {
+                f.write_str("no room is left here for WebSocket messages that come in pieces")
+            }
+            Self::TlsTooBig => f.write_str("TLS: a record or flight over 512 KiB"),
             Self::AfterFin => f.write_str("data after fin"),
             Self::Closed(Some(code)) => write!(f, "the WebSocket was closed with code {code}"),
             Self::Closed(None) => f.write_str("the WebSocket was closed without a code"),

@@ -199,7 +199,7 @@ impl Link {
         };
         if into.room(self.class).is_empty() {
             if into.len() >= INCOMING_LIMIT {
-                return Err(Fault::TooBig);
+                return Err(Fault::TlsTooBig);
             }
             into.reserve(into.len());
         }

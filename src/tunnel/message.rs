@@ -53,7 +53,7 @@ impl Assembly {
     fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), Fault> {
         self.counted += bytes.len();
         if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET {
-            return Err(Fault::TooBig);
+            return Err(Fault::NoRoom);
         }
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);

@@ -45,13 +45,15 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Reads the answer off the front of `bytes`; `None` when more are needed. An interim answer (1xx) is a fault.
+    /// Reads the answer off the front of `bytes`; `None` when more are needed. Interim answers (1xx) before it are skipped.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
-        let Some((head, len)) = http_head::response(bytes).map_err(Fault::from)? else {
+        let Some((head, len)) = http_head::final_response(bytes).map_err(Fault::from)? else {
             return Ok(None);
         };
         if head.status < 200 {
-            return Err(Fault::Head("the gateway answered with an interim status"));
+            return Err(Fault::Head(
+                "the gateway switched protocols where it was asked for a tunnel",
+            ));
         }
         let length = head
             .fields
@@ -193,7 +195,14 @@ mod tests {
                 text: Some(5)
             }
         );
-        assert!(read("HTTP/1.1 100 Continue\r\n\r\n").is_err());
+        let interim = "HTTP/1.1 100 Continue\r\n\r\n";
+        assert!(read(interim).expect("no fault").is_none());
+        let answer = read(&format!("{interim}HTTP/1.1 200 OK\r\n\r\n")).expect("no fault");
+        assert_eq!(
+            answer.map(|answer| (answer.status, answer.len)),
+            Some((200, 25 + 19))
+        );
+        assert!(read("HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
         assert!(read("SSH-2.0").is_err());
     }
 

@@ -451,3 +451,16 @@ fn a_command_that_ends_with_tunnels_open_ends_us_too() {
     assert!(finished.text().starts_with("HTTP/1.1 200"), "{finished:#?}");
     assert!(began.elapsed() < Duration::from_secs(30), "{finished:#?}");
 }
+
+#[test]
+fn a_limit_on_file_sizes_disables_it_and_the_command_runs() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&TempHome::new(), &[]);
+    let mut command = home.command("sh");
+    let script = "ulimit -f 1; exec \"$0\" run -- sh -c 'kill -XFSZ $$; echo survived' || true";
+    command.args(["-c", script, binary()]);
+    let finished = finish(home.session(&mut command, &gateway.base_url()));
+    assert!(finished.stderr.contains("disabled at ca"), "{finished:#?}");
+    // The command has the signal as it would have had it without us: 128 and 25.
+    assert_eq!((finished.status.code(), &*finished.text()), (Some(153), ""));
+}
