@@ -18,38 +18,42 @@ use crate::tunnel::fault::Fault;
 use crate::tunnel::pump::Pump;
 use crate::tunnel::transport::Tls;
 
-/// Looks at the client's first bytes, intercepts if they are TLS, and runs the tunnel to its end.
-pub(super) fn run(gateway: &Shared, authority: &Authority, pump: Pump<'_>) -> Ending {
+/// Looks at the client's first bytes, and puts TLS of our own on both sides if they are TLS.
+///
+/// # Errors
+/// The tunnel has ended meanwhile.
+#[inline(never)]
+pub(super) fn begin<'a>(
+    gateway: &Shared,
+    authority: &Authority,
+    pump: Box<Pump<'a>>,
+) -> Result<Box<Pump<'a>>, Ending> {
     let mut seen = FirstBytes::NeedMore;
-    let peeked = pump.peek(|bytes| {
+    let mut pump = pump.peek(|bytes| {
         seen = hello::read(bytes);
         !matches!(seen, FirstBytes::NeedMore)
-    });
-    let mut pump = match peeked {
-        Ok(pump) => pump,
-        Err(ending) => return ending,
-    };
+    })?;
     let refused = match seen {
-        FirstBytes::NeedMore | FirstBytes::NotTls => return pump.run(),
+        FirstBytes::NeedMore | FirstBytes::NotTls => return Ok(pump),
         FirstBytes::Broken { alert, reason } => Refused {
             alert,
             by: Party::Client,
             why: format!("ClientHello: {reason}"),
         },
         FirstBytes::Hello(hello) => match secure(gateway, authority, &hello, &mut pump) {
-            Ok(()) => return pump.run(),
+            Ok(()) => return Ok(pump),
             Err(refused) => refused,
         },
     };
     log::warn!("{authority} refused: {}", refused.why);
     let ending = pump.end_with(&refused.alert);
-    Ending {
+    Err(Ending {
         how: How::Broken {
             by: refused.by,
             why: refused.why,
         },
         ..ending
-    }
+    })
 }
 
 /// An interception that did not come to be.

@@ -13,7 +13,7 @@ use crate::authority::Authority;
 use crate::deadline::{Deadline, Phase};
 use crate::http_head::{self, HeadError, Reply};
 use crate::metrics::Counters;
-use crate::shutdown::{Ending, How, Outcome};
+use crate::shutdown::{How, Outcome};
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::connect::connect;
 use crate::tunnel::converse::{Watch, converse, dismiss, farewell};
@@ -31,17 +31,27 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Serves one connection to its end.
 pub(super) fn serve(gateway: &Shared, connection: TcpStream, peer: SocketAddr) -> Outcome {
     let since = Instant::now();
-    let mut authority = None;
-    let came_to = run(gateway, connection, peer, &mut authority);
-    Outcome::new(since, authority, came_to)
+    let mut asked = None;
+    let came_to = open(gateway, connection, peer, &mut asked).map(|(authority, pump)| {
+        let mut patterns = gateway.intercept.iter();
+        let ready = if patterns.any(|pattern| pattern.matches(&authority)) {
+            intercept::begin(gateway, &authority, pump)
+        } else {
+            Ok(pump)
+        };
+        ready.map_or_else(|ending| ending, Pump::run)
+    });
+    Outcome::new(since, asked, came_to)
 }
 
-fn run(
-    gateway: &Shared,
+/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`stack`).
+#[inline(never)]
+fn open<'a>(
+    gateway: &'a Shared,
     connection: TcpStream,
     peer: SocketAddr,
     asked: &mut Option<String>,
-) -> Result<Ending, How> {
+) -> Result<(Authority, Box<Pump<'a>>), How> {
     let mut received = Buffer::new(&gateway.pool);
     let (mut ws, bearer, version) = admit(gateway, connection, peer, &mut received)?;
     let messages = Messages::new(Role::Server, version, &gateway.budget);
@@ -82,12 +92,7 @@ fn run(
     };
     let outbound = Buffer::new(&gateway.pool);
     let pump = Pump::new(Role::Server, raw, ws, outbound, received, shared);
-    let mut patterns = gateway.intercept.iter();
-    if patterns.any(|pattern| pattern.matches(&authority)) {
-        Ok(intercept::run(gateway, &authority, pump))
-    } else {
-        Ok(pump.run())
-    }
+    Ok((authority, pump))
 }
 
 /// The door: a connection is to become a WebSocket, and its token is known, or it has had its answer.

@@ -23,14 +23,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::deadline::Deadline;
 use crate::metrics::{Counters, Stats};
 use crate::shutdown::{Abort, How, Outcome, Stop};
+use crate::stack;
 use crate::wait::wait;
 use leaving::Leaving;
 use workers::{Job, Workers};
 
 /// How many connections may wait in the kernel; std's own 128 is little for a package manager that opens dozens at once.
 const BACKLOG: i32 = 1024;
-/// A worker's stack. Only touched pages count; an RSA handshake with a long chain needs some.
-const STACK: usize = 256 << 10;
 /// How long the acceptor waits after an error that only time can mend: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a connection waits for the slot of one that is turned out: the acceptor waits with it, so not long.
@@ -178,7 +177,7 @@ pub(crate) fn start<S: Service>(
     let [supervisor_name, acceptor_name, _] = S::THREADS;
     let acceptor = thread::Builder::new()
         .name(acceptor_name.into())
-        .stack_size(STACK)
+        .stack_size(stack::SIZE)
         .spawn(move || acceptor.run())?;
     let supervisor = Supervisor {
         who: S::WHO,
@@ -191,7 +190,7 @@ pub(crate) fn start<S: Service>(
     };
     let spawned = thread::Builder::new()
         .name(supervisor_name.into())
-        .stack_size(STACK)
+        .stack_size(stack::SIZE)
         .spawn(move || supervisor.run());
     if spawned.is_err() {
         stop.ask(Deadline::after(Duration::ZERO));

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::{Event, STACK, Service, Slot};
+use super::{Event, Service, Slot};
 use crate::shutdown::{How, Outcome};
+use crate::stack;
 
 /// How many wait at most: as many as a package manager opens connections at once, and as many that end meanwhile.
 const SPARE_LIMIT: usize = 64;
@@ -65,7 +66,7 @@ impl<S: Service> Workers<S> {
         };
         let spawned = thread::Builder::new()
             .name(format!("{}-{id}", S::THREADS[2]))
-            .stack_size(STACK)
+            .stack_size(stack::SIZE)
             .spawn(move || worker.run(id));
         match spawned {
             Ok(thread) => {
@@ -175,6 +176,7 @@ struct Worker<S> {
 
 impl<S: Service> Worker<S> {
     fn run(self, id: u64) {
+        stack::begins_here();
         let mut call = self.seat.wait(Duration::MAX);
         while let Some(Call::Serve(job)) = call {
             let outcome = self.serve(job);

@@ -10,7 +10,7 @@ use crate::authority::{Authority, Host};
 use crate::deadline::{Deadline, Phase};
 use crate::http_head::{self, HeadError, Reply, RequestHead};
 use crate::metrics::Counters;
-use crate::shutdown::{Ending, How, Outcome};
+use crate::shutdown::{How, Outcome};
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::converse::{Watch, converse, dismiss};
 use crate::tunnel::fault::Fault;
@@ -29,11 +29,17 @@ const PASSWORD_TRIES: u32 = 4;
 pub(super) fn serve(relay: &Relay, connection: TcpStream) -> Outcome {
     let since = Instant::now();
     let mut authority = None;
-    let came_to = run(relay, connection, &mut authority);
+    let came_to = open(relay, connection, &mut authority).map(Pump::run);
     Outcome::new(since, authority, came_to)
 }
 
-fn run(relay: &Relay, connection: TcpStream, asked: &mut Option<String>) -> Result<Ending, How> {
+/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`stack`).
+#[inline(never)]
+fn open<'a>(
+    relay: &'a Relay,
+    connection: TcpStream,
+    asked: &mut Option<String>,
+) -> Result<Box<Pump<'a>>, How> {
     let admitted = relay.entry.admit(&connection);
     let mut client = Link::new(connection, &relay.shared.pool).map_err(|_| How::Abandoned)?;
     if let Err(why) = admitted {
@@ -73,8 +79,7 @@ fn run(relay: &Relay, connection: TcpStream, asked: &mut Option<String>) -> Resu
         early,
         dialled.received,
         shared,
-    )
-    .run())
+    ))
 }
 
 /// What a client is refused with: the reply, and the reason for the log.

@@ -20,7 +20,7 @@ const LAST_WORDS: usize = 32;
 impl Pump<'_> {
     /// Ends the stream in order without raw, `last` being the last that the far end hears: for a refusal that the client's
     /// own protocol can say.
-    pub(crate) fn end_with(mut self, last: &[u8]) -> Ending {
+    pub(crate) fn end_with(mut self: Box<Self>, last: &[u8]) -> Ending {
         self.raw_gone = true;
         self.raw.hang_up();
         self.patience = Some(Instant::now() + self.limits.close_timeout);
@@ -30,8 +30,9 @@ impl Pump<'_> {
         self.run()
     }
 
-    /// Hangs up, in the way that says how it ended.
-    pub(super) fn finish(self, how: How) -> Ending {
+    /// Hangs up, in the way that says how it ended. Not a part of the frame that a tunnel lives in: reading out takes room.
+    #[inline(never)]
+    pub(super) fn finish(self: Box<Self>, how: How) -> Ending {
         let Self {
             mut ws,
             raw,
@@ -40,7 +41,7 @@ impl Pump<'_> {
             stop,
             limits,
             ..
-        } = self;
+        } = *self;
         match how {
             How::Clean | How::Stopped | How::Idle => {
                 // Its close_notify is a courtesy: both closes are through.

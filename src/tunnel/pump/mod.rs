@@ -71,6 +71,8 @@ pub(crate) struct Pump<'a> {
     guarded: bool,
     last_data: Instant,
     last_way: Option<Way>,
+    /// When anything was last read or written, unless the memory for it has been given back since.
+    stirred: Option<Instant>,
     /// Data moved since `last_data` was set.
     moved: bool,
     /// Something passed on was still waiting to be taken at the last wait.
@@ -109,7 +111,7 @@ pub(crate) struct Shared<'a> {
 }
 
 impl<'a> Pump<'a> {
-    /// A pump between `raw` and `ws`, whose message layer is in place. `outbound` and `inbound` hold what came early.
+    /// A pump, which is too large to be moved about, between `raw` and `ws`, whose message layer is in place. `outbound` and `inbound` hold what came early.
     pub(crate) fn new(
         role: Role,
         raw: Link,
@@ -117,11 +119,11 @@ impl<'a> Pump<'a> {
         outbound: Buffer,
         inbound: Buffer,
         shared: Shared<'a>,
-    ) -> Self {
+    ) -> Box<Self> {
         let now = Instant::now();
         raw.probe_every(shared.limits.keepalive);
         let version = ws.messages().map_or(Version::V1, Messages::version);
-        Self {
+        Box::new(Self {
             role,
             version,
             limits: shared.limits,
@@ -135,6 +137,7 @@ impl<'a> Pump<'a> {
             guarded: false,
             last_data: now,
             last_way: None,
+            stirred: Some(now),
             moved: false,
             held_up: false,
             peeking: false,
@@ -149,11 +152,11 @@ impl<'a> Pump<'a> {
             ws_over: false,
             up: 0,
             down: 0,
-        }
+        })
     }
 
     /// Runs until both directions have ended, one way or another.
-    pub(crate) fn run(mut self) -> Ending {
+    pub(crate) fn run(mut self: Box<Self>) -> Ending {
         // Silence begins here: before, there may have been a long handshake.
         self.last_data = Instant::now();
         let how = loop {
@@ -171,7 +174,10 @@ impl<'a> Pump<'a> {
     ///
     /// # Errors
     /// The tunnel ended meanwhile.
-    pub(crate) fn peek(mut self, mut decided: impl FnMut(&[u8]) -> bool) -> Result<Self, Ending> {
+    pub(crate) fn peek(
+        mut self: Box<Self>,
+        mut decided: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Box<Self>, Ending> {
         self.peeking = true;
         while self.peeking {
             if self.nothing_to_peek_at() || decided(self.inbound.filled()) {

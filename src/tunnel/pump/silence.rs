@@ -10,12 +10,13 @@ use super::{Break, Pump, Way};
 use crate::deadline::{Deadline, Phase};
 use crate::shutdown::How;
 use crate::sockets::Delivery;
+use crate::stack;
 use crate::tunnel::fault::Fault;
 use crate::tunnel::frame::Role;
 use crate::tunnel::life::Verdict;
 use crate::tunnel::message::Version;
 
-/// How long a tunnel must have been silent before its buffers are given back.
+/// How long a tunnel must have been silent, without so much as a ping, before the memory that it does not need is given back.
 const SHED_AFTER: Duration = Duration::from_millis(300);
 /// As many keepalive intervals in which a peer acknowledged nothing of what is on its way end the tunnel. It is looked once an
 /// interval, so that three may have passed.
@@ -23,13 +24,17 @@ const UNANSWERED: u32 = 2;
 
 impl Pump<'_> {
     pub(super) fn note_activity(&mut self, now: Instant) {
+        let raw_stirred = mem::take(&mut self.raw.heard) | mem::take(&mut self.raw.sent);
+        if self.ws.sent || self.ws.heard || raw_stirred {
+            self.stirred = Some(now);
+        }
         if mem::take(&mut self.ws.sent) {
             self.life.sent(now);
         }
         if mem::take(&mut self.ws.heard) {
             self.life.heard(now);
         }
-        if mem::take(&mut self.raw.heard) | mem::take(&mut self.raw.sent) {
+        if raw_stirred {
             self.raw_owes = true;
         }
         // What was passed on has moved only when it is taken: by a slow reader, that may be much later.
@@ -49,7 +54,7 @@ impl Pump<'_> {
             .as_ref()
             .map(|(_, until)| *until)
             .filter(|until| *until > now);
-        events[2] = Some(self.last_data + SHED_AFTER).filter(|at| *at > now);
+        events[2] = self.stirred.map(|at| at + SHED_AFTER);
         events[3] = self.silence_ends_it().map(|(at, _)| at);
         events[4] = draining.and_then(Deadline::instant);
         events[5] = self.patience.filter(|at| *at > now);
@@ -92,7 +97,6 @@ impl Pump<'_> {
 
     pub(super) fn time_passed(&mut self) -> Result<(), Break> {
         let now = Instant::now();
-        let silent = now.saturating_duration_since(self.last_data);
         let reading = self.wants_ws();
         match self.life.verdict(now, reading) {
             Verdict::Ping => {
@@ -108,11 +112,13 @@ impl Pump<'_> {
             Verdict::Wait => {}
         }
         self.watch_raw(now)?;
-        if silent >= SHED_AFTER {
+        if self.stirred.is_some_and(|at| at + SHED_AFTER <= now) {
+            self.stirred = None;
             self.outbound.shed();
             self.inbound.shed();
             self.raw.shed();
             self.ws.shed();
+            stack::give_back();
         }
         match self.silence_ends_it() {
             // The reset to come would take it from the client.
