@@ -73,7 +73,7 @@
 //! | 4 | `orchestrator` (the one story), `embedded` |
 //! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
 //! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
-//! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `stack`, `wait`, `metrics` |
+//! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
 //! | 0 | `config`, `error`, `secret`, `deadline` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -92,6 +92,7 @@ mod gateway;
 mod http_head;
 mod listener;
 pub mod manual;
+mod memory;
 mod metrics;
 mod orchestrator;
 mod pem;
@@ -101,7 +102,6 @@ mod secret;
 mod setup;
 mod shutdown;
 mod sockets;
-mod stack;
 mod tls;
 mod tunnel;
 mod wait;

@@ -44,7 +44,7 @@ pub(super) fn serve(gateway: &Shared, connection: TcpStream, peer: SocketAddr) -
     Outcome::new(since, asked, came_to)
 }
 
-/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`stack`).
+/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`memory`).
 #[inline(never)]
 fn open<'a>(
     gateway: &'a Shared,

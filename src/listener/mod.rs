@@ -21,15 +21,18 @@ use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::deadline::Deadline;
+use crate::memory;
 use crate::metrics::{Counters, Stats};
 use crate::shutdown::{Abort, How, Outcome, Stop};
-use crate::stack;
 use crate::wait::wait;
 use leaving::Leaving;
 use workers::{Job, Workers};
 
 /// How many connections may wait in the kernel; std's own 128 is little for a package manager that opens dozens at once.
 const BACKLOG: i32 = 1024;
+/// When so many workers have been there and only this part of them is left, what they had of the heap is given back.
+const MANY: usize = 64;
+const FEW_OF_MANY: usize = 4;
 /// How long the acceptor waits after an error that only time can mend: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a connection waits for the slot of one that is turned out: the acceptor waits with it, so not long.
@@ -177,7 +180,7 @@ pub(crate) fn start<S: Service>(
     let [supervisor_name, acceptor_name, _] = S::THREADS;
     let acceptor = thread::Builder::new()
         .name(acceptor_name.into())
-        .stack_size(stack::SIZE)
+        .stack_size(memory::STACK)
         .spawn(move || acceptor.run())?;
     let supervisor = Supervisor {
         who: S::WHO,
@@ -190,7 +193,7 @@ pub(crate) fn start<S: Service>(
     };
     let spawned = thread::Builder::new()
         .name(supervisor_name.into())
-        .stack_size(stack::SIZE)
+        .stack_size(memory::STACK)
         .spawn(move || supervisor.run());
     if spawned.is_err() {
         stop.ask(Deadline::after(Duration::ZERO));
@@ -219,6 +222,7 @@ impl Supervisor {
     fn run(mut self) -> Report {
         // A worker may be gone before the acceptor has told of it: `None` stands for one that left without a thread.
         let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
+        let mut most = 0;
         let mut report = Report::default();
         loop {
             select! {
@@ -226,6 +230,7 @@ impl Supervisor {
                     Ok(Event::Hired(id, thread)) => {
                         if workers.remove(&id).is_none() {
                             workers.insert(id, Some(thread));
+                            most = most.max(workers.len());
                         } else {
                             join(thread);
                         }
@@ -236,10 +241,16 @@ impl Supervisor {
                             count(&outcome, &mut report);
                         }
                     }
-                    Ok(Event::Left(id)) => match workers.remove(&id) {
-                        Some(Some(thread)) => join(thread),
-                        _ => { workers.insert(id, None); }
-                    },
+                    Ok(Event::Left(id)) => {
+                        match workers.remove(&id) {
+                            Some(Some(thread)) => join(thread),
+                            _ => { workers.insert(id, None); }
+                        }
+                        if most >= MANY && workers.len() <= most / FEW_OF_MANY {
+                            most = workers.len();
+                            memory::give_back_heap();
+                        }
+                    }
                     // The acceptor and every worker are gone.
                     Err(_) => break,
                 },

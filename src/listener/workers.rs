@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::{Event, Service, Slot};
+use crate::memory;
 use crate::shutdown::{How, Outcome};
-use crate::stack;
 
 /// How many wait at most: as many as a package manager opens connections at once, and as many that end meanwhile.
 const SPARE_LIMIT: usize = 64;
@@ -66,7 +66,7 @@ impl<S: Service> Workers<S> {
         };
         let spawned = thread::Builder::new()
             .name(format!("{}-{id}", S::THREADS[2]))
-            .stack_size(stack::SIZE)
+            .stack_size(memory::STACK)
             .spawn(move || worker.run(id));
         match spawned {
             Ok(thread) => {
@@ -176,7 +176,7 @@ struct Worker<S> {
 
 impl<S: Service> Worker<S> {
     fn run(self, id: u64) {
-        stack::begins_here();
+        memory::stack_begins_here();
         let mut call = self.seat.wait(Duration::MAX);
         while let Some(Call::Serve(job)) = call {
             let outcome = self.serve(job);

@@ -33,7 +33,7 @@ pub(super) fn serve(relay: &Relay, connection: TcpStream) -> Outcome {
     Outcome::new(since, authority, came_to)
 }
 
-/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`stack`).
+/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`memory`).
 #[inline(never)]
 fn open<'a>(
     relay: &'a Relay,

@@ -8,9 +8,9 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Way};
 use crate::deadline::{Deadline, Phase};
+use crate::memory;
 use crate::shutdown::How;
 use crate::sockets::Delivery;
-use crate::stack;
 use crate::tunnel::fault::Fault;
 use crate::tunnel::frame::Role;
 use crate::tunnel::life::Verdict;
@@ -118,7 +118,7 @@ impl Pump<'_> {
             self.inbound.shed();
             self.raw.shed();
             self.ws.shed();
-            stack::give_back();
+            memory::give_back_stack();
         }
         match self.silence_ends_it() {
             // The reset to come would take it from the client.

@@ -1,14 +1,15 @@
-//! The pages of a worker's stack that are in use no more: a handshake goes deep, and the tunnel after it sits for hours in a
-//! call that is not (`manual/architecture.md`, Memory).
+//! Memory that is in use no more, given back to the kernel (`manual/architecture.md`, Memory). The pages of a worker's stack: a
+//! handshake goes deep, and the tunnel after it sits for hours in a call that does not. And the C library's free memory, once
+//! most of many tunnels have ended: between what is still in use it keeps all of it.
 //!
-//! The one place with `unsafe` code of ours, for the one system call that needs it.
+//! The one place with `unsafe` code of ours, for the two calls that need it.
 
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
 
 /// What a worker's stack has at the least. Nothing further than [`KNOWN`] below its first frame is touched from here.
-pub(crate) const SIZE: usize = 256 << 10;
+pub(crate) const STACK: usize = 256 << 10;
 /// How far below a worker's first frame its stack reaches for certain: the C library keeps its own things at the upper end.
 const KNOWN: usize = 192 << 10;
 /// What is left alone below the present frame, for the calls from here down to the kernel. Far over the red zone.
@@ -20,13 +21,13 @@ thread_local! {
     static FIRST: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Says that this thread has a stack of [`SIZE`], of which nothing is in use yet. To be called in its first frame.
-pub(crate) fn begins_here() {
+/// Says that this thread has a stack of [`STACK`], of which nothing is in use yet. To be called in its first frame.
+pub(crate) fn stack_begins_here() {
     FIRST.set(here());
 }
 
-/// Gives the kernel back what lies below the present frame. On a thread that never called [`begins_here`] it does nothing.
-pub(crate) fn give_back() {
+/// Gives the kernel back what lies below the present frame. On a thread that never called [`stack_begins_here`] it does nothing.
+pub(crate) fn give_back_stack() {
     let first = FIRST.get();
     if first == 0 {
         return;
@@ -63,6 +64,17 @@ fn forget(from: usize, to: usize) {
 #[cfg(not(target_os = "linux"))]
 fn forget(_: usize, _: usize) {}
 
+/// Gives the kernel back what the C library holds without anybody's using it. It takes milliseconds where there is much.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn give_back_heap() {
+    // SAFETY: malloc_trim(3) may be called on any thread at any time; it touches free memory only.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries have no such call, or need none.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn give_back_heap() {}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
@@ -96,15 +108,15 @@ mod tests {
 
     #[test]
     fn what_a_deep_call_took_is_given_back_and_can_be_taken_again() {
-        let thread = std::thread::Builder::new().stack_size(SIZE);
+        let thread = std::thread::Builder::new().stack_size(STACK);
         let checked = thread.spawn(|| {
-            begins_here();
+            stack_begins_here();
             let kept = [7_u8; 512];
             std::hint::black_box(&kept);
             for _ in 0..3 {
                 assert_eq!(dive(), 1);
                 assert!(resident() >= 128, "{}", resident());
-                give_back();
+                give_back_stack();
                 assert!(resident() < 96, "{}", resident());
             }
             assert_eq!(kept, [7; 512]);
@@ -115,7 +127,7 @@ mod tests {
     #[test]
     fn a_thread_that_is_no_worker_is_left_alone() {
         let before = dive();
-        give_back();
+        give_back_stack();
         assert_eq!(dive(), before);
     }
 }
