@@ -1,9 +1,9 @@
-//! The kernel's own table of TCP sockets, asked over `sock_diag(7)` (Linux): who owns a socket, and whether what was written to
-//! it gets acknowledged. Where netlink is not to be had, the answer is an error, and nothing is concluded from it.
+//! What the kernel knows and does for a TCP socket by itself: its probes of a silent peer, and its own table of sockets, asked
+//! over `sock_diag(7)` (Linux) for who owns one, and whether what was written to it gets acknowledged. Where netlink is not to be had, the answer is an error, and nothing is concluded from it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+use socket2::{SockRef, TcpKeepalive};
 
 /// How long the kernel may take to answer; it does so at once, unless the answer was lost for want of memory.
 const PATIENCE: Timespec = Timespec {
@@ -114,6 +115,23 @@ impl Entry {
             Delivery::UnderWay
         }
     }
+}
+
+/// Has the kernel ask a silent peer for a sign of life after an `interval`, and give up on it before three; zero: not. What a
+/// listening socket was told its connections inherit.
+pub(crate) fn probe_every(socket: &impl AsFd, interval: Duration) {
+    if interval.is_zero() {
+        return;
+    }
+    // The kernel counts in whole seconds, and its timers may be late by an eighth: so it is asked more often than we
+    // would ourselves, at 25 s after 25, 37, 49 and, without an answer, for the last time 61 s.
+    let second = Duration::from_secs(1);
+    let keepalive = TcpKeepalive::new()
+        .with_time(interval.max(second))
+        .with_interval((interval / 2).max(second))
+        .with_retries(3);
+    // A socket that does not take it is over already, and says so when it is used.
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
 /// What became of the bytes that were written to `socket`, when no answer for so `long` is too long. Where that cannot be

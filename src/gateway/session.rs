@@ -14,6 +14,7 @@ use crate::deadline::{Deadline, Phase};
 use crate::http_head::{self, HeadError, Reply};
 use crate::metrics::Counters;
 use crate::shutdown::{How, Outcome};
+use crate::sockets::probe_every;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::connect::connect;
 use crate::tunnel::converse::{Watch, converse, dismiss, farewell};
@@ -103,7 +104,7 @@ fn admit(
     received: &mut Buffer,
 ) -> Result<(Link, Bearer, Version), How> {
     let _newcomer = gateway.newcomers.add(&connection);
-    let mut ws = Link::new(connection, &gateway.pool).map_err(|_| How::Abandoned)?;
+    let mut ws = Link::new(connection, &gateway.pool);
     match enter(gateway, &mut ws, received) {
         Ok(Entered::Open(bearer, version)) => Ok((ws, bearer, version)),
         Ok(Entered::Answered) => {
@@ -255,9 +256,9 @@ fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Li
         keepalive: Duration::ZERO,
         drains: false,
     };
-    connect(&permitted, &watch)
-        .and_then(|(stream, _)| Ok(Link::new(stream, &gateway.pool)?))
-        .map_err(failed(Phase::Connect))
+    let (stream, _) = connect(&permitted, &watch).map_err(failed(Phase::Connect))?;
+    probe_every(&stream, gateway.limits.keepalive);
+    Ok(Link::new(stream, &gateway.pool))
 }
 
 /// What the relay is told of a target that was not reached in `phase`; nothing once it has left. What is our own doing is

@@ -26,9 +26,9 @@ struct Leaver {
 }
 
 impl Leaving {
-    /// Sends `answer` without waiting, and sees the connection off. One too many pushes the oldest out.
+    /// Sends `answer` without waiting, and sees the connection, a non-blocking one, off. One too many pushes the oldest out.
     pub(super) fn add(&mut self, connection: TcpStream, answer: &[u8]) {
-        if connection.set_nonblocking(true).is_err() || (&connection).write_all(answer).is_err() {
+        if (&connection).write_all(answer).is_err() {
             return;
         }
         let _ = connection.shutdown(Shutdown::Write);

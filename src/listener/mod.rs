@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::deadline::Deadline;
@@ -30,6 +31,8 @@ use workers::{Job, Workers};
 
 /// How many connections may wait in the kernel; std's own 128 is little for a package manager that opens dozens at once.
 const BACKLOG: i32 = 1024;
+/// How long the supervisor takes no report after the last one: of many connections a second it need not be woken by each.
+const BREATH: Duration = Duration::from_millis(1);
 /// When so many workers have been there and only this part of them is left, what they had of the heap is given back.
 const MANY: usize = 64;
 const FEW_OF_MANY: usize = 4;
@@ -94,6 +97,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     // A restart must not wait for the old connections' TIME_WAIT; two live listeners are still impossible.
     socket.set_reuse_address(true)?;
+    // Every accepted connection inherits it.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -259,6 +264,9 @@ impl Supervisor {
                     self.stop.ask(Deadline::after(drain.unwrap_or(self.drain)));
                 }
             }
+            if self.reports.is_empty() && self.stop.asked().is_none() {
+                thread::sleep(BREATH);
+            }
         }
         join(self.acceptor);
         report.stats = self.counters.stats();
@@ -318,7 +326,7 @@ impl<S: Service> Acceptor<S> {
         let mut back_off = BACK_OFF.0;
         while self.stop.asked().is_none() {
             let slot = self.slot();
-            match self.socket.accept() {
+            match accept(&self.socket) {
                 Ok((connection, peer)) => {
                     back_off = BACK_OFF.0;
                     match slot.or_else(|| self.slot_soon()) {
@@ -433,6 +441,16 @@ impl<S: Service> Acceptor<S> {
             log::warn!("{what}");
         }
     }
+}
+
+/// The next connection, non-blocking from the first.
+fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (connection, peer) = acceptfrom_with(socket, flags)?;
+    // One without an address was gone before it was accepted.
+    let peer = peer.and_then(|peer| peer.try_into().ok());
+    let peer = peer.ok_or(ErrorKind::ConnectionAborted)?;
+    Ok((connection.into(), peer))
 }
 
 /// Errors of accept(2) after which the next call would fail as well.

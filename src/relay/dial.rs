@@ -195,7 +195,9 @@ impl<'a> Way<'a> {
         self.phase = Phase::Connect;
         let (stream, address) = connect(&addresses, &self.bounded(limit))?;
         self.pass(Passed::Connect(address));
-        let mut link = Link::new(stream, self.pool)?;
+        let mut link = Link::new(stream, self.pool);
+        // We speak first, on whichever layer.
+        link.readable = false;
         let mut received = Buffer::new(self.pool);
 
         if let Some(config) = &upstream.tls {

@@ -30,6 +30,7 @@ use crate::metrics::{Counters, Stats};
 use crate::resolver::Resolver;
 use crate::secret::Credentials;
 use crate::shutdown::{Abort, Outcome, Stop};
+use crate::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 
@@ -120,6 +121,8 @@ pub(crate) fn start(
     limits: Limits,
     cap: usize,
 ) -> io::Result<Running> {
+    let limits = limits.bounded();
+    probe_every(&socket, limits.keepalive);
     let userinfo = entry.userinfo().map(str::to_owned);
     let stop = Arc::new(Stop::new()?);
     let counters = Arc::new(Counters::default());
@@ -129,7 +132,7 @@ pub(crate) fn start(
         standby: Standby::new(limits.standby),
         shared: Arc::new(Shared {
             upstream,
-            limits: limits.bounded(),
+            limits,
             stop: Arc::clone(&stop),
             counters: Arc::clone(&counters),
             pool: Pool::default(),

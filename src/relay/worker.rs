@@ -41,7 +41,7 @@ fn open<'a>(
     asked: &mut Option<String>,
 ) -> Result<Box<Pump<'a>>, How> {
     let admitted = relay.entry.admit(&connection);
-    let mut client = Link::new(connection, &relay.shared.pool).map_err(|_| How::Abandoned)?;
+    let mut client = Link::new(connection, &relay.shared.pool);
     if let Err(why) = admitted {
         return Err(refuse(relay, client, (Entry::stranger(), why)));
     }

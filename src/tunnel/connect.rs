@@ -12,7 +12,7 @@ use super::fault::Fault;
 use crate::deadline::{Deadline, Phase};
 use crate::wait::{OVER, wait};
 
-/// Connects to the first of `addresses` that answers, and says which it was. Each gets an equal share of what is left, so that one that swallows
+/// Connects to the first of `addresses` that answers, and says which it was. The socket is non-blocking, and has no delay. Each gets an equal share of what is left, so that one that swallows
 /// packets cannot use up the time of those behind it.
 ///
 /// # Errors
@@ -48,6 +48,7 @@ fn connect_to(address: SocketAddr, watch: &Watch<'_>, until: Deadline) -> Result
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
+    socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {
         Ok(()) => return Ok(socket.into()),
         Err(error)

@@ -154,7 +154,7 @@ fn read_out(mut link: Link, stop: &Stop, at_most: Duration, mut bytes: usize) {
         if let Some(stop) = stop.asked() {
             until = until.min(stop);
         }
-        if link.flush().is_err() {
+        if link.flush().is_err() || (link.flushed() && link.eof()) {
             return;
         }
         if until.passed() {

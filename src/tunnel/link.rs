@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::buffer::{Buffer, Class, Pool};
@@ -57,11 +57,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link without layers.
-    pub(crate) fn new(socket: TcpStream, pool: &Pool) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
-        Ok(Self {
+    /// A link without layers on a non-blocking socket.
+    pub(crate) fn new(socket: TcpStream, pool: &Pool) -> Self {
+        Self {
             socket,
             outer: None,
             messages: None,
@@ -78,7 +76,7 @@ impl Link {
             eof: false,
             end_due: false,
             ended: false,
-        })
+        }
     }
 
     /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
@@ -101,22 +99,6 @@ impl Link {
     /// What became of the bytes that were written, as far as the kernel tells; no answer for so `long` is too long.
     pub(crate) fn delivery(&self, long: Duration) -> Delivery {
         delivery(&self.socket, long)
-    }
-
-    /// Has the kernel ask a silent peer for a sign of life after an `interval`, and give up on it before three; zero: not.
-    pub(crate) fn probe_every(&self, interval: Duration) {
-        if interval.is_zero() {
-            return;
-        }
-        // The kernel counts in whole seconds, and its timers may be late by an eighth: so it is asked more often than we
-        // would ourselves, at 25 s after 25, 37, 49 and, without an answer, for the last time 61 s.
-        let second = Duration::from_secs(1);
-        let keepalive = TcpKeepalive::new()
-            .with_time(interval.max(second))
-            .with_interval((interval / 2).max(second))
-            .with_retries(3);
-        // A socket that does not take it is over already, and says so when it is used.
-        let _ = SockRef::from(&self.socket).set_tcp_keepalive(&keepalive);
     }
 
     /// Lets the kernel give up on a peer that acknowledges nothing for this long, with bytes on the way; zero: its own default.

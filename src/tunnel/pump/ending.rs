@@ -135,7 +135,8 @@ impl Pump<'_> {
         let fins = self
             .messages()
             .is_some_and(|m| m.fin_received() && m.fin_sent());
-        let both_ended = fins && self.raw.ended() && self.ws.ended();
+        // Our `fin` may still be on its way: the close goes right behind it.
+        let both_ended = fins && self.raw.ended();
         let patience_over = self.patience.is_some_and(|until| until <= Instant::now());
         if (both_ended || patience_over) && self.closing.is_none() {
             self.close(CloseCode::Normal, How::Clean)?;

@@ -121,7 +121,6 @@ impl<'a> Pump<'a> {
         shared: Shared<'a>,
     ) -> Box<Self> {
         let now = Instant::now();
-        raw.probe_every(shared.limits.keepalive);
         let version = ws.messages().map_or(Version::V1, Messages::version);
         Box::new(Self {
             role,
