@@ -16,6 +16,7 @@ use crate::config::{Config, Environment, Limits, When};
 use crate::deadline::Stage;
 use crate::error::Error;
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
+use crate::memory;
 use crate::resolver::Override;
 use crate::secret::{Credentials, Secret};
 use crate::setup::{ca, capacity};
@@ -141,7 +142,11 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
     let roots = target_roots(&config).map_err(|error| GatewayError::new(error.to_string()))?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
-    gateway::start(config, &roots, cap)
+    let gateway = gateway::start(config, &roots, cap)?;
+    // Hundreds of certificates have come and gone.
+    drop(roots);
+    memory::give_back_heap();
+    Ok(gateway)
 }
 
 /// Whom the gateway trusts when it verifies targets: found as the relay finds its base roots.

@@ -3,6 +3,7 @@
 //! Reads top to bottom like the table there. Whatever is not satisfied leaves the host as it was: Disabled, one warning.
 
 use std::ffi::OsString;
+use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::config::{Config, Environment};
 use crate::deadline::Stage;
 use crate::error::Error;
 use crate::listener::{self, Report};
+use crate::memory;
 use crate::metrics::Stats;
 use crate::relay::{self, Entry, Running, Upstream};
 use crate::resolver::Resolver;
@@ -137,14 +139,14 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
 
     enter(Stage::Ca, config, at)?;
     let resolver = Resolver::new();
-    let trust = ca::prepare(config, &session.base, &resolver)?;
+    let mut trust = ca::prepare(config, &session.base, &resolver)?;
 
     enter(Stage::Relay, config, at)?;
     let upstream = upstream(
         session.id,
         session.base,
         token.secret(),
-        &trust.roots,
+        &mem::take(&mut trust.roots),
         resolver,
     )?;
     let relay = start_relay(config, upstream)?;
@@ -154,6 +156,8 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
         log::warn!("{}: {error}; the relay is up all the same", Stage::Burn);
     }
 
+    // Hundreds of certificates have come and gone.
+    memory::give_back_heap();
     let listener = relay.address();
     log::info!(
         "relay listens on {listener}, CA bundle {}",
