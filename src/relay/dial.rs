@@ -252,8 +252,14 @@ impl<'a> Way<'a> {
             &opening::request(target, &self.upstream.credentials),
         )?;
         let watch = self.bounded(self.limits.opening_timeout);
-        let answer = converse(&mut link, &mut received, &watch, |_, received| {
+        let heard = converse(&mut link, &mut received, &watch, |_, received| {
             Answer::read(received.filled())
+        });
+        let answer = heard.inspect_err(|fault| {
+            // As far as it goes without waiting: the client has nothing to gain from our manners.
+            let _ = link
+                .close(fault.close_code())
+                .and_then(|()| link.hang_up_politely());
         })?;
         received.consume(answer.len);
         if answer.is_success() {

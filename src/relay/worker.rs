@@ -181,13 +181,17 @@ fn target(head: &RequestHead, relay: &Relay) -> Result<Authority, Reply> {
         .parse()
         .map_err(|error| bad(format!("the CONNECT target is unusable: {error}")))?;
     let own = relay.own_address;
+    // A listener on the unspecified address listens on loopback too.
+    let on_loopback = own.ip().is_loopback() || own.ip().is_unspecified();
     let loops = match &authority.host {
-        // Linux takes the unspecified address for the loopback one.
         Host::Address(address) => {
             let address = address.to_canonical();
-            address == own.ip() || address.is_unspecified()
+            // Linux takes the unspecified address for the loopback one.
+            let any =
+                address.is_unspecified() || own.ip().is_unspecified() && address.is_loopback();
+            any || address == own.ip()
         }
-        Host::Name(name) => name == "localhost" && own.ip().is_loopback(),
+        Host::Name(name) => name == "localhost" && on_loopback,
     };
     if loops && authority.port == own.port() {
         return Err(Reply::new(

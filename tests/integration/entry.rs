@@ -79,3 +79,20 @@ fn without_the_password_nobody_comes_in_and_with_it_the_same_connection_goes_on(
     assert!(rest.ends_with("through"), "{rest}");
     assert!(!serve.stderr().contains(userinfo.split_once(':').unwrap().1));
 }
+
+#[test]
+fn a_tunnel_to_the_port_that_it_came_in_by_is_refused_whatever_the_port_is_bound_to() {
+    for bound in [
+        &["--listen", "127.0.0.1:0"][..],
+        &["--listen", "0.0.0.0:0", "--allow-non-loopback"],
+    ] {
+        let home = TempHome::new();
+        let mut command = upstreamproxy(&home);
+        let (_serve, line) = Running::ready(command.args(["serve", "--embedded"]).args(bound));
+        let port = u16::try_from(line["port"].as_u64().unwrap()).unwrap();
+        for host in ["127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]"] {
+            let (_, refused) = connect(port, &format!("{host}:{port}"));
+            assert_eq!(refused.status, 403, "{bound:?} {host}: {refused:?}");
+        }
+    }
+}

@@ -694,6 +694,36 @@ fn an_opening_that_goes_wrong_is_a_502() {
 }
 
 #[test]
+fn an_upstream_is_told_with_which_code_its_answer_to_the_opening_was_refused() {
+    let (home, upstream) = (TempHome::new(), Upstream::start());
+    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    for (case, answer, expected) in [
+        ("a reserved opcode", frame(3, b""), 1002_u16),
+        ("text", frame(TEXT, b"HTTP/1.1 200 OK\r\n\r\n"), 1003),
+        ("no chunk", frame(BINARY, b"\x0a\x7fshort"), 1007),
+    ] {
+        let (said, hear) = channel();
+        upstream.now(move |stream, head| {
+            stream.write_all(&switching(head))?;
+            let mut opening = [0; 6];
+            stream.read_exact(&mut opening)?;
+            // All of it is read: a reset would take the relay's last word away.
+            stream.read_exact(&mut vec![0; usize::from(opening[1] & 0x7f)])?;
+            stream.write_all(&answer)?;
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest)?;
+            let _ = said.send(rest);
+            Ok(())
+        });
+        is_refused(relay.port(), case, 502);
+        let rest = hear.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(rest[..2], [0x80 | CLOSE, 0x80 | 2], "{case}: {rest:?}");
+        let code = [rest[6] ^ rest[2], rest[7] ^ rest[3]];
+        assert_eq!(u16::from_be_bytes(code), expected, "{case}");
+    }
+}
+
+#[test]
 fn an_opening_that_is_not_answered_in_time_is_a_504_whatever_else_is_said() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = in_process(&home, &upstream.base_url(), Duration::from_millis(300));
