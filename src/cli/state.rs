@@ -89,10 +89,8 @@ impl StateFile {
             .create_new(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|mut file| {
-                file.write_all(line.as_bytes())?;
-                file.sync_all()
-            })
+            // Nothing waits for the disk: a process that does not outlive a crash of the machine has nothing to say after it.
+            .and_then(|mut file| file.write_all(line.as_bytes()))
             .and_then(|()| fs::rename(&temporary, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);

@@ -224,10 +224,11 @@ fn read_file(file: &Path) -> io::Result<Vec<u8>> {
         .read(true)
         .custom_flags(bundle::flags(OFlags::NONBLOCK))
         .open(file)?;
-    if !opened.metadata()?.is_file() {
+    let metadata = opened.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(metadata.len().min(FILE_LIMIT) as usize + 1);
     opened.take(FILE_LIMIT + 1).read_to_end(&mut text)?;
     if text.len() as u64 > FILE_LIMIT {
         let what = format!("it is larger than {FILE_LIMIT} bytes");
