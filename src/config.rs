@@ -190,10 +190,7 @@ impl Config {
                 .is_some_and(is_truthy),
             ..Self::default()
         };
-        let mut reader = Reader {
-            environment: &environment,
-            unusable: Vec::new(),
-        };
+        let mut reader = Reader::new(&environment);
         reader.value("UPSTREAMPROXY_WHEN", parse_when, &mut config.when);
         reader.text(
             &["UPSTREAMPROXY_BASE_URL", "ANTHROPIC_BASE_URL"],
@@ -361,13 +358,23 @@ impl fmt::Display for UnusableSetting {
 }
 
 /// Reads settings one by one and keeps those that cannot be used.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     environment: &'a Environment,
-    unusable: Vec<UnusableSetting>,
+    /// What was there and cannot be used.
+    pub(crate) unusable: Vec<UnusableSetting>,
 }
 
-impl Reader<'_> {
-    fn value<T>(
+impl<'a> Reader<'a> {
+    /// A reader of `environment`, which has read nothing yet.
+    pub(crate) fn new(environment: &'a Environment) -> Self {
+        Self {
+            environment,
+            unusable: Vec::new(),
+        }
+    }
+
+    /// Reads one variable, if it is there and can be used.
+    pub(crate) fn value<T>(
         &mut self,
         name: &str,
         parse: impl Fn(&str) -> Result<T, &'static str>,

@@ -6,13 +6,14 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
 use crate::authority::Pattern;
-use crate::config::{Config, Environment, Limits, When};
+use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
 use crate::deadline::Stage;
 use crate::error::Error;
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
@@ -35,6 +36,73 @@ pub struct EmbeddedOptions {
     pub system_ca: Option<PathBuf>,
     /// Bounds in count and time.
     pub limits: Limits,
+}
+
+impl EmbeddedOptions {
+    /// What `environment` and `config` say of an embedded gateway. The roots of `config` are for its targets then; what
+    /// cannot be used is added to [`Config::unusable`].
+    pub fn from_environment(environment: &Environment, config: &mut Config) -> Self {
+        let Reach { intercept, resolve } =
+            Reach::from_environment(environment, &mut config.unusable);
+        Self {
+            intercept,
+            resolve,
+            target_ca: config.upstream_ca.take(),
+            system_ca: config.system_ca.clone(),
+            limits: config.limits,
+        }
+    }
+}
+
+/// What every gateway can be told by an environment: whose TLS it intercepts, and where it finds them.
+#[derive(Clone, Debug, Default)]
+pub struct Reach {
+    /// `UPSTREAMPROXY_INTERCEPT`: patterns, or `none` alone. `None`: the gateway's default.
+    pub intercept: Option<Vec<Pattern>>,
+    /// `UPSTREAMPROXY_RESOLVE`: names whose addresses are fixed.
+    pub resolve: Vec<Override>,
+}
+
+impl Reach {
+    /// Reads both; what cannot be used is added to `unusable`.
+    pub fn from_environment(
+        environment: &Environment,
+        unusable: &mut Vec<UnusableSetting>,
+    ) -> Self {
+        let mut reader = Reader::new(environment);
+        let mut reach = Self::default();
+        reader.value(
+            "UPSTREAMPROXY_INTERCEPT",
+            |text| parse_intercept(text).map(Some),
+            &mut reach.intercept,
+        );
+        reader.value("UPSTREAMPROXY_RESOLVE", parse_resolve, &mut reach.resolve);
+        unusable.append(&mut reader.unusable);
+        reach
+    }
+}
+
+/// Patterns with blanks between, or `none` alone: among others it would pass for the name of a host.
+fn parse_intercept(text: &str) -> Result<Vec<Pattern>, &'static str> {
+    const EXPECTED: &str = "a pattern such as example.com, *.example.com:443 or *, or none alone";
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words[..] {
+        ["none"] => Ok(Vec::new()),
+        _ if words.contains(&"none") => Err(EXPECTED),
+        _ => parse_each(&words, EXPECTED),
+    }
+}
+
+/// Addresses for names, with blanks between.
+fn parse_resolve(text: &str) -> Result<Vec<Override>, &'static str> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    parse_each(&words, "HOST:PORT:ADDR such as example.com:443:192.0.2.1")
+}
+
+/// At least one word, each a `T`.
+fn parse_each<T: FromStr>(words: &[&str], expected: &'static str) -> Result<Vec<T>, &'static str> {
+    let values: Option<Vec<T>> = words.iter().map(|word| word.parse().ok()).collect();
+    values.filter(|values| !values.is_empty()).ok_or(expected)
 }
 
 /// A gateway inside this process. Dropping it cuts what is still open and removes its private folder.
@@ -107,13 +175,16 @@ impl Embedded {
         })
     }
 
-    /// Turns `config` to this gateway: base URL, session, token file, and the bundle in the private folder.
+    /// Turns `config` to this gateway: base URL, session, token file, and the bundle in the private folder unless it has a
+    /// place already.
     pub fn configure(&self, config: &mut Config) {
         config.when = When::Always;
         config.base_url = Some(self.base_url.clone());
         config.session_id = Some(self.session_id.clone());
         config.token_file = self.folder.token_file();
-        config.ca_bundle = Some(self.folder.0.join("ca-bundle.crt"));
+        config
+            .ca_bundle
+            .get_or_insert_with(|| self.folder.0.join("ca-bundle.crt"));
         config.upstream_ca = None;
         config.limits.max_tunnels = Some(self.cap);
     }

@@ -74,7 +74,7 @@
 //! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
 //! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
 //! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
-//! | 0 | `config`, `error`, `secret`, `deadline` |
+//! | 0 | `config`, `error`, `secret`, `deadline`, `record` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -96,6 +96,7 @@ mod memory;
 mod metrics;
 mod orchestrator;
 mod pem;
+mod record;
 mod relay;
 mod resolver;
 mod secret;
@@ -113,12 +114,13 @@ pub use config::{
 };
 pub use deadline::Stage;
 pub use diagnosis::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
-pub use embedded::{Embedded, EmbeddedOptions, start_gateway};
+pub use embedded::{Embedded, EmbeddedOptions, Reach, start_gateway};
 pub use error::Error;
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
 pub use listener::Report;
 pub use metrics::Stats;
 pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
+pub use record::{may_be_shown, one_line};
 pub use resolver::{Override, OverrideError};
 pub use secret::{Credentials, Secret};
 pub use setup::child_env::documentation;

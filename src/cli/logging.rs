@@ -1,7 +1,6 @@
 //! The log: standard error, one line a record, never a panic and never a wait without end.
 //!
-//! Other crates log what must not be seen (tungstenite the upgrade request with its token, at trace), so that nothing of
-//! theirs below `warn` passes, whatever `RUST_LOG` says.
+//! What other crates must not be heard of, [`may_be_shown`] keeps back, whatever `RUST_LOG` says.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Stderr, Write};
@@ -11,13 +10,12 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+use upstreamproxy::{may_be_shown, one_line};
 
 use super::ExitStatus;
 
-/// The crate whose records may be seen at every level; library and binary bear the same name.
+/// What a directive that is no level begins with; library and binary bear the same name.
 const OURS: &str = "upstreamproxy";
-/// What of other crates may be seen.
-const OTHERS: LevelFilter = LevelFilter::Warn;
 /// How long one line may wait for a reader of standard error. After a line was given up the next ones do not wait at all.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 0,
@@ -77,16 +75,7 @@ fn line(record: &Record<'_>) -> String {
         Level::Debug => "debug: ",
         Level::Trace => "trace: ",
     };
-    let mut line = format!("upstreamproxy: {level}");
-    for c in record.args().to_string().chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line.push('\n');
-    line
+    format!("upstreamproxy: {level}{}\n", one_line(record.args()))
 }
 
 /// Writes one sentence to standard error, outside the log: for what its reader must see at any level.
@@ -111,23 +100,13 @@ pub(crate) fn fail(sentence: &str, status: ExitStatus) -> ExitStatus {
 /// A logger that lets little of other crates through.
 struct Capped(env_logger::Logger);
 
-impl Capped {
-    fn passes(metadata: &Metadata<'_>) -> bool {
-        let target = metadata.target();
-        let ours = target
-            .strip_prefix(OURS)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
-        ours || metadata.level() <= OTHERS
-    }
-}
-
 impl Log for Capped {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        Self::passes(metadata) && self.0.enabled(metadata)
+        may_be_shown(metadata) && self.0.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if Self::passes(record.metadata()) {
+        if may_be_shown(record.metadata()) {
             self.0.log(record);
         }
     }
@@ -211,34 +190,8 @@ fn reopened() -> io::Result<File> {
 mod tests {
     use super::*;
 
-    fn metadata(target: &str, level: Level) -> Metadata<'_> {
-        Metadata::builder().target(target).level(level).build()
-    }
-
     #[test]
-    fn other_crates_are_heard_from_warn_upwards_only() {
-        for target in [
-            "tungstenite::handshake",
-            "ureq",
-            "rustls::client",
-            "upstreamproxy_x",
-            "",
-        ] {
-            assert!(Capped::passes(&metadata(target, Level::Warn)), "{target}");
-            for level in [Level::Info, Level::Debug, Level::Trace] {
-                assert!(
-                    !Capped::passes(&metadata(target, level)),
-                    "{target} {level}"
-                );
-            }
-        }
-        for target in ["upstreamproxy", "upstreamproxy::relay"] {
-            assert!(Capped::passes(&metadata(target, Level::Trace)), "{target}");
-        }
-    }
-
-    #[test]
-    fn a_record_is_one_line_without_control_characters() {
+    fn a_record_is_one_line_with_its_level() {
         let text = |level, message: &str| {
             line(
                 &Record::builder()
@@ -249,10 +202,7 @@ mod tests {
         };
         assert_eq!(text(Level::Warn, "a"), "upstreamproxy: warn: a\n");
         assert_eq!(text(Level::Info, "3 tunnels"), "upstreamproxy: 3 tunnels\n");
-        assert_eq!(
-            text(Level::Error, "a\n\u{1b}[31mb\u{9b}"),
-            "upstreamproxy: error: a\\n\\u{1b}[31mb\\u{9b}\n"
-        );
+        assert_eq!(text(Level::Error, "a\nb"), "upstreamproxy: error: a\\nb\n");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use log::LevelFilter;
 use upstreamproxy::{
     Authority, Config, DEFAULT_BASE_URL, EmbeddedOptions, Environment, Limits, Override, Pattern,
-    Stage, UnusableSetting, When,
+    Reach, Stage, UnusableSetting, When,
 };
 
 use super::args::{Typed, UsageError};
@@ -145,13 +145,8 @@ fn session(mut layers: Layers<'_>, environment: Environment) -> Result<Session, 
     let wants_embedded = layers.switch("embedded");
     let require = layers.switch("require");
     // "Never" wins over everything: no gateway is started to be left unused.
-    let embedded = (wants_embedded && config.when != When::Never).then(|| EmbeddedOptions {
-        intercept: layers.intercept(),
-        resolve: layers.resolve(),
-        target_ca: config.upstream_ca.take(),
-        system_ca: config.system_ca.clone(),
-        limits: config.limits,
-    });
+    let embedded = (wants_embedded && config.when != When::Never)
+        .then(|| EmbeddedOptions::from_environment(&layers.environment, &mut config));
     config.unusable.append(&mut layers.unusable);
     layers.refuse_flags(&config.unusable)?;
     layers.refuse_contradictions(&config, wants_embedded)?;
@@ -186,15 +181,16 @@ fn gateway(mut layers: Layers<'_>) -> Result<Task, UsageError> {
     let listen = layers
         .lookup("listen")
         .map_or(GATEWAY_LISTEN, |_| config.listen);
+    let reach = Reach::from_environment(&layers.environment, &mut layers.unusable);
     let settings = GatewaySettings {
         listen,
         allow_plaintext: layers.switch("allow-plaintext"),
         sessions,
         tls,
         ca,
-        intercept: layers.intercept(),
+        intercept: reach.intercept,
         target_ca,
-        resolve: layers.resolve(),
+        resolve: reach.resolve,
         allow_private: layers.switch("allow-private"),
         limits: config.limits,
     };
@@ -262,45 +258,6 @@ impl<'a> Layers<'a> {
     fn switch(&mut self, name: &str) -> bool {
         self.value(name, "one of 1, true, yes, on, 0, false, no, off")
             .is_some_and(|Switch(on)| on)
-    }
-
-    /// The values of a list; `None` if it was not given at all.
-    fn list<T: FromStr>(&mut self, name: &str, expected: &'static str) -> Option<Vec<T>> {
-        let text = self.lookup(name)?.to_str().unwrap_or_default();
-        let values: Option<Vec<T>> = text
-            .split_whitespace()
-            .map(|word| word.parse().ok())
-            .collect();
-        match values {
-            Some(values) if !values.is_empty() => Some(values),
-            _ => {
-                self.refuse(name, expected);
-                None
-            }
-        }
-    }
-
-    fn intercept(&mut self) -> Option<Vec<Pattern>> {
-        let given = self.lookup("intercept")?;
-        if given.to_str().is_some_and(|text| text.trim() == "none") {
-            return Some(Vec::new());
-        }
-        let expected = "a pattern such as example.com, *.example.com:443 or *, or none alone";
-        let patterns = self.list::<Pattern>("intercept", expected)?;
-        // Among others it would pass for the name of a host.
-        if "none".parse().is_ok_and(|none| patterns.contains(&none)) {
-            self.refuse("intercept", expected);
-            return None;
-        }
-        Some(patterns)
-    }
-
-    fn resolve(&mut self) -> Vec<Override> {
-        self.list(
-            "resolve",
-            "HOST:PORT:ADDR such as example.com:443:192.0.2.1",
-        )
-        .unwrap_or_default()
     }
 
     fn refuse(&mut self, name: &str, expected: &'static str) {

@@ -74,13 +74,8 @@ pub(crate) fn start_embedded(
     };
     // Its token is made before the story begins; what protecting fails at, the story tells.
     let _ = upstreamproxy::protect();
-    let wanted = config.ca_bundle.take();
     let embedded = Embedded::start(options)?;
     embedded.configure(config);
-    // Its private folder is for those who did not say where the bundle should be.
-    if wanted.is_some() {
-        config.ca_bundle = wanted;
-    }
     Ok(Some(embedded))
 }
 
