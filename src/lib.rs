@@ -65,11 +65,11 @@
 //!
 //! # Code map
 //! A module uses only those on lower floors; [`manual::architecture`] says why, [`manual::protocol`] what goes over the wire,
-//! [`manual::operations`] what the messages mean, [`manual::conformance`] what the readers of foreign bytes were held against.
+//! [`manual::operations`] what the messages mean, [`manual::c_api`] how other languages embed it, [`manual::conformance`] what the readers of foreign bytes were held against.
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 5 | `diagnosis` (the story looked at, with nothing changed) |
+//! | 5 | `diagnosis` (the story looked at, with nothing changed), `capi` (the same library for C) |
 //! | 4 | `orchestrator` (the one story), `embedded` |
 //! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
 //! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
@@ -80,6 +80,8 @@
 
 mod authority;
 mod base_url;
+#[cfg(any(test, feature = "capi"))]
+mod capi;
 mod config;
 mod deadline;
 mod diagnosis;

@@ -2,7 +2,7 @@
 //! handshake goes deep, and the tunnel after it sits for hours in a call that does not. And the C library's free memory, once
 //! most of many tunnels have ended: between what is still in use it keeps all of it.
 //!
-//! The one place with `unsafe` code of ours, for the two calls that need it.
+//! One of the two places with `unsafe` code of ours (the other is the border of the C API), for the two calls that need it.
 
 #![allow(unsafe_code)]
 

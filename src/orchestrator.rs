@@ -8,6 +8,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
+#[cfg(any(test, feature = "capi"))]
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -18,6 +20,8 @@ use crate::deadline::Stage;
 use crate::error::Error;
 use crate::listener::{self, Report};
 use crate::memory;
+#[cfg(any(test, feature = "capi"))]
+use crate::metrics::Counters;
 use crate::metrics::Stats;
 use crate::relay::{self, Entry, Running, Upstream};
 use crate::resolver::Resolver;
@@ -287,6 +291,12 @@ impl Handle {
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
         self.relay.stats()
+    }
+
+    /// The counters themselves, for who must read them while a shutdown has the handle.
+    #[cfg(any(test, feature = "capi"))]
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        self.relay.counters()
     }
 
     /// The way to end a shutdown that takes its time, from another thread.

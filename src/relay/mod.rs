@@ -99,6 +99,12 @@ impl Running {
         self.counters.stats()
     }
 
+    /// The counters themselves, for who must read them while a shutdown has the relay.
+    #[cfg(any(test, feature = "capi"))]
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
     /// The way to end a shutdown that takes its time.
     pub(crate) fn abort(&self) -> Abort {
         self.listening.abort()
