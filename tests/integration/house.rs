@@ -436,6 +436,19 @@ fn signals_belong_to_the_command_line() {
 }
 
 #[test]
+fn unsafe_code_stands_in_two_places() {
+    let found = who_says(&["unsafe"], |source| {
+        matches!(source.name.as_str(), "memory" | "capi/border")
+    });
+    // The exported names, which the compiler counts as unsafe, and nothing else.
+    assert_eq!(found, ["capi/mod says unsafe"]);
+    let sources = sources();
+    let exports = sources.iter().find(|source| source.name == "capi/mod");
+    let code = exports.unwrap().code();
+    assert!(!says(&code.replace("#[unsafe(no_mangle)]", ""), "unsafe"));
+}
+
+#[test]
 fn every_thread_has_a_name() {
     let faults: Vec<String> = sources().iter().flat_map(thread_faults).collect();
     assert!(faults.is_empty(), "{faults:#?}");

@@ -10,6 +10,7 @@
     clippy::doc_markdown
 )]
 
+mod capi;
 mod clients;
 mod doctor;
 mod embedding;
