@@ -389,7 +389,11 @@ fn the_example_of_the_manual_compiles_and_runs() {
         home.command(home.join("example"))
             .args(["echo", "on it goes"]),
     );
-    assert_eq!(finished.succeeded().text(), "on it goes\n");
+    let finished = finished.succeeded();
+    assert_eq!(
+        (finished.text().as_str(), finished.stderr.as_str()),
+        ("on it goes\n", "")
+    );
 }
 
 #[test]

@@ -195,6 +195,9 @@ static void lives(void)
     count = lines;
     live(NULL);
     EXPECT(lines == count);
+    /* Freed while it is up, it is stopped first. */
+    upstreamproxy_free(started());
+    expect_as_before(&before);
 }
 
 static void expect_error(int code, int expected, const char *words)
