@@ -8,8 +8,6 @@
 
 mod answers;
 mod border;
-#[cfg(test)]
-mod header;
 mod logging;
 mod proxy;
 mod settings;
@@ -314,3 +312,6 @@ fn emptied<'a, T>(
 ) -> Result<&'a mut Option<T>, Wrong> {
     Ok(given(room, what)?.write(None))
 }
+
+#[cfg(test)]
+mod header;
