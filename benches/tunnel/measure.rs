@@ -60,11 +60,11 @@ pub(crate) fn run(
             };
             let (latencies, seconds) = set_up(path, target, count, at_once)?;
             let rate = count as f64 / seconds;
-            (quantiles(latencies, Some(rate)), count as f64)
+            (quantiles(&latencies, Some(rate)), count as f64)
         }
         Work::Echo => {
             let latencies = echo(path, target, effort.echoes)?;
-            (quantiles(latencies, None), effort.echoes as f64)
+            (quantiles(&latencies, None), effort.echoes as f64)
         }
     };
     let cpu = before
@@ -172,7 +172,7 @@ impl Bulk<'_> {
 }
 
 /// Ends the silent direction too, and waits until the path has seen it: what it does then is not to fall into the next test.
-fn close(mut from: &TcpStream, to: &TcpStream) -> Outcome<()> {
+pub(crate) fn close(mut from: &TcpStream, to: &TcpStream) -> Outcome<()> {
     to.shutdown(Shutdown::Write)?;
     match from.read(&mut [0])? {
         0 => Ok(()),
@@ -256,6 +256,15 @@ fn echo(path: &Path, target: &TcpListener, count: usize) -> Outcome<Vec<Duration
     })
 }
 
+/// One byte over a standing connection and back, both ends here.
+pub(crate) fn round_trip_over(mut near: &TcpStream, mut far: &TcpStream) -> Outcome<()> {
+    let mut byte = [0];
+    near.write_all(&[1])?;
+    far.read_exact(&mut byte)?;
+    far.write_all(&byte)?;
+    Ok(near.read_exact(&mut byte)?)
+}
+
 fn round_trip(mut stream: &TcpStream, byte: u8) -> Outcome<()> {
     let mut back = [!byte];
     stream.write_all(&[byte])?;
@@ -276,16 +285,20 @@ fn send_back(mut stream: &TcpStream) -> Outcome<()> {
 }
 
 /// Median and 99th percentile in microseconds, after the rate if there is one.
-fn quantiles(mut latencies: Vec<Duration>, rate: Option<f64>) -> Vec<f64> {
-    latencies.sort_unstable();
-    let at = |share: usize| {
-        let index = (latencies.len() * share).div_ceil(100).saturating_sub(1);
-        latencies[index].as_secs_f64() * 1e6
-    };
+fn quantiles(latencies: &[Duration], rate: Option<f64>) -> Vec<f64> {
+    let at = |share| quantile(latencies, share).as_secs_f64() * 1e6;
     rate.into_iter().chain([at(50), at(99)]).collect()
 }
 
-fn joined<T>(thread: ScopedJoinHandle<'_, Outcome<T>>) -> Outcome<T> {
+/// What so many of a hundred do not exceed.
+pub(crate) fn quantile(latencies: &[Duration], share: usize) -> Duration {
+    let mut sorted = latencies.to_vec();
+    sorted.sort_unstable();
+    sorted[(sorted.len() * share).div_ceil(100).saturating_sub(1)]
+}
+
+/// What a thread came to.
+pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, Outcome<T>>) -> Outcome<T> {
     thread
         .join()
         .map_err(|_| "a thread of the load generator panicked")?

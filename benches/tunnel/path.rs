@@ -30,7 +30,7 @@ pub(crate) struct Path {
     /// What to ask of a proxy at the entry; `None`: the entry leads to the target by itself.
     request: Option<Vec<u8>>,
     /// Homes, keys and logs, as long as they are needed.
-    _folder: Option<TempDir>,
+    folders: Vec<TempDir>,
 }
 
 impl Path {
@@ -41,7 +41,7 @@ impl Path {
             processes: Vec::new(),
             entry: target,
             request: None,
-            _folder: None,
+            folders: Vec::new(),
         }
     }
 
@@ -65,51 +65,68 @@ impl Path {
             processes,
             entry: (Ipv4Addr::LOCALHOST, port).into(),
             request: None,
-            _folder: Some(folder),
+            folders: vec![folder],
         })
     }
 
     /// `upstreamproxy serve` and `upstreamproxy gateway`, all settings that cost time at their defaults.
     pub(crate) fn tunnel(name: &'static str, tls: bool, target: SocketAddr) -> Outcome<Self> {
+        let Gateway {
+            process,
+            base_url,
+            files,
+            folder,
+        } = Gateway::start(tls)?;
+        let mut path = Self::relay(name, &base_url, &files, &[], target)?;
+        path.processes.push(process);
+        path.folders.push(folder);
+        Ok(path)
+    }
+
+    /// `upstreamproxy serve` alone, with these options too, in front of a gateway at `base_url`.
+    pub(crate) fn relay(
+        name: &'static str,
+        base_url: &str,
+        files: &Files,
+        options: &[&str],
+        target: SocketAddr,
+    ) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
-        let files = Files::write(folder.path())?;
-        let mut gateway = ours(folder.path());
-        gateway.args(["gateway", "--listen", "127.0.0.1:0", "--intercept", "none"]);
-        gateway.args(["--allow-private", "--max-tunnels", MAX_TUNNELS]);
-        gateway.arg("--sessions").arg(&files.sessions);
-        if tls {
-            gateway.arg("--tls-cert").arg(&files.certificate);
-            gateway.arg("--tls-key").arg(&files.key);
-        }
-        let (gateway, ready) = Process::start("gateway", &mut gateway, folder.path())?;
-        let base_url = ready["base_url"]
-            .as_str()
-            .ok_or_else(|| format!("no base URL in the gateway's {ready}"))?;
         let mut relay = ours(folder.path());
         relay.args(["serve", "--when", "always", "--listen", "127.0.0.1:0"]);
         relay.args(["--base-url", base_url, "--session-id", SESSION]);
         relay.args(["--require", "--max-tunnels", MAX_TUNNELS]);
-        relay.arg("--token-file").arg(&files.token);
+        relay
+            .arg("--token-file")
+            .arg(files.fresh_token(folder.path())?);
         // The machine's own roots are nobody's business here, and may not be installed.
         relay.arg("--system-ca").arg(&files.ca);
         relay.arg("--upstream-ca").arg(&files.ca);
+        relay.args(options);
         let (relay, ready) = Process::start("relay", &mut relay, folder.path())?;
-        let entry = (Ipv4Addr::LOCALHOST, port_of(&ready)?).into();
         Ok(Self {
             name,
-            processes: vec![relay, gateway],
-            entry,
+            entry: (Ipv4Addr::LOCALHOST, port_of(&ready)?).into(),
+            processes: vec![relay],
             request: Some(request(target)),
-            _folder: Some(folder),
+            folders: vec![folder],
         })
     }
 
     /// A connection to the target, as soon as this way lets anything pass.
     pub(crate) fn connect(&self) -> Outcome<TcpStream> {
+        let stream = self.ask()?;
+        if self.request.is_some() {
+            established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
+        }
+        Ok(stream)
+    }
+
+    /// A connection to the entry, on which the target has been asked for and no answer been read.
+    pub(crate) fn ask(&self) -> Outcome<TcpStream> {
         let stream = self.enter()?;
         if let Some(request) = &self.request {
             (&stream).write_all(request)?;
-            established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
         }
         Ok(stream)
     }
@@ -143,6 +160,8 @@ impl Path {
         for process in self.processes.into_iter().filter(|_| has_orderly_end) {
             process.stop()?;
         }
+        // Not before those who have their homes there.
+        drop(self.folders);
         Ok(())
     }
 }
@@ -195,13 +214,51 @@ fn ours(home: &FilePath) -> Command {
     command
 }
 
-/// The files that a gateway and a relay are given.
-struct Files {
+/// A gateway by itself: relays may stand before it at any distance.
+pub(crate) struct Gateway {
+    /// The process.
+    pub(crate) process: Process,
+    /// Where it is.
+    pub(crate) base_url: String,
+    /// What it and its relays know.
+    pub(crate) files: Files,
+    folder: TempDir,
+}
+
+impl Gateway {
+    /// One on loopback, with TLS or without.
+    pub(crate) fn start(tls: bool) -> Outcome<Self> {
+        let folder = tempfile::tempdir()?;
+        let files = Files::write(folder.path())?;
+        let mut command = ours(folder.path());
+        command.args(["gateway", "--listen", "127.0.0.1:0", "--intercept", "none"]);
+        command.args(["--allow-private", "--max-tunnels", MAX_TUNNELS]);
+        command.arg("--sessions").arg(&files.sessions);
+        if tls {
+            command.arg("--tls-cert").arg(&files.certificate);
+            command.arg("--tls-key").arg(&files.key);
+        }
+        let (process, ready) = Process::start("gateway", &mut command, folder.path())?;
+        let base_url = ready["base_url"]
+            .as_str()
+            .ok_or_else(|| format!("no base URL in the gateway's {ready}"))?
+            .to_owned();
+        Ok(Self {
+            process,
+            base_url,
+            files,
+            folder,
+        })
+    }
+}
+
+/// The files that a gateway and its relays are given.
+pub(crate) struct Files {
     ca: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
     sessions: PathBuf,
-    token: PathBuf,
+    token: String,
 }
 
 impl Files {
@@ -218,18 +275,25 @@ impl Files {
         let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
         // A key is random enough for a token that lives as long as this run.
         let token = HEXLOWER.encode(&KeyPair::generate()?.serialize_der()[..]);
-        let file = |name: &str, content: &str| {
-            let path = folder.join(name);
-            fs::write(&path, content)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-            std::io::Result::Ok(path)
-        };
+        let file = |name: &str, content: &str| private(folder, name, content);
         Ok(Self {
             ca: file("ca.pem", &ca)?,
             certificate: file("certificate.pem", &certificate.pem())?,
             key: file("key.pem", &key.serialize_pem())?,
             sessions: file("sessions", &format!("{SESSION} {token}\n"))?,
-            token: file("token", &token)?,
+            token,
         })
     }
+
+    /// The token in a file of its own: every relay burns the one that it reads.
+    fn fresh_token(&self, folder: &FilePath) -> Outcome<PathBuf> {
+        Ok(private(folder, "token", &self.token)?)
+    }
+}
+
+fn private(folder: &FilePath, name: &str, content: &str) -> std::io::Result<PathBuf> {
+    let path = folder.join(name);
+    fs::write(&path, content)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(path)
 }

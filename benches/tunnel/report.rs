@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::measure::Sample;
+use crate::delay::{self, Delay};
+use crate::idle::Idle;
+use crate::measure::{Sample, quantile};
 use crate::path::Path;
 use crate::plan::{Metric, Plan, TESTS, Test};
 use crate::usage;
@@ -32,6 +34,10 @@ pub(crate) struct Report<'a> {
     pub(crate) cells: &'a [Cell],
     /// How many paths there are to compare with; they come first among the paths.
     pub(crate) references: usize,
+    /// What idle tunnels hold.
+    pub(crate) idles: &'a [Idle],
+    /// Set-up from afar.
+    pub(crate) delays: &'a [Delay],
 }
 
 impl Cell {
@@ -80,6 +86,11 @@ impl Report<'_> {
                     self.block(&mut out, test, (metric, what), &cells);
                 }
             }
+        }
+        self.idle_block(&mut out);
+        self.delay_block(&mut out);
+        if self.cells.is_empty() {
+            return out;
         }
         let _ = writeln!(
             out,
@@ -146,6 +157,61 @@ impl Report<'_> {
         }
     }
 
+    /// Idle tunnels over all paths.
+    fn idle_block(&self, out: &mut String) {
+        let Some(first) = self.idles.first() else {
+            return;
+        };
+        let title = format!("idle x{}, KiB resident", first.tunnels);
+        let _ = writeln!(
+            out,
+            "\n{title:<28}{:>12}   each process: before, with, after",
+            "a tunnel"
+        );
+        for idle in self.idles {
+            let each: Vec<String> = idle
+                .processes
+                .iter()
+                .map(|(role, held)| {
+                    let [before, with, after] = held.map(|kib| whole(kib as f64));
+                    format!("{role} {before}, {with}, {after}")
+                })
+                .collect();
+            let _ = writeln!(
+                out,
+                "  {:<26}{:>12.1}   {}",
+                idle.path,
+                idle.per_tunnel(),
+                each.join("; ")
+            );
+        }
+    }
+
+    /// Set-up from afar.
+    fn delay_block(&self, out: &mut String) {
+        if self.delays.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            out,
+            "\nCONNECT to first byte, wss  {:>9}{:>9}{:>14}{:>14}",
+            "p50 ms", "p99 ms", "p50 / trip", "p99 / trip"
+        );
+        for delay in self.delays {
+            let name = format!("{} {}", delay::name(delay.round_trip), delay.way);
+            let _ = write!(out, "  {name:<26}");
+            for share in [50, 99] {
+                let took = quantile(&delay.latencies, share).as_secs_f64() * 1e3;
+                let _ = write!(out, "{took:>9.1}");
+            }
+            for share in [50, 99] {
+                let trips = trips(delay, share).map_or_else(dash, |trips| format!("{trips:.2}"));
+                let _ = write!(out, "{trips:>14}");
+            }
+            out.push('\n');
+        }
+    }
+
     /// Against each path to compare with, in their order.
     fn ratios(&self, cell: &Cell, metric: usize, cells: &[&Cell]) -> Vec<Option<f64>> {
         (0..self.references)
@@ -200,8 +266,42 @@ impl Report<'_> {
             "seconds": self.plan.effort.seconds,
             "processors": processors(),
             "results": results,
+            "idle": self.idle_json(),
+            "delay": self.delay_json(),
             "memory": memory,
         })
+    }
+
+    fn idle_json(&self) -> Vec<Value> {
+        let process = |(role, held): &(&str, [u64; 3])| {
+            let [before, with, after] = held;
+            json!({ "process": role, "before_kib": before, "with_kib": with, "after_kib": after })
+        };
+        let idles = self.idles.iter().map(|idle| {
+            json!({
+                "path": idle.path,
+                "tunnels": idle.tunnels,
+                "kib_per_tunnel": idle.per_tunnel(),
+                "processes": idle.processes.iter().map(process).collect::<Vec<_>>(),
+            })
+        });
+        idles.collect()
+    }
+
+    fn delay_json(&self) -> Vec<Value> {
+        let delays = self.delays.iter().map(|delay| {
+            let ms = |share| quantile(&delay.latencies, share).as_secs_f64() * 1e3;
+            json!({
+                "round_trip_ms": delay.round_trip,
+                "way": delay.way,
+                "openings": delay.latencies.len(),
+                "p50_ms": ms(50),
+                "p99_ms": ms(99),
+                "p50_round_trips": trips(delay, 50),
+                "p99_round_trips": trips(delay, 99),
+            })
+        });
+        delays.collect()
     }
 
     /// Path, role, KiB at rest and at the peak of the whole run.
@@ -214,6 +314,12 @@ impl Report<'_> {
             })
         })
     }
+}
+
+/// In round trips of the line, where it has any.
+fn trips(delay: &Delay, share: usize) -> Option<f64> {
+    let line = delay.round_trip as f64 / 1e3;
+    (line > 0.0).then(|| quantile(&delay.latencies, share).as_secs_f64() / line)
 }
 
 fn processors() -> usize {

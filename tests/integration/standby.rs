@@ -3,10 +3,8 @@
 //! The ends run inside the test, so that their counters can be read; between them is a line that takes its time.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,40 +13,25 @@ use upstreamproxy::{
     Config, Gateway, GatewayConfig, Handle, Sessions, Started, When, start, start_gateway,
 };
 
-use crate::support::{EchoServer, Ending, PATIENCE, TempHome, TestCa, connect, exchange, pattern};
+use crate::support::{
+    Carried, EchoServer, Ending, PATIENCE, TempHome, TestCa, connect, delay_line, exchange, pattern,
+};
 
 /// What the line takes for each direction: far over what makes a gateway a near one, on a loaded machine too.
 const ONE_WAY: Duration = Duration::from_millis(20);
 
-/// A line to `far` with a fixed delay each way and no other limit.
+/// A line to the gateway, and the connections that go through it, the oldest first.
 struct DelayLine {
     address: SocketAddr,
-    /// The connections that go through it, the oldest first.
     open: Arc<Mutex<VecDeque<Carried>>>,
 }
 
-/// A connection's near end, and whether it is to be cut at the next byte from it.
-type Carried = (TcpStream, Arc<AtomicBool>);
-
 impl DelayLine {
     fn to(far: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let open = Arc::<Mutex<VecDeque<Carried>>>::default();
         let seen = Arc::clone(&open);
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(far) else {
-                    continue;
-                };
-                let cut = Arc::new(AtomicBool::new(false));
-                seen.lock()
-                    .unwrap()
-                    .push_back((near.try_clone().unwrap(), Arc::clone(&cut)));
-                carry(near.try_clone().unwrap(), far.try_clone().unwrap(), cut);
-                carry(far, near, Arc::default());
-            }
-        });
+        let carried = move |connection| seen.lock().unwrap().push_back(connection);
+        let address = delay_line(far, ONE_WAY, carried).unwrap();
         Self { address, open }
     }
 
@@ -58,32 +41,6 @@ impl DelayLine {
             cut.store(true, Ordering::SeqCst);
         }
     }
-}
-
-/// One direction: what is read goes out after the delay, its end too.
-fn carry(mut from: TcpStream, to: TcpStream, cut: Arc<AtomicBool>) {
-    let (queue, waiting): (Sender<(Instant, Vec<u8>)>, _) = channel();
-    let mut out = to.try_clone().unwrap();
-    thread::spawn(move || {
-        for (due, bytes) in waiting {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            if out.write_all(&bytes).is_err() {
-                return;
-            }
-        }
-        let _ = out.shutdown(Shutdown::Write);
-    });
-    thread::spawn(move || {
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(read @ 1..) = from.read(&mut buffer) {
-            if cut.load(Ordering::SeqCst) {
-                let _ = from.shutdown(Shutdown::Both);
-                let _ = to.shutdown(Shutdown::Both);
-                return;
-            }
-            let _ = queue.send((Instant::now() + ONE_WAY, buffer[..read].to_vec()));
-        }
-    });
 }
 
 /// Both ends, and the line between them where they are far.

@@ -3,6 +3,7 @@
 //! Nothing here sleeps to be lucky: every wait is for an event (a line, an exit, a byte, an end) and has a bound.
 
 mod connect;
+mod delay;
 mod home;
 mod network;
 mod origin;
@@ -16,6 +17,7 @@ mod tools;
 use std::time::Duration;
 
 pub(crate) use connect::{Ending, connect, exchange, read_to_end, request};
+pub(crate) use delay::{Carried, delay_line};
 pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_folder};
 pub(crate) use network::Network;
 pub(crate) use origin::{HttpsOrigin, TestCa};
