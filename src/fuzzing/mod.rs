@@ -8,6 +8,7 @@
 mod echo;
 mod heads;
 mod reference;
+pub mod steps;
 mod texts;
 mod wire;
 
