@@ -69,6 +69,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
+//! | 6 | `benchmark` (what the way gives) |
 //! | 5 | `diagnosis` (the story looked at, with nothing changed), `capi` (the same library for C) |
 //! | 4 | `orchestrator` (the one story), `embedded` |
 //! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
@@ -80,6 +81,8 @@
 
 mod authority;
 mod base_url;
+#[cfg(feature = "bench")]
+mod benchmark;
 #[cfg(any(test, feature = "capi"))]
 mod capi;
 mod config;
@@ -110,6 +113,10 @@ mod tunnel;
 mod wait;
 
 pub use authority::{Authority, AuthorityError, Host, Pattern};
+#[cfg(feature = "bench")]
+pub use benchmark::{
+    BenchOrigin, BenchPlan, Conclusion, Figure, Found, Limit, Row, Told, benchmark,
+};
 pub use config::{
     Cancel, Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE, Environment, Limits, UnusableSetting,
     When,

@@ -25,9 +25,12 @@ mod forwarder;
 mod idle;
 mod measure;
 mod path;
+#[path = "../../src/benchmark/pattern.rs"]
 mod pattern;
 mod plan;
 mod process;
+#[path = "../../src/benchmark/processor.rs"]
+mod processor;
 mod progress;
 mod report;
 mod soak;

@@ -83,6 +83,12 @@ pub(crate) fn say(sentence: &str) {
     let _ = Unblocked::stderr().write_all(format!("upstreamproxy: {sentence}\n").as_bytes());
 }
 
+/// Writes to standard error as it stands: a line that will be written over.
+#[cfg(feature = "bench")]
+pub(crate) fn put(text: &str) {
+    let _ = Unblocked::stderr().write_all(text.as_bytes());
+}
+
 /// Prints to standard output. One that is gone is no reason to fail, as little as it is to panic.
 pub(crate) fn print(bytes: &[u8]) {
     let mut output = io::stdout();

@@ -4,6 +4,8 @@
 //! its file. The library is used through its public face only.
 
 mod args;
+#[cfg(feature = "bench")]
+mod bench;
 mod command;
 mod doctor;
 mod env;
@@ -66,6 +68,15 @@ fn work(
             target,
             json,
         } => doctor::run(session, target, json),
+        #[cfg(feature = "bench")]
+        Task::Bench {
+            session,
+            target,
+            plan,
+            json,
+        } => bench::run(session, target, plan, json),
+        #[cfg(feature = "bench")]
+        Task::BenchOrigin(listen) => bench::origin(listen),
         Task::Gateway(settings) => gateway::run(settings),
     })
 }
@@ -148,6 +159,10 @@ mod tests {
             "env --format x",
             "gateway",
             "doctor --target x",
+            "bench --seconds 0",
+            "bench --origin here",
+            "bench --origin 127.0.0.1:0 --embedded",
+            "bench --origin 0.0.0.0:0",
         ] {
             assert_eq!(status(line), ExitStatus::USAGE, "{line}");
         }

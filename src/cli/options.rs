@@ -15,17 +15,22 @@ pub(crate) enum Subcommand {
     Env,
     /// Walk every stage and say what is wrong.
     Doctor,
+    /// Measure the way through the upstream.
+    #[cfg(feature = "bench")]
+    Bench,
     /// The server end.
     Gateway,
 }
 
 impl Subcommand {
     /// Every subcommand, in the order in which help lists them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; if cfg!(feature = "bench") { 6 } else { 5 }] = [
         Self::Run,
         Self::Serve,
         Self::Env,
         Self::Doctor,
+        #[cfg(feature = "bench")]
+        Self::Bench,
         Self::Gateway,
     ];
 
@@ -36,6 +41,8 @@ impl Subcommand {
             Self::Serve => "serve",
             Self::Env => "env",
             Self::Doctor => "doctor",
+            #[cfg(feature = "bench")]
+            Self::Bench => "bench",
             Self::Gateway => "gateway",
         }
     }
@@ -46,6 +53,8 @@ impl Subcommand {
             Self::Serve => "upstreamproxy serve [options]",
             Self::Env => "upstreamproxy env [options]",
             Self::Doctor => "upstreamproxy doctor [options]",
+            #[cfg(feature = "bench")]
+            Self::Bench => "upstreamproxy bench [options]",
             Self::Gateway => "upstreamproxy gateway --sessions FILE [options]",
         }
     }
@@ -57,6 +66,10 @@ impl Subcommand {
             Self::Env => "print the variables of the running `serve`, for eval",
             Self::Doctor => {
                 "walk every stage and a round trip through the tunnel, say what is wrong"
+            }
+            #[cfg(feature = "bench")]
+            Self::Bench => {
+                "measure set-up, echo and throughput through the upstream, say what limits them"
             }
             Self::Gateway => "the server end: the CA endpoint and the tunnel endpoint on one port",
         }
@@ -74,6 +87,10 @@ impl Subcommand {
             }
             Self::Env => "0; 1 no serve is running; 2 usage",
             Self::Doctor => "0 all well; 1 something is not; 2 usage",
+            #[cfg(feature = "bench")]
+            Self::Bench => {
+                "0 measured; 1 there was no way to measure; 2 usage; 128+n if signal n ended it"
+            }
             Self::Gateway => {
                 "0 all tunnels ended; 1 some were cut; 2 a setting cannot be used; 128+n at a second signal"
             }
@@ -125,14 +142,44 @@ impl Opt {
     }
 }
 
+#[cfg(feature = "bench")]
+use Subcommand::Bench;
 use Subcommand::{Doctor, Env, Gateway, Run, Serve};
 
-/// The subcommands that live through the lifecycle of section 1.
+/// The subcommands that live through the lifecycle of section 1, or look at it.
 const SESSION: &[Subcommand] = &[Run, Serve, Doctor];
-/// Those that keep a relay up.
-const RELAY: &[Subcommand] = &[Run, Serve];
+/// Those that go to the upstream.
+const UPSTREAM: &[Subcommand] = &[
+    Run,
+    Serve,
+    Doctor,
+    #[cfg(feature = "bench")]
+    Bench,
+];
+/// Those that use what they set up.
+const RELAY: &[Subcommand] = &[
+    Run,
+    Serve,
+    #[cfg(feature = "bench")]
+    Bench,
+];
+/// Those that report on the way.
+const REPORT: &[Subcommand] = &[
+    Doctor,
+    #[cfg(feature = "bench")]
+    Bench,
+];
 /// Those that have tunnels.
 const TUNNELS: &[Subcommand] = &[Run, Serve, Doctor, Gateway];
+/// Those that open them.
+const OPENERS: &[Subcommand] = &[
+    Run,
+    Serve,
+    Doctor,
+    #[cfg(feature = "bench")]
+    Bench,
+    Gateway,
+];
 const EVERY: &[Subcommand] = &Subcommand::ALL;
 
 /// An option with a value, in the environment too: the usual kind.
@@ -190,45 +237,45 @@ pub(crate) const OPTIONS: &[Opt] = &[
     setting(
         "when",
         "auto|always|never",
-        SESSION,
+        UPSTREAM,
         "whether to run at all: auto, the default, looks at CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; \
          always skips these switches and wants a base URL; never wins over everything",
     ),
     switch(
         "embedded",
-        SESSION,
+        UPSTREAM,
         "start a gateway inside this process and use that as the upstream; implies --when always",
     ),
     setting(
         "base-url",
         "URL",
-        SESSION,
+        UPSTREAM,
         "the upstream, https (http for loopback only); default ANTHROPIC_BASE_URL, else the public API where the \
          switches opened the gate",
     ),
     setting(
         "session-id",
         "ID",
-        SESSION,
+        UPSTREAM,
         "who we are to the upstream; default CLAUDE_CODE_REMOTE_SESSION_ID",
     ),
     setting(
         "token-file",
         "PATH",
-        SESSION,
+        UPSTREAM,
         "the file with the session token, deleted once the relay listens; default /run/ccr/session_token",
     ),
     setting(
         "upstream-ca",
         "FILE",
-        SESSION,
+        UPSTREAM,
         "PEM file of further roots for our own connections to the upstream; with --embedded, for verifying targets; \
          default none",
     ),
     setting(
         "system-ca",
         "FILE",
-        SESSION,
+        UPSTREAM,
         "PEM file of base roots; default the inherited SSL_CERT_FILE, else the distribution's",
     ),
     setting(
@@ -245,8 +292,9 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     switch(
         "allow-non-loopback",
-        SESSION,
-        "let --listen be an address that other machines can reach: they then spend this session's authority",
+        UPSTREAM,
+        "let --listen be an address that other machines can reach: they then spend this session's authority; of bench, \
+         let --origin be one",
     ),
     switch(
         "allow-any-user",
@@ -322,7 +370,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     setting(
         "max-tunnels",
         "N",
-        TUNNELS,
+        OPENERS,
         "tunnels at once, at least 1; the next one is answered 503; default what the process limits allow, at most 1024",
     ),
     setting(
@@ -340,7 +388,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     setting(
         "connect-timeout",
         "DURATION",
-        TUNNELS,
+        OPENERS,
         "the bound on each of TCP connect, TLS handshake and upgrade; default 10s; 0: no wait at all, every dial fails",
     ),
     setting(
@@ -370,19 +418,41 @@ pub(crate) const OPTIONS: &[Opt] = &[
     setting(
         "target",
         "HOST:PORT",
-        &[Doctor],
-        "the far end of the round trip; default the base URL's host, with --embedded an origin of its own",
+        REPORT,
+        "the far end of the tunnels; default the base URL's host, with --embedded an origin of its own",
     ),
     switch(
         "json",
-        &[Doctor],
-        "print one JSON document at the end instead of a line for each step",
+        REPORT,
+        "print one JSON document at the end instead of lines",
+    ),
+    #[cfg(feature = "bench")]
+    setting(
+        "seconds",
+        "S",
+        &[Bench],
+        "how long each measure goes on, from 0.05 to 60; default 1",
+    ),
+    #[cfg(feature = "bench")]
+    setting(
+        "streams",
+        "N",
+        &[Bench],
+        "connections at once, at most: 1, 8, 32 and 64 of them are measured as far as this allows; default 64",
+    ),
+    #[cfg(feature = "bench")]
+    setting(
+        "origin",
+        "ADDR:PORT",
+        &[Bench],
+        "measure nothing, be the far end that a bench elsewhere names with --target, until SIGTERM or SIGINT; beyond \
+         loopback only with --allow-non-loopback",
     ),
     letter(
         "verbose",
         'v',
         EVERY,
-        "log more: -v info or debug, -vv one more; RUST_LOG wins; default warn for run, env and doctor, info for serve, \
+        "log more: -v info or debug, -vv one more; RUST_LOG wins; default warn for run, env, doctor and bench, info for serve, \
          gateway and --embedded",
     ),
     letter("quiet", 'q', EVERY, "log less: -q, -qq; RUST_LOG wins"),

@@ -8,8 +8,12 @@ use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+#[cfg(feature = "bench")]
+use std::time::Duration;
 
 use log::LevelFilter;
+#[cfg(feature = "bench")]
+use upstreamproxy::BenchPlan;
 use upstreamproxy::{
     Authority, Config, DEFAULT_BASE_URL, EmbeddedOptions, Environment, Limits, Override, Pattern,
     Reach, Stage, UnusableSetting, When,
@@ -45,6 +49,21 @@ pub(crate) enum Task {
         /// One JSON document instead of lines.
         json: bool,
     },
+    /// Measure.
+    #[cfg(feature = "bench")]
+    Bench {
+        /// The lifecycle's settings.
+        session: Session,
+        /// The far end of the tunnels, if one is named.
+        target: Option<Authority>,
+        /// How much is measured.
+        plan: BenchPlan,
+        /// One JSON document instead of a table.
+        json: bool,
+    },
+    /// Be the far end of a measurement.
+    #[cfg(feature = "bench")]
+    BenchOrigin(SocketAddr),
     /// The server end.
     Gateway(GatewaySettings),
 }
@@ -91,6 +110,9 @@ impl Task {
             }
             Self::Serve(_) | Self::Gateway(_) => LevelFilter::Info,
             Self::Env(_) => LevelFilter::Warn,
+            // A line for each of thousands of tunnels is nobody's wish.
+            #[cfg(feature = "bench")]
+            Self::Bench { .. } | Self::BenchOrigin(_) => LevelFilter::Warn,
         };
         let raised = (default as i8).saturating_add(verbosity);
         let levels = [
@@ -134,7 +156,75 @@ pub(crate) fn resolve(typed: &Typed, environment: Environment) -> Result<Task, U
                 json,
             })
         }
+        #[cfg(feature = "bench")]
+        Subcommand::Bench => bench(layers, environment),
         Subcommand::Gateway => gateway(layers),
+    }
+}
+
+/// A measurement, or its far end.
+#[cfg(feature = "bench")]
+fn bench(mut layers: Layers<'_>, environment: Environment) -> Result<Task, UsageError> {
+    let target = layers.value("target", "a host and a port such as example.com:443");
+    let json = layers.switch("json");
+    let seconds = layers.value("seconds", "a number of seconds from 0.05 to 60");
+    let streams = layers.value("streams", "a number of connections from 1 to 256");
+    let origin: Option<SocketAddr> =
+        layers.value("origin", "an address and a port such as 127.0.0.1:7100");
+    if let Some(listen) = origin {
+        layers.refuse_any()?;
+        if layers.switch("embedded") || target.is_some() {
+            return Err(layers.wrong(
+                "--origin is the far end by itself: --embedded and --target belong to the bench that uses it",
+            ));
+        }
+        if !listen.ip().is_loopback() && !layers.switch("allow-non-loopback") {
+            return Err(layers.wrong(format!(
+                "--origin {listen} can be reached from other machines; listen on 127.0.0.1, or add --allow-non-loopback"
+            )));
+        }
+        return Ok(Task::BenchOrigin(listen));
+    }
+    let plan = BenchPlan {
+        time: seconds.map_or(Duration::from_secs(1), |Seconds(time)| time),
+        streams: streams.map_or(64, |Streams(count)| count),
+    };
+    Ok(Task::Bench {
+        session: session(layers, environment)?,
+        target,
+        plan,
+        json,
+    })
+}
+
+/// How long a measure goes on.
+#[cfg(feature = "bench")]
+struct Seconds(Duration);
+
+#[cfg(feature = "bench")]
+impl FromStr for Seconds {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let seconds: f64 = text.parse().map_err(|_| ())?;
+        let possible = (0.05..=60.0).contains(&seconds);
+        possible
+            .then(|| Self(Duration::from_secs_f64(seconds)))
+            .ok_or(())
+    }
+}
+
+/// How many connections at once.
+#[cfg(feature = "bench")]
+struct Streams(usize);
+
+#[cfg(feature = "bench")]
+impl FromStr for Streams {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let count = text.parse().map_err(|_| ())?;
+        (1..=256).contains(&count).then_some(Self(count)).ok_or(())
     }
 }
 
@@ -356,6 +446,7 @@ impl FromStr for Switch {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(not(feature = "bench"))]
     use std::time::Duration;
 
     use super::super::args::{Asked, parse};

@@ -20,14 +20,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A relay's port, and the password that it may ask for.
 #[derive(Debug)]
-pub(super) struct Port {
-    pub(super) address: SocketAddr,
+pub(crate) struct Port {
+    pub(crate) address: SocketAddr,
     credentials: Option<Credentials>,
 }
 
 impl Port {
     /// A port that asks for nothing.
-    pub(super) fn open(address: SocketAddr) -> Self {
+    pub(crate) fn open(address: SocketAddr) -> Self {
         Self {
             address,
             credentials: None,
@@ -35,7 +35,7 @@ impl Port {
     }
 
     /// The port at `address`, with the password that its URL carries, if any.
-    pub(super) fn of_url(address: SocketAddr, url: &str) -> Self {
+    pub(crate) fn of_url(address: SocketAddr, url: &str) -> Self {
         let userinfo = url_parts(url).0;
         let credentials = userinfo
             .and_then(|text| text.split_once(':'))
@@ -51,7 +51,7 @@ impl Port {
 }
 
 /// Userinfo and authority of a proxy's URL, whose scheme may be missing.
-pub(super) fn url_parts(url: &str) -> (Option<&str>, &str) {
+pub(crate) fn url_parts(url: &str) -> (Option<&str>, &str) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let place = rest.split('/').next().unwrap_or_default();
     match place.rsplit_once('@') {
@@ -62,7 +62,7 @@ pub(super) fn url_parts(url: &str) -> (Option<&str>, &str) {
 
 /// An open tunnel.
 #[derive(Debug)]
-pub(super) struct Tunnel {
+pub(crate) struct Tunnel {
     stream: TcpStream,
     /// What came behind the relay's answer, and then all that came.
     came: Vec<u8>,
@@ -70,7 +70,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// Asks the relay at `port` for a tunnel to `target`.
-    pub(super) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Trouble> {
+    pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Trouble> {
         let answer = Self::ask(port, target, within).map_err(|error| {
             Trouble::new(
                 format!("the relay on {} does not answer: {error}", port.address),
@@ -140,7 +140,7 @@ impl Tunnel {
     }
 
     /// Sends `bytes` in writes of these sizes, over and over.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         bytes: &[u8],
         sizes: &[usize],
@@ -158,7 +158,7 @@ impl Tunnel {
     }
 
     /// Waits until what came is `enough`, or its end.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         deadline: Deadline,
         mut enough: impl FnMut(&[u8]) -> bool,
@@ -168,12 +168,18 @@ impl Tunnel {
     }
 
     /// What came so far.
-    pub(super) fn came(&self) -> &[u8] {
+    pub(crate) fn came(&self) -> &[u8] {
         &self.came
     }
 
+    /// The connection, and what has already come over it.
+    #[cfg(feature = "bench")]
+    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.stream, self.came)
+    }
+
     /// Ends it in order, so that nobody's log tells of a broken tunnel.
-    pub(super) fn end(mut self) {
+    pub(crate) fn end(mut self) {
         let deadline = Deadline::after(FAREWELL);
         if self.stream.shutdown(Shutdown::Write).is_ok() {
             while self.came.len() < ANSWER_LIMIT
@@ -222,7 +228,7 @@ fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> 
 }
 
 /// Where a proxy's URL leads, if to this machine.
-pub(super) fn loopback(authority: &Authority) -> Option<SocketAddr> {
+pub(crate) fn loopback(authority: &Authority) -> Option<SocketAddr> {
     match &authority.host {
         Host::Address(address) if address.is_loopback() => {
             Some(SocketAddr::new(*address, authority.port))

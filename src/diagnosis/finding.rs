@@ -138,15 +138,15 @@ pub struct Finding {
 
 /// What is wrong, and what to do about it: a [`Verdict::Wrong`] on its way.
 #[derive(Debug)]
-pub(super) struct Trouble {
-    pub(super) what: String,
-    pub(super) remedy: String,
+pub(crate) struct Trouble {
+    pub(crate) what: String,
+    pub(crate) remedy: String,
     /// It is the gateway's policy, and so nothing between here and there.
-    pub(super) policy: bool,
+    pub(crate) policy: bool,
 }
 
 impl Trouble {
-    pub(super) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             what: what.into(),
             remedy: remedy.into(),

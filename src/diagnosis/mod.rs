@@ -4,12 +4,12 @@
 //! A step that cannot be walked because of an earlier one is skipped and says so, so that every diagnosis has every step.
 //! What is found is a value; nothing is printed here.
 
-mod client;
-mod finding;
+pub(crate) mod client;
+pub(crate) mod finding;
 mod hello;
-mod origin;
-mod round_trip;
-mod stages;
+pub(crate) mod origin;
+pub(crate) mod round_trip;
+pub(crate) mod stages;
 mod variables;
 mod way;
 

@@ -90,7 +90,7 @@ fn echo(mut stream: TcpStream, stop: &Stop) -> io::Result<()> {
 }
 
 /// Waits until there is something to take; false when it is time to end.
-fn ready(socket: &impl AsFd, stop: &Stop) -> bool {
+pub(crate) fn ready(socket: &impl AsFd, stop: &Stop) -> bool {
     loop {
         let mut fds = [
             PollFd::new(socket, PollFlags::IN),

@@ -12,6 +12,8 @@ use super::stages::Seen;
 use crate::config::{Config, Limits};
 use crate::deadline::Deadline;
 use crate::error::Error;
+#[cfg(feature = "bench")]
+use crate::metrics::Stats;
 use crate::orchestrator::{start_relay, upstream};
 use crate::relay::Running;
 use crate::resolver::Resolver;
@@ -27,11 +29,12 @@ const QUIET: Duration = Duration::from_secs(3);
 const PIECES: [usize; 9] = [1, 1, 2, 1, 3, 31, 97, 1, 509];
 
 /// A relay of our own for the round trips, which burns no token.
-pub(super) struct OwnRelay(Running);
+#[derive(Debug)]
+pub(crate) struct OwnRelay(Running);
 
 impl OwnRelay {
     /// One on a free port; `None` without a token.
-    pub(super) fn start(config: &Config, seen: &Seen) -> Result<Option<Self>, Error> {
+    pub(crate) fn start(config: &Config, seen: &Seen) -> Result<Option<Self>, Error> {
         let (Some(session), Some(token)) = (&seen.session, &seen.token) else {
             return Ok(None);
         };
@@ -48,8 +51,14 @@ impl OwnRelay {
     }
 
     /// Where it listens.
-    pub(super) fn port(&self) -> Port {
+    pub(crate) fn port(&self) -> Port {
         Port::open(self.0.address())
+    }
+
+    /// What has gone through it so far.
+    #[cfg(feature = "bench")]
+    pub(crate) fn stats(&self) -> Stats {
+        self.0.stats()
     }
 }
 
@@ -124,6 +133,12 @@ enum Came {
     Silence,
 }
 
+/// What the relay's own phases may take, before it answers.
+pub(crate) fn to_open(limits: &Limits) -> Duration {
+    let phases = limits.connect_timeout.saturating_mul(5);
+    phases.saturating_add(limits.opening_timeout)
+}
+
 /// One tunnel, bytes up, and what comes down.
 fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Trip, Trouble> {
     let target = &far_end.authority;
@@ -149,11 +164,7 @@ fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Tr
     } else {
         &PIECES
     };
-    // What the relay's own phases may take, before it answers.
-    let to_open = limits
-        .connect_timeout
-        .saturating_mul(5)
-        .saturating_add(limits.opening_timeout);
+    let to_open = to_open(limits);
     // The far end's own handshake, behind a gateway that may first make one with it.
     let mut to_answer = limits.connect_timeout.saturating_mul(2);
     if !far_end.echoes && !far_end.speaks_tls && kind == Kind::Ordinary {

@@ -20,11 +20,11 @@ use crate::setup::token::{self, TokenFile};
 use crate::setup::{bundle, ca, download, hardening};
 
 /// What the later steps build on; `None` where a stage is not satisfied.
-pub(super) struct Seen {
-    pub(super) session: Option<Session>,
-    pub(super) token: Option<Secret>,
+pub(crate) struct Seen {
+    pub(crate) session: Option<Session>,
+    pub(crate) token: Option<Secret>,
     /// Whom our own connections to the upstream trust.
-    pub(super) roots: Option<Vec<CertificateDer<'static>>>,
+    pub(crate) roots: Option<Vec<CertificateDer<'static>>>,
 }
 
 /// Whether `stage` would be satisfied; what it found, in a few words. Writes, burns and changes nothing.
@@ -41,6 +41,26 @@ pub fn check(config: &Config, stage: Stage) -> Result<String, Error> {
         Stage::Relay => can_listen(config),
         Stage::Burn => can_burn(config, &read_token(config)?),
     }
+}
+
+/// What the way to the upstream needs, with nothing told, downloaded or changed; no token where it is `burnt`.
+#[cfg(feature = "bench")]
+pub(crate) fn see(config: &Config, burnt: bool) -> Result<Seen, Error> {
+    let session = session(config)?;
+    let token = if burnt {
+        None
+    } else {
+        Some(read_token(config)?.secret())
+    };
+    let roots = match trusted(config) {
+        Err(error) if session.base.secure() => return Err(error),
+        roots => roots.ok(),
+    };
+    Ok(Seen {
+        session: Some(session),
+        token,
+        roots,
+    })
 }
 
 /// Every stage in turn. Beside a living `serve` the token is burnt already, and the relay is its.

@@ -10,6 +10,7 @@
     clippy::doc_markdown
 )]
 
+mod bench;
 mod capi;
 mod clients;
 mod doctor;

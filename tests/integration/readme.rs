@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
-const SUBCOMMANDS: [&str; 5] = ["run", "serve", "env", "doctor", "gateway"];
+const SUBCOMMANDS: [&str; 6] = ["run", "serve", "env", "doctor", "bench", "gateway"];
 /// The options that no variable gives.
 const FLAGS_ONLY: [&str; 4] = ["--verbose", "--quiet", "--help", "--version"];
 

@@ -10,6 +10,7 @@ pub(crate) const PIECE: usize = 256 * 1024;
 const PERIOD: usize = 131_071;
 
 /// One period of noise and as much of the next ones as a piece can need from any offset.
+#[derive(Debug)]
 pub(crate) struct Pattern(Vec<u8>);
 
 impl Pattern {

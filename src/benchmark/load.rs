@@ -1,0 +1,169 @@
+//! Many connections at once over one way: set-up, echo, bulk. Every thread has a name and is joined; nothing goes on for longer
+//! than its time and what the path takes to deliver.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::client::{Visit, Way};
+use super::pattern::Pattern;
+use super::wire::Work;
+use crate::config::Cancel;
+use crate::diagnosis::finding::Trouble;
+
+/// The fewest and the most samples of what is counted.
+const SAMPLES: (usize, usize) = (5, 5000);
+
+/// A kind of transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bulk {
+    Down,
+    Up,
+    Both,
+}
+
+/// What loads have in common.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) way: Way,
+    /// Of each measure.
+    pub(super) time: Duration,
+    /// The far end speaks the benchmark's load.
+    pub(super) speaks: bool,
+    pub(super) pattern: Arc<Pattern>,
+    pub(super) cancel: Cancel,
+}
+
+impl Load {
+    /// Opens and leaves for its time, `at_once` at a time: from the request to the far end's first byte, or, of one that need
+    /// not speak, to the relay's answer. `ready` is waited for before each.
+    pub(super) fn set_ups(
+        self: &Arc<Self>,
+        at_once: usize,
+        ready: impl Fn() + Clone + Send + 'static,
+    ) -> Result<Vec<Duration>, Trouble> {
+        let until = Instant::now() + self.time;
+        let latencies = crew(at_once, || {
+            let (load, ready) = (Arc::clone(self), ready.clone());
+            move || {
+                let mut latencies = Vec::new();
+                let fewest = SAMPLES.0.div_ceil(at_once);
+                while latencies.len() < SAMPLES.1
+                    && (latencies.len() < fewest || Instant::now() < until)
+                    && !load.cancel.is_requested()
+                {
+                    ready();
+                    let since = Instant::now();
+                    let visit = load.visit()?;
+                    latencies.push(since.elapsed());
+                    visit.leave();
+                }
+                Ok(latencies)
+            }
+        })?;
+        Ok(latencies.into_iter().flatten().collect())
+    }
+
+    /// Single bytes there and back over one connection, one after the other, for its time.
+    pub(super) fn echoes(&self) -> Result<Vec<Duration>, Trouble> {
+        let mut visit = self.visit()?;
+        visit.ask(Work::Echo)?;
+        let until = Instant::now() + self.time;
+        let mut latencies = Vec::new();
+        while latencies.len() < SAMPLES.1
+            && (latencies.len() < SAMPLES.0 || Instant::now() < until)
+            && !self.cancel.is_requested()
+        {
+            latencies.push(visit.round_trip(latencies.len() as u8)?);
+        }
+        visit.leave();
+        Ok(latencies)
+    }
+
+    /// The bytes that arrived over so many connections, and the seconds from the first word to the last byte.
+    pub(super) fn bulk(
+        self: &Arc<Self>,
+        bulk: Bulk,
+        streams: usize,
+    ) -> Result<(u64, Duration), Trouble> {
+        let visits = crew(streams, || {
+            let load = Arc::clone(self);
+            move || load.visit()
+        })?;
+        let (time, since) = (self.time, Instant::now());
+        let mut halves = Vec::new();
+        for mut visit in visits {
+            visit.ask(match bulk {
+                Bulk::Down => Work::Down(time),
+                Bulk::Up => Work::Up,
+                Bulk::Both => Work::Both(time),
+            })?;
+            if bulk != Bulk::Down {
+                halves.push((visit.half()?, true));
+            }
+            if bulk != Bulk::Up {
+                halves.push((visit, false));
+            }
+        }
+        let mut halves = halves.into_iter();
+        let moved = crew(halves.len(), || {
+            let (load, half) = (Arc::clone(self), halves.next());
+            move || match half {
+                Some((mut visit, true)) => {
+                    let sent = visit.send(&load.pattern, time)?;
+                    if bulk == Bulk::Up {
+                        visit.confirmed(sent)?;
+                    }
+                    Ok(sent)
+                }
+                Some((mut visit, false)) => {
+                    let came = visit.receive(&load.pattern)?;
+                    if bulk == Bulk::Down {
+                        visit.leave();
+                    }
+                    Ok(came)
+                }
+                None => Ok(0),
+            }
+        })?;
+        Ok((moved.into_iter().sum(), since.elapsed()))
+    }
+
+    fn visit(&self) -> Result<Visit, Trouble> {
+        let mut visit = self.way.open()?;
+        if self.speaks {
+            visit.greeted()?;
+        }
+        Ok(visit)
+    }
+}
+
+/// Does so many works at the same time, each on a thread of its own: what each came to, or the first trouble.
+fn crew<T: Send + 'static, F>(count: usize, mut work: impl FnMut() -> F) -> Result<Vec<T>, Trouble>
+where
+    F: FnOnce() -> Result<T, Trouble> + Send + 'static,
+{
+    let threads: Vec<_> = (0..count)
+        .map(|_| {
+            thread::Builder::new()
+                .name("uproxy-load".into())
+                .spawn(work())
+        })
+        .collect();
+    // All are joined before the first trouble is told.
+    let done: Vec<Result<T, Trouble>> = threads
+        .into_iter()
+        .map(|thread| match thread.map(JoinHandle::join) {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Trouble::new(
+                "a thread of the load panicked",
+                "please report it with its message",
+            )),
+            Err(error) => Err(Trouble::new(
+                format!("no thread could be started for the load: {error}"),
+                "raise the limit on processes, or ask for fewer --streams",
+            )),
+        })
+        .collect();
+    done.into_iter().collect()
+}

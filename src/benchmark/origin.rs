@@ -1,0 +1,291 @@
+//! The far end of a benchmark: it speaks [`super::wire`], to a bounded number of visitors, each for a bounded time.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::pattern::{PIECE, Pattern};
+use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
+use crate::deadline::Deadline;
+use crate::diagnosis::origin::ready;
+use crate::listener;
+use crate::shutdown::Stop;
+
+/// Visitors at once; the next one is turned away without a word.
+const VISITORS: usize = 256;
+/// How long a visitor may keep silent, or take nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one may stay whatever it does: the longest transfer, and what a slow path takes to deliver it.
+const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
+
+/// An origin that speaks the benchmark's load. Dropping it turns everybody out and joins its threads.
+#[derive(Debug)]
+pub struct BenchOrigin {
+    address: SocketAddr,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BenchOrigin {
+    /// One that listens on `listen`.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or a thread could not be had.
+    pub fn start(listen: SocketAddr) -> io::Result<Self> {
+        let listener = listener::bind(listen)?;
+        let address = listener.local_addr()?;
+        let stop = Arc::new(Stop::new()?);
+        let until = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("uproxy-origin".into())
+            .spawn(move || serve(&listener, &until))?;
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for BenchOrigin {
+    fn drop(&mut self) {
+        self.stop.ask(Deadline::after(Duration::ZERO));
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, stop: &Stop) {
+    let pattern = Arc::new(Pattern::new());
+    let mut visitors: Vec<(TcpStream, JoinHandle<()>)> = Vec::new();
+    while ready(listener, stop) {
+        visitors.retain(|(_, thread)| !thread.is_finished());
+        match listener.accept() {
+            Ok((stream, _)) if visitors.len() < VISITORS => {
+                // Who cannot be served for want of something is turned away.
+                visitors.extend(received(stream, &pattern));
+            }
+            Ok(_) => {}
+            Err(error) if transient(&error) => {}
+            Err(error) => {
+                log::warn!("the benchmark's origin ends: {error}");
+                break;
+            }
+        }
+    }
+    for (stream, thread) in visitors {
+        let _ = stream.shutdown(Shutdown::Both);
+        let _ = thread.join();
+    }
+}
+
+/// What says something about one visitor, or passes: the next look at the listener comes all the same.
+fn transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+    )
+}
+
+fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<(TcpStream, JoinHandle<()>)> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (ours, pattern) = (stream.try_clone()?, Arc::clone(pattern));
+    let thread = visit_thread(move || {
+        if let Err(error) = visit(&stream, &pattern) {
+            // The load sees it too, and says more.
+            log::debug!("a visitor of the benchmark's origin: {error}");
+        }
+        // The handle that the acceptor keeps must not hold the connection open.
+        let _ = stream.shutdown(Shutdown::Both);
+    })?;
+    Ok((ours, thread))
+}
+
+fn visit_thread(work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name("uproxy-visit".into())
+        .spawn(work)
+}
+
+fn visit(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
+    let mut to = stream;
+    to.write_all(GREETING)?;
+    match asked(stream)? {
+        None => {}
+        Some(Work::Echo) => echo(stream)?,
+        Some(Work::Down(time)) => {
+            send(stream, pattern, time)?;
+            to.shutdown(Shutdown::Write)?;
+            take(stream, pattern)?;
+        }
+        Some(Work::Up) => {
+            let count = take(stream, pattern)?;
+            to.write_all(format!("{count}\n").as_bytes())?;
+        }
+        Some(Work::Both(time)) => {
+            let (sending, noise) = (stream.try_clone()?, Arc::clone(pattern));
+            let sender = visit_thread(move || {
+                // Its failure is the receiver's too, or that of the load.
+                let _ = send(&sending, &noise, time);
+            })?;
+            let taken = take(stream, pattern);
+            let _ = sender.join();
+            taken?;
+        }
+    }
+    to.shutdown(Shutdown::Write)
+}
+
+/// The line that says what is wanted; `None` if the visitor leaves without one. Byte by byte, as the next one belongs to the load.
+fn asked(mut stream: &TcpStream) -> io::Result<Option<Work>> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    loop {
+        if stream.read(&mut byte)? == 0 {
+            return Ok(None);
+        }
+        if byte == *b"\n" {
+            let work = std::str::from_utf8(&line).ok().and_then(|l| l.parse().ok());
+            let unknown =
+                || io::Error::new(io::ErrorKind::InvalidData, "it asks for nothing known");
+            return work.map(Some).ok_or_else(unknown);
+        }
+        if line.len() == LINE_LIMIT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its line is too long",
+            ));
+        }
+        line.extend(byte);
+    }
+}
+
+fn echo(mut stream: &TcpStream) -> io::Result<()> {
+    let until = Instant::now() + STAY;
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes)? {
+            0 => return Ok(()),
+            _ if Instant::now() >= until => return Err(overstayed()),
+            count => stream.write_all(bytes.get(..count).unwrap_or_default())?,
+        }
+    }
+}
+
+fn overstayed() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it stayed too long")
+}
+
+/// Sends the pattern for so long; returns how many bytes that were.
+pub(super) fn send(mut to: &TcpStream, pattern: &Pattern, time: Duration) -> io::Result<u64> {
+    let until = Instant::now() + time;
+    let mut sent = 0;
+    while Instant::now() < until {
+        to.write_all(pattern.piece(sent))?;
+        sent += PIECE as u64;
+    }
+    Ok(sent)
+}
+
+/// Takes the pattern to its end; returns how many bytes came.
+///
+/// # Errors
+/// Something else came.
+pub(super) fn take(mut from: &TcpStream, pattern: &Pattern) -> io::Result<u64> {
+    let until = Instant::now() + STAY;
+    let mut buffer = vec![0; PIECE];
+    let mut taken = 0;
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(taken);
+        }
+        if !pattern.matches(taken, buffer.get(..count).unwrap_or_default()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("wrong bytes came after {taken} right ones"),
+            ));
+        }
+        taken += count as u64;
+        if Instant::now() >= until {
+            return Err(overstayed());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn visitor(origin: &BenchOrigin, line: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(origin.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut greeting = vec![0; GREETING.len()];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(greeting, GREETING);
+        stream.write_all(line.as_bytes()).unwrap();
+        stream
+    }
+
+    fn rest(mut stream: &TcpStream) -> Vec<u8> {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        rest
+    }
+
+    fn origin() -> BenchOrigin {
+        BenchOrigin::start((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
+    }
+
+    #[test]
+    fn greets_and_does_what_is_asked() {
+        let (origin, pattern) = (origin(), Pattern::new());
+        let mut echo = visitor(&origin, "echo\nthere and back");
+        echo.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&echo), b"there and back");
+        echo = visitor(&origin, "up\n");
+        echo.write_all(&pattern.piece(0)[..1000]).unwrap();
+        echo.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&echo), b"1000\n");
+        let down = visitor(&origin, "down 20\n");
+        assert!(take(&down, &pattern).unwrap() > 0);
+        let both = visitor(&origin, "both 20\n");
+        let sent = send(&both, &pattern, Duration::from_millis(1)).unwrap();
+        both.shutdown(Shutdown::Write).unwrap();
+        assert!(take(&both, &pattern).unwrap() > 0 && sent > 0);
+    }
+
+    #[test]
+    fn leaves_who_asks_for_nothing_known_or_sends_something_else() {
+        let origin = origin();
+        for line in ["GET / HTTP/1.1\r\n\r\n", "down 99999999\n", "up\nnoise"] {
+            let stream = visitor(&origin, line);
+            let _ = stream.shutdown(Shutdown::Write);
+            let mut came = Vec::new();
+            let _ = (&stream).read_to_end(&mut came);
+            assert!(came.is_empty(), "{line:?}: {came:?}");
+        }
+    }
+
+    #[test]
+    fn ends_with_visitors_in_the_house() {
+        let origin = origin();
+        let visitors: Vec<_> = (0..3).map(|_| visitor(&origin, "echo\n")).collect();
+        drop(origin);
+        for mut visitor in visitors {
+            assert!(matches!(visitor.read(&mut [0]), Ok(0) | Err(_)));
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! What limits a path, from what was measured over it: a pure judgement, with the numbers that led to it.
+
+#![allow(clippy::cast_precision_loss, reason = "a count of processors")]
+
+use std::time::Duration;
+
+/// From this share of all processors on, the machine has nothing left to give.
+const BUSY: f64 = 0.85;
+/// So much of one processor used over a single tunnel, and more tunnels that help because they are more threads.
+const ONE_THREAD: f64 = 0.7;
+/// Many streams together move so many times what one does: each was held up by something of its own.
+const GAIN: f64 = 2.0;
+
+/// What limits a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// The time that a round trip to the upstream takes: each tunnel waits for it.
+    RoundTrip,
+    /// This machine's processor.
+    Processor,
+    /// The far end, or the network on the way there.
+    FarEnd,
+    /// Not enough was measured to tell.
+    Unknown,
+}
+
+impl Limit {
+    /// Its name in the JSON document.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundTrip => "round trip",
+            Self::Processor => "processor",
+            Self::FarEnd => "far end",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The judgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Conclusion {
+    /// What limits the path.
+    pub limit: Limit,
+    /// The same in a sentence with its numbers, without a full stop.
+    pub sentence: String,
+    /// What could be done, as an imperative without a full stop.
+    pub remedy: String,
+}
+
+/// The throughput of so many tunnels together, and who was busy meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moved {
+    pub(super) streams: usize,
+    pub(super) mib_s: f64,
+    /// So many processors were busy with this process.
+    pub(super) own: Option<f64>,
+    /// The share of all processors that was busy, 0 to 1.
+    pub(super) machine: Option<f64>,
+}
+
+/// What a judgement is made from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Samples {
+    pub(super) processors: usize,
+    /// There and back to the upstream, once.
+    pub(super) round_trip: Option<Duration>,
+    /// A tunnel, from the request on, one at a time.
+    pub(super) set_up: Option<Duration>,
+    /// The best over loopback, with no tunnel, in MiB/s.
+    pub(super) direct: Option<f64>,
+    /// Downloads over tunnels, by their number.
+    pub(super) tunnels: Vec<Moved>,
+}
+
+/// Judges.
+pub(super) fn judge(samples: &Samples) -> Conclusion {
+    let by_speed = |a: &&Moved, b: &&Moved| a.mib_s.total_cmp(&b.mib_s);
+    let one = samples.tunnels.iter().find(|moved| moved.streams == 1);
+    let (Some(one), Some(best)) = (one, samples.tunnels.iter().max_by(by_speed)) else {
+        return without_throughput(samples);
+    };
+    let gain = best.mib_s / one.mib_s;
+    let busy = best.machine.is_some_and(|busy| busy >= BUSY);
+    let one_thread = one.own.is_some_and(|own| own >= ONE_THREAD);
+    // Others may keep the machine busy, and that is no reason where this process asks for little.
+    let asks_much = best
+        .own
+        .is_some_and(|own| own >= 0.5 * samples.processors as f64);
+    if gain >= GAIN && !one_thread && !(busy && asks_much) {
+        return round_trip(samples, one, best);
+    }
+    if busy || gain >= GAIN {
+        return processor(samples, one, best);
+    }
+    Conclusion {
+        limit: Limit::FarEnd,
+        sentence: format!(
+            "{}: more tunnels do not help, and {}",
+            speeds(one, best),
+            idle(samples, best)
+        ),
+        remedy: "look at the gateway's machine, at the target, and at the bandwidth between here and there".into(),
+    }
+}
+
+fn processor(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
+    let of_direct = samples.direct.filter(|direct| *direct > 0.0).map(|direct| {
+        let share = 100.0 * best.mib_s / direct;
+        format!("; straight over loopback the same load moves {direct:.0} MiB/s, so that this is {share:.0} % of it")
+    });
+    let of_direct = of_direct.unwrap_or_default();
+    let busy = match best.machine {
+        Some(busy) if busy >= BUSY => format!(
+            "{}, and {:.0} % of the {} processors are busy, {:.1} of them with this process",
+            speed(best),
+            100.0 * busy,
+            samples.processors,
+            best.own.unwrap_or_default()
+        ),
+        _ => format!(
+            "{}, and over one this process uses {:.1} processors: a tunnel is one thread",
+            speeds(one, best),
+            one.own.unwrap_or_default()
+        ),
+    };
+    Conclusion {
+        limit: Limit::Processor,
+        sentence: busy + &of_direct,
+        remedy: "see what else keeps this machine busy, give it more or faster processors, or move less through tunnels: \
+                 NO_PROXY names what need not go"
+            .into(),
+    }
+}
+
+fn round_trip(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
+    let window = samples.round_trip.map(|trip| {
+        let kib = one.mib_s * 1024.0 * trip.as_secs_f64();
+        format!(
+            ": at a round trip of {}, about {kib:.0} KiB of one tunnel are on the way",
+            millis(trip)
+        )
+    });
+    Conclusion {
+        limit: Limit::RoundTrip,
+        sentence: format!(
+            "{}, while {}{}",
+            speeds(one, best),
+            idle(samples, best),
+            window.unwrap_or_default()
+        ),
+        remedy: "use more connections at once, take a gateway that is nearer, or let its and this machine's sockets hold more \
+                 (net.ipv4.tcp_rmem, net.ipv4.tcp_wmem)"
+            .into(),
+    }
+}
+
+/// With no bulk to judge by, set-up alone tells something.
+fn without_throughput(samples: &Samples) -> Conclusion {
+    let told = samples
+        .set_up
+        .zip(samples.round_trip)
+        .filter(|(_, trip)| !trip.is_zero());
+    let sentence = match told {
+        Some((set_up, trip)) => format!(
+            "throughput was not measured; a tunnel is set up in {}, {:.1} times the upstream's round trip of {}",
+            millis(set_up),
+            set_up.as_secs_f64() / trip.as_secs_f64(),
+            millis(trip)
+        ),
+        None => "throughput was not measured".to_owned(),
+    };
+    Conclusion {
+        limit: Limit::Unknown,
+        sentence,
+        remedy: "run `upstreamproxy bench --origin ADDR:PORT` where the gateway can reach it, and name it here with --target"
+            .into(),
+    }
+}
+
+fn speeds(one: &Moved, best: &Moved) -> String {
+    if best.streams == one.streams {
+        return speed(one);
+    }
+    format!("{} and {}", speed(one), speed(best))
+}
+
+fn speed(moved: &Moved) -> String {
+    let tunnels = if moved.streams == 1 {
+        "one tunnel moves".to_owned()
+    } else {
+        format!("{} together", moved.streams)
+    };
+    format!("{tunnels} {:.0} MiB/s", moved.mib_s)
+}
+
+fn idle(samples: &Samples, best: &Moved) -> String {
+    let processors = samples.processors;
+    match (best.machine, best.own) {
+        (Some(busy), _) if busy < BUSY => {
+            let idle = 100.0 * (1.0 - busy);
+            format!("{idle:.0} % of the {processors} processors are idle")
+        }
+        (_, Some(own)) => format!("this process uses {own:.1} of {processors} processors"),
+        _ => "nothing tells how busy the processors are".to_owned(),
+    }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(streams: usize, mib_s: f64, own: f64, machine: f64) -> Moved {
+        Moved {
+            streams,
+            mib_s,
+            own: Some(own),
+            machine: Some(machine),
+        }
+    }
+
+    fn judged(tunnels: &[Moved]) -> Conclusion {
+        judge(&Samples {
+            processors: 4,
+            round_trip: Some(Duration::from_millis(50)),
+            set_up: Some(Duration::from_millis(200)),
+            direct: Some(3000.0),
+            tunnels: tunnels.to_vec(),
+        })
+    }
+
+    #[test]
+    fn one_tunnel_far_below_many_on_an_idle_machine_waits_for_the_round_trip() {
+        let told = judged(&[
+            moved(1, 12.0, 0.1, 0.05),
+            moved(8, 95.0, 0.5, 0.2),
+            moved(64, 110.0, 0.6, 0.2),
+        ]);
+        assert_eq!(told.limit, Limit::RoundTrip);
+        for part in [
+            "one tunnel moves 12 MiB/s",
+            "64 together 110",
+            "50.0 ms",
+            "614 KiB",
+            "80 %",
+        ] {
+            assert!(told.sentence.contains(part), "{part}: {}", told.sentence);
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_busy_throughout_is_the_limit_whatever_the_streams_gain() {
+        for many in [610.0, 2400.0] {
+            let told = judged(&[moved(1, 600.0, 1.8, 0.6), moved(8, many, 3.9, 0.98)]);
+            assert_eq!(told.limit, Limit::Processor);
+            assert!(
+                told.sentence.contains("98 % of the 4 processors"),
+                "{}",
+                told.sentence
+            );
+            assert!(told.sentence.contains("loopback"), "{}", told.sentence);
+        }
+    }
+
+    #[test]
+    fn one_thread_at_its_end_is_the_processor_and_no_round_trip() {
+        let told = judged(&[moved(1, 600.0, 0.95, 0.3), moved(8, 2000.0, 3.0, 0.8)]);
+        assert_eq!(told.limit, Limit::Processor);
+        assert!(
+            told.sentence.contains("a tunnel is one thread"),
+            "{}",
+            told.sentence
+        );
+    }
+
+    #[test]
+    fn where_more_tunnels_do_not_help_and_the_machine_is_idle_it_is_the_far_end() {
+        let told = judged(&[moved(1, 11.0, 0.1, 0.05), moved(8, 11.5, 0.1, 0.06)]);
+        assert_eq!(told.limit, Limit::FarEnd);
+        assert!(
+            told.sentence.contains("94 % of the 4 processors are idle"),
+            "{}",
+            told.sentence
+        );
+    }
+
+    #[test]
+    fn without_throughput_set_up_is_told_in_round_trips_and_the_remedy_names_the_origin() {
+        let told = judged(&[]);
+        assert_eq!(told.limit, Limit::Unknown);
+        assert!(told.sentence.contains("4.0 times"), "{}", told.sentence);
+        assert!(told.remedy.contains("--origin"));
+        assert_eq!(
+            judge(&Samples::default()).sentence,
+            "throughput was not measured"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_others_keep_busy_does_not_hide_the_round_trip() {
+        let told = judged(&[moved(1, 12.0, 0.1, 0.99), moved(8, 95.0, 0.5, 1.0)]);
+        assert_eq!(told.limit, Limit::RoundTrip);
+        assert!(
+            told.sentence.contains("uses 0.5 of 4 processors"),
+            "{}",
+            told.sentence
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_the_machine_is_no_reason_to_blame_it() {
+        let mut many = moved(8, 100.0, 0.0, 0.0);
+        (many.own, many.machine) = (None, None);
+        let mut one = many;
+        (one.streams, one.mib_s) = (1, 10.0);
+        assert_eq!(judged(&[one, many]).limit, Limit::RoundTrip);
+    }
+}

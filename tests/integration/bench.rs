@@ -1,0 +1,215 @@
+//! `bench` as its users run it: every figure is there, the verdict names a limit, the token stays, and it can be ended.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{
+    EchoServer, OurGateway, Running, Serving, TOKEN, TempHome, delay_line, finish, upstreamproxy,
+};
+
+/// There and back over the line of the tests: its window then holds one tunnel to a few MiB/s.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// What `bench --json` said.
+struct Measured(Value);
+
+impl Measured {
+    #[track_caller]
+    fn of(command: &mut Command) -> Self {
+        let finished = finish(command).succeeded();
+        assert!(!format!("{}{}", finished.text(), finished.stderr).contains(TOKEN));
+        let document = serde_json::from_str(&finished.text());
+        Self(document.unwrap_or_else(|e| panic!("{e}: {finished:#?}")))
+    }
+
+    /// `bench --json` of the session in `home` at `base_url`.
+    #[track_caller]
+    fn at(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
+        let mut command = upstreamproxy(home);
+        command
+            .args(["bench", "--json", "--seconds", "0.1"])
+            .args(options);
+        Self::of(home.session(&mut command, base_url))
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Value> {
+        self.0["rows"].as_array().unwrap().iter()
+    }
+
+    /// The row of `what` over `path`.
+    #[track_caller]
+    fn row(&self, what: &str, path: &str) -> &Value {
+        self.rows()
+            .find(|row| row["what"] == what && row["path"] == path)
+            .unwrap_or_else(|| panic!("no {what} over {path}: {:#}", self.0))
+    }
+
+    #[track_caller]
+    fn figure(&self, what: &str, path: &str, name: &str) -> f64 {
+        let row = self.row(what, path);
+        row[name]["value"]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no {name}: {row}"))
+    }
+
+    fn limit(&self) -> &str {
+        self.0["verdict"]["limit"].as_str().unwrap_or_default()
+    }
+}
+
+/// `bench --origin` on loopback, and where it is.
+fn origin(home: &TempHome) -> (Running, String) {
+    let mut command = upstreamproxy(home);
+    command.args(["bench", "--origin", "127.0.0.1:0"]);
+    let (running, ready) = Running::ready(&mut command);
+    (running, ready["origin"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn measures_the_embedded_gateway_in_every_way_and_says_what_limits_it() {
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["bench", "--embedded", "--json", "--seconds", "0.05"]);
+    let measured = Measured::of(&mut command);
+    for path in ["direct", "tunnel"] {
+        for what in ["set-up x1", "set-up x32", "echo of 1 byte"] {
+            let (p50, p99) = (
+                measured.figure(what, path, "p50"),
+                measured.figure(what, path, "p99"),
+            );
+            assert!(0.0 < p50 && p50 <= p99, "{what} {path}: {p50}, {p99}");
+        }
+        for way in ["down", "up", "both"] {
+            for streams in [1, 8, 64] {
+                let what = format!("{way} x{streams}");
+                assert!(measured.figure(&what, path, "throughput") > 0.0);
+                if path == "tunnel" {
+                    assert!(measured.figure(&what, path, "ratio") > 0.0);
+                }
+            }
+        }
+    }
+    for row in measured.rows() {
+        assert_eq!(row["not_measured"], Value::Null, "{row}");
+    }
+    assert!(["processor", "round trip", "far end"].contains(&measured.limit()));
+    let verdict = &measured.0["verdict"];
+    assert!(verdict["sentence"].as_str().unwrap().contains("MiB/s"));
+    assert!(!verdict["remedy"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn prints_a_table_with_a_verdict_and_a_line_of_progress_for_each_measure() {
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["bench", "--embedded", "--seconds", "0.05", "--streams", "1"]);
+    let finished = finish(&mut command).succeeded();
+    let text = finished.text();
+    for part in [
+        "\ndown x1 ",
+        "\nset-up x1 ",
+        " of direct",
+        "\nlimited by: ",
+        "\nto do: ",
+    ] {
+        assert!(text.contains(part), "{part:?}: {finished:#?}");
+    }
+    assert!(!text.contains("x8") && !text.contains("x32"), "{text}");
+    let progress = finished.stderr.lines().filter(|l| l.contains(" s left: "));
+    // The way, and set-up, echo and three transfers over two paths each.
+    assert_eq!(progress.count(), 11, "{finished:#?}");
+    assert!(!finished.stderr.contains('\x1b'), "{finished:#?}");
+}
+
+#[test]
+fn behind_a_long_line_the_round_trip_is_the_limit_and_a_standby_saves_some() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let port = gateway.base_url().rsplit(':').next().unwrap().parse();
+    let far = (Ipv4Addr::LOCALHOST, port.unwrap()).into();
+    let line = delay_line(far, ROUND_TRIP / 2, |_| {}).unwrap();
+    let (far_end, target) = origin(&home);
+    let options = ["--target", &target, "--streams", "8", "--seconds", "1"];
+    let measured = Measured::at(&home, &format!("http://{line}"), &options);
+    let trip = ROUND_TRIP.as_secs_f64() * 1e3;
+    assert!(measured.figure("echo of 1 byte", "tunnel", "p50") >= trip);
+    assert!(measured.figure("upgrade", "gateway", "least") >= trip);
+    let cold = measured.figure("set-up x1", "tunnel, nothing standing by", "p50");
+    // TCP, the upgrade and the opening.
+    assert!(cold >= 3.0 * trip, "{cold}");
+    let warm = measured.figure("set-up x1", "tunnel", "p50");
+    assert!(trip <= warm && warm < cold, "{warm} {cold}");
+    assert_eq!(measured.limit(), "round trip", "{:#}", measured.0);
+    assert_eq!(far_end.stop().status.code(), Some(0));
+    assert_eq!(fs::read_to_string(home.token_file()).unwrap(), TOKEN);
+}
+
+#[test]
+fn a_target_that_speaks_no_load_gives_set_up_alone_and_the_remedy() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let echo = EchoServer::start();
+    let target = echo.authority();
+    let measured = Measured::at(&home, &gateway.base_url(), &["--target", &target]);
+    assert!(measured.figure("set-up x1", "tunnel", "p50") > 0.0);
+    let row = measured.row("echo and throughput", "tunnel");
+    let not = &row["not_measured"];
+    assert!(not["why"].as_str().unwrap().contains(&target), "{row}");
+    assert!(not["remedy"].as_str().unwrap().contains("--origin"));
+    assert_eq!(measured.limit(), "unknown");
+    assert!(home.token_file().exists() && !home.join(".ccr").exists());
+}
+
+#[test]
+fn beside_a_living_serve_the_load_goes_through_its_port() {
+    let home = TempHome::new();
+    let gateway = OurGateway::start(&home, &[]);
+    let serving = Serving::start(&home, &gateway.base_url(), &["--listen-credential"]);
+    let (far_end, target) = origin(&home);
+    let options = ["--target", &target, "--streams", "1"];
+    let measured = Measured::at(&home, &gateway.base_url(), &options);
+    assert!(measured.figure("down x1", "tunnel", "throughput") > 0.0);
+    assert!(measured.rows().all(|row| row["what"] != "upgrade"));
+    let log = serving.stop().stderr;
+    assert!(log.contains(&format!("relay: {target} ")), "{log}");
+    far_end.stop();
+}
+
+#[test]
+fn says_why_there_is_no_way_and_fails() {
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["bench", "--json"]);
+    let closed = finish(&mut command);
+    assert_eq!(closed.status.code(), Some(1), "{closed:#?}");
+    let mut command = upstreamproxy(&home);
+    let command = home.session(command.arg("bench"), "http://127.0.0.1:9");
+    let down = finish(command);
+    assert_eq!(down.status.code(), Some(1), "{down:#?}");
+    assert!(down.text().contains("refused the connection"), "{down:#?}");
+    assert!(home.token_file().exists());
+}
+
+#[test]
+fn a_signal_ends_it_at_once_with_what_was_measured() {
+    let home = TempHome::new();
+    let mut command = upstreamproxy(&home);
+    command.args(["bench", "--embedded", "--json", "--seconds", "30"]);
+    let running = Running::spawn(&mut command);
+    while !running.stderr().contains("set-up x1, direct") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::INT);
+    let finished = running.wait();
+    assert_eq!(finished.status.code(), Some(130), "{finished:#?}");
+    let document: Value = serde_json::from_str(&finished.text()).unwrap();
+    assert_eq!(document["signal"], 2);
+    assert_eq!(document["verdict"], Value::Null);
+    let rows = document["rows"].as_array().unwrap();
+    assert!(rows.iter().any(|row| row["what"] == "connect"), "{rows:?}");
+}
