@@ -65,7 +65,8 @@
 //!
 //! # Code map
 //! A module uses only those on lower floors; [`manual::architecture`] says why, [`manual::protocol`] what goes over the wire,
-//! [`manual::operations`] what the messages mean, [`manual::c_api`] how other languages embed it, [`manual::conformance`] what the readers of foreign bytes were held against.
+//! [`manual::operations`] what the messages mean, [`manual::performance`] how it is measured, [`manual::c_api`] how other languages
+//! embed it, [`manual::conformance`] what the readers of foreign bytes were held against.
 //!
 //! | floor | modules |
 //! |---|---|

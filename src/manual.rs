@@ -15,6 +15,9 @@ pub mod conformance {}
 #[doc = include_str!("manual/operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("manual/performance.md")]
+pub mod performance {}
+
 #[doc = include_str!("manual/c-api.md")]
 pub mod c_api {}
 

@@ -187,12 +187,10 @@ fn speeds(one: &Moved, best: &Moved) -> String {
 }
 
 fn speed(moved: &Moved) -> String {
-    let tunnels = if moved.streams == 1 {
-        "one tunnel moves".to_owned()
-    } else {
-        format!("{} together", moved.streams)
-    };
-    format!("{tunnels} {:.0} MiB/s", moved.mib_s)
+    match moved.streams {
+        1 => format!("one tunnel moves {:.0} MiB/s", moved.mib_s),
+        many => format!("{many} tunnels together move {:.0} MiB/s", moved.mib_s),
+    }
 }
 
 fn idle(samples: &Samples, best: &Moved) -> String {
@@ -244,7 +242,7 @@ mod tests {
         assert_eq!(told.limit, Limit::RoundTrip);
         for part in [
             "one tunnel moves 12 MiB/s",
-            "64 together 110",
+            "64 tunnels together move 110",
             "50.0 ms",
             "614 KiB",
             "80 %",
