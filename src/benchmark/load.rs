@@ -64,6 +64,21 @@ impl Load {
         Ok(latencies.into_iter().flatten().collect())
     }
 
+    /// So many connections that have carried a byte and are left alone: dropping them ends them.
+    pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<Visit>, Trouble> {
+        crew(count, || {
+            let load = Arc::clone(self);
+            move || {
+                let mut visit = load.visit()?;
+                if load.speaks {
+                    visit.ask(Work::Echo)?;
+                    visit.round_trip(1)?;
+                }
+                Ok(visit)
+            }
+        })
+    }
+
     /// Single bytes there and back over one connection, one after the other, for its time.
     pub(super) fn echoes(&self) -> Result<Vec<Duration>, Trouble> {
         let mut visit = self.visit()?;

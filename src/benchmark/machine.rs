@@ -1,4 +1,4 @@
-//! How busy this process and the whole machine are between two looks. Nothing is known where there is no `/proc`.
+//! How busy this process and the whole machine are between two looks, and what memory this process holds. Nothing is known where there is no `/proc`.
 
 use std::fs;
 use std::time::Instant;
@@ -55,6 +55,15 @@ impl Look {
     }
 }
 
+/// KiB of this process that are resident now.
+pub(super) fn resident() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Idle ticks and all ticks, of the first line of `/proc/stat`: user, nice, system, idle, iowait and others, all processors.
 fn ticks(stat: &str) -> Option<(f64, f64)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
@@ -79,6 +88,19 @@ mod tests {
         for none in ["", "cpu", "cpu  1 2", "intr 5"] {
             assert_eq!(ticks(none), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn memory_that_was_touched_is_resident() {
+        let before = resident();
+        let touched = vec![1_u8; 8 << 20];
+        let with = resident();
+        assert!(touched.iter().all(|byte| *byte == 1));
+        assert!(
+            before
+                .zip(with)
+                .is_none_or(|(before, with)| with > 0.0 && before > 0.0)
+        );
     }
 
     #[test]

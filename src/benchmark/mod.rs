@@ -46,6 +46,10 @@ use verdict::{Moved, Samples, judge};
 const WALKS: usize = 3;
 /// A gateway that answers sooner is so near that nothing stands by for the next CONNECT.
 const FAR: Duration = Duration::from_millis(5);
+/// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
+/// buffers after 300 ms.
+const IDLE: usize = 64;
+const TO_REST: Duration = Duration::from_millis(1500);
 /// How many tunnels are opened at once, and how many carry bytes at once.
 const AT_ONCE: [usize; 2] = [1, 32];
 const STREAMS: [usize; 3] = [1, 8, 64];
@@ -220,6 +224,8 @@ impl Run<'_> {
             ..Samples::default()
         };
         self.plan_for(tunnel.speaks, cold.is_some());
+        self.idle(&direct, "direct");
+        self.idle(&tunnel, "tunnel");
         let standing = relay.as_ref().filter(|_| far);
         self.set_ups(&direct, &tunnel, standing, &mut samples);
         if let Some(cold) = cold {
@@ -325,6 +331,36 @@ impl Run<'_> {
         let speaks = visit.greets();
         visit.leave();
         Ok(Arc::new(self.load(way, speaks)))
+    }
+
+    /// What an idle connection holds in this process. First of all, while no load has left anything behind.
+    fn idle(&mut self, load: &Arc<Load>, path: &'static str) {
+        let count = IDLE.min(self.plan.streams);
+        let what = format!("idle x{count}");
+        if !self.goes_on(&what, path) {
+            return;
+        }
+        let held = || -> Result<Option<f64>, Trouble> {
+            // What is made once and kept belongs to what was there before.
+            leave(load.idle(1)?);
+            let before = machine::resident();
+            let visits = load.idle(count)?;
+            let until = Instant::now() + TO_REST;
+            while Instant::now() < until && !self.config.cancel.is_requested() {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let with = machine::resident();
+            leave(visits);
+            let each = |(with, before): (f64, f64)| (with - before) / count as f64;
+            Ok(with.zip(before).map(each))
+        };
+        match held() {
+            Ok(each) => {
+                let figures = each.map(|kib| figure("memory", "KiB each", kib));
+                self.row(what, path, figures.into_iter().collect());
+            }
+            Err(trouble) => self.not(what, path, trouble),
+        }
     }
 
     fn set_ups(
@@ -454,7 +490,7 @@ impl Run<'_> {
     fn plan_for(&mut self, speaks: bool, cold: bool) {
         let up_to = |counts: &[usize]| counts.iter().filter(|n| **n <= self.plan.streams).count();
         let loads = if speaks { 1 + 3 * up_to(&STREAMS) } else { 0 };
-        self.planned = 2 * (up_to(&AT_ONCE) + loads) + usize::from(cold);
+        self.planned = 2 * (1 + up_to(&AT_ONCE) + loads) + usize::from(cold);
         (self.begun, self.done) = (Instant::now(), 0);
     }
 
@@ -521,6 +557,12 @@ impl Wait {
         {
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+fn leave(visits: Vec<client::Visit>) {
+    for visit in visits {
+        visit.leave();
     }
 }
 

@@ -76,6 +76,7 @@ fn measures_the_embedded_gateway_in_every_way_and_says_what_limits_it() {
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--embedded", "--json", "--seconds", "0.05"]);
     let measured = Measured::of(&mut command);
+    assert!(measured.figure("idle x64", "tunnel", "memory") > 0.0);
     for path in ["direct", "tunnel"] {
         for what in ["set-up x1", "set-up x32", "echo of 1 byte"] {
             let (p50, p99) = (
@@ -121,8 +122,8 @@ fn prints_a_table_with_a_verdict_and_a_line_of_progress_for_each_measure() {
     }
     assert!(!text.contains("x8") && !text.contains("x32"), "{text}");
     let progress = finished.stderr.lines().filter(|l| l.contains(" s left: "));
-    // The way, and set-up, echo and three transfers over two paths each.
-    assert_eq!(progress.count(), 11, "{finished:#?}");
+    // The way, and idle, set-up, echo and three transfers over two paths each.
+    assert_eq!(progress.count(), 13, "{finished:#?}");
     assert!(!finished.stderr.contains('\x1b'), "{finished:#?}");
 }
 
