@@ -269,12 +269,13 @@ impl Run<'_> {
         let target = seen.token.is_some().then_some(target);
         self.begins("the way to the gateway");
         let mut quickest: Vec<(Phase, Duration)> = Vec::new();
+        let mut walked = Ok(());
         for _ in 0..WALKS {
-            if self.config.cancel.is_requested() {
-                return Ok(None);
+            if walked.is_err() || self.config.cancel.is_requested() {
+                break;
             }
             let mut since = Instant::now();
-            let walked = trace(&upstream, &self.config.limits, target, &mut |passed| {
+            walked = trace(&upstream, &self.config.limits, target, &mut |passed| {
                 let (phase, took) = (phase(&passed), since.elapsed());
                 since = Instant::now();
                 match quickest.iter_mut().find(|(known, _)| *known == phase) {
@@ -282,15 +283,18 @@ impl Run<'_> {
                     None => quickest.push((phase, took)),
                 }
             });
-            walked.map_err(|(phase, refusal)| {
-                let (what, remedy) = refusal.told();
-                (phase.to_string(), "gateway", Trouble::new(what, remedy))
-            })?;
         }
         for (phase, took) in &quickest {
             let figure = figure("least", "ms", took.as_secs_f64() * 1e3);
             self.row(phase.to_string(), "gateway", vec![figure]);
         }
+        walked.map_err(|(phase, refusal)| {
+            let (what, mut remedy) = refusal.told();
+            if refusal.is_policy() && self.about.target.is_none() {
+                remedy = "name a far end that it allows with --target HOST:PORT";
+            }
+            (phase.to_string(), "gateway", Trouble::new(what, remedy))
+        })?;
         let of = |wanted| quickest.iter().find(|(phase, _)| *phase == wanted);
         let trip = of(Phase::Upgrade).or_else(|| of(Phase::Connect));
         Ok(trip.map(|(_, took)| *took))

@@ -193,6 +193,13 @@ fn says_why_there_is_no_way_and_fails() {
     let down = finish(command);
     assert_eq!(down.status.code(), Some(1), "{down:#?}");
     assert!(down.text().contains("refused the connection"), "{down:#?}");
+    let strict = OurGateway::strict(&home, &[]);
+    let mut command = upstreamproxy(&home);
+    let forbidden = finish(home.session(command.arg("bench"), &strict.base_url()));
+    assert_eq!(forbidden.status.code(), Some(1), "{forbidden:#?}");
+    let text = forbidden.text();
+    // What was measured up to there is told all the same.
+    assert!(text.contains("\nupgrade ") && text.contains("--target HOST:PORT"));
     assert!(home.token_file().exists());
 }
 
