@@ -11,9 +11,11 @@
 mod client;
 mod load;
 mod machine;
+mod measures;
 mod origin;
 pub(crate) mod pattern;
 pub(crate) mod processor;
+mod told;
 mod verdict;
 mod wire;
 
@@ -23,6 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use origin::BenchOrigin;
+pub use told::{Figure, Found, Row, Told};
 pub use verdict::{Conclusion, Limit};
 
 use crate::authority::{Authority, Host};
@@ -37,24 +40,17 @@ use crate::orchestrator::upstream;
 use crate::relay::{Passed, trace};
 use crate::resolver::Resolver;
 use crate::secret::Secret;
-use load::{Bulk, Load};
-use machine::Look;
+use load::Load;
+use measures::{AT_ONCE, STREAMS, Wait};
 use pattern::Pattern;
-use verdict::{Moved, Samples, judge};
+use told::figure;
+use verdict::{Samples, judge};
+use wire::LONGEST;
 
 /// How often the way is walked, phase by phase.
 const WALKS: usize = 3;
 /// A gateway that answers sooner is so near that nothing stands by for the next CONNECT.
 const FAR: Duration = Duration::from_millis(5);
-/// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
-/// buffers after 300 ms.
-const IDLE: usize = 64;
-const TO_REST: Duration = Duration::from_millis(1500);
-/// How many tunnels are opened at once, and how many carry bytes at once.
-const AT_ONCE: [usize; 2] = [1, 32];
-const STREAMS: [usize; 3] = [1, 8, 64];
-const MIB: f64 = 1024.0 * 1024.0;
-const GIB: f64 = 1024.0 * MIB;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -65,71 +61,23 @@ pub struct BenchPlan {
     pub streams: usize,
 }
 
-/// What a benchmark tells while it goes on.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Told {
-    /// Between what it measures.
-    Between {
-        /// The upstream's base URL.
-        upstream: String,
-        /// The far end of the tunnels.
-        target: String,
-    },
-    /// A measure begins.
-    Begins {
-        /// Which.
-        what: String,
-        /// The share of all that is done, 0 to 1.
-        done: f64,
-        /// About how much longer it takes.
-        left: Duration,
-    },
-    /// Something was measured, or could not be.
-    Row(Row),
-}
-
-/// One measure over one path.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Row {
-    /// Of what.
-    pub what: String,
-    /// Over what: `gateway` for a phase of the way, `tunnel`, `tunnel, nothing standing by`, `direct` for loopback.
-    pub path: &'static str,
-    /// What came of it.
-    pub found: Found,
-}
-
-/// What came of a measure.
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// These figures.
-    Figures(Vec<Figure>),
-    /// Nothing.
-    Not {
-        /// Why, without a full stop.
-        why: String,
-        /// What to do about it, as an imperative without a full stop.
-        remedy: String,
-    },
-}
-
-/// One figure.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Figure {
-    /// What it is.
-    pub name: &'static str,
-    /// In what.
-    pub unit: &'static str,
-    /// How much.
-    pub value: f64,
-}
-
 /// Measures the way through the upstream of `config`, and tells of each figure when it is known. Changes nothing.
 ///
 /// `None`: there is no way, or [`Config::cancel`] has ended it; the rows say which.
+///
+/// # Example
+/// ```
+/// use std::time::Duration;
+///
+/// use upstreamproxy::{BenchPlan, Config, Surroundings, benchmark};
+///
+/// // Nothing asks for proxying here, and a row says so.
+/// let plan = BenchPlan { time: Duration::from_millis(50), streams: 1 };
+/// let mut told = Vec::new();
+/// let conclusion =
+///     benchmark(&Config::default(), &Surroundings::default(), &plan, &mut |what| told.push(what));
+/// assert!(conclusion.is_none() && !told.is_empty());
+/// ```
 pub fn benchmark(
     config: &Config,
     about: &Surroundings,
@@ -320,7 +268,7 @@ impl Run<'_> {
     fn load(&self, way: client::Way, speaks: bool) -> Load {
         Load {
             way,
-            time: self.plan.time,
+            time: self.plan.time.min(LONGEST),
             speaks,
             pattern: Arc::new(Pattern::new()),
             cancel: self.config.cancel.clone(),
@@ -335,159 +283,6 @@ impl Run<'_> {
         let speaks = visit.greets();
         visit.leave();
         Ok(Arc::new(self.load(way, speaks)))
-    }
-
-    /// What an idle connection holds in this process. First of all, while no load has left anything behind.
-    fn idle(&mut self, load: &Arc<Load>, path: &'static str) {
-        let count = IDLE.min(self.plan.streams);
-        let what = format!("idle x{count}");
-        if !self.goes_on(&what, path) {
-            return;
-        }
-        let held = || -> Result<Option<f64>, Trouble> {
-            // What is made once and kept belongs to what was there before.
-            leave(load.idle(1)?);
-            let before = machine::resident();
-            let visits = load.idle(count)?;
-            let until = Instant::now() + TO_REST;
-            while Instant::now() < until && !self.config.cancel.is_requested() {
-                thread::sleep(Duration::from_millis(50));
-            }
-            let with = machine::resident();
-            leave(visits);
-            let each = |(with, before): (f64, f64)| (with - before) / count as f64;
-            Ok(with.zip(before).map(each))
-        };
-        match held() {
-            Ok(each) => {
-                let figures = each.map(|kib| figure("memory", "KiB each", kib));
-                self.row(what, path, figures.into_iter().collect());
-            }
-            Err(trouble) => self.not(what, path, trouble),
-        }
-    }
-
-    fn set_ups(
-        &mut self,
-        direct: &Arc<Load>,
-        tunnel: &Arc<Load>,
-        standing: Option<&Arc<OwnRelay>>,
-        samples: &mut Samples,
-    ) {
-        let trip = samples.round_trip.unwrap_or_default();
-        for at_once in AT_ONCE.into_iter().filter(|n| *n <= self.plan.streams) {
-            self.set_up(direct, "direct", at_once, Wait::for_nothing());
-            let relay = standing.filter(|_| at_once == 1).cloned();
-            let median = self.set_up(tunnel, "tunnel", at_once, Wait { relay, trip });
-            samples.set_up = samples.set_up.or(median);
-        }
-    }
-
-    fn set_up(
-        &mut self,
-        load: &Arc<Load>,
-        path: &'static str,
-        at_once: usize,
-        wait: Wait,
-    ) -> Option<Duration> {
-        let what = format!("set-up x{at_once}");
-        if !self.goes_on(&what, path) {
-            return None;
-        }
-        let since = Instant::now();
-        match load.set_ups(at_once, move || wait.wait()) {
-            Ok(latencies) => {
-                let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
-                let mut figures = quantiles(&latencies);
-                // One at a time it says no more than the median, and where the standby is waited for, less.
-                if at_once > 1 {
-                    figures.push(figure("rate", "1/s", rate));
-                }
-                self.row(what, path, figures);
-                quantile(&latencies, 50)
-            }
-            Err(trouble) => {
-                self.not(what, path, trouble);
-                None
-            }
-        }
-    }
-
-    fn echoes(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
-        for (load, path) in [(direct, "direct"), (tunnel, "tunnel")] {
-            let what = "echo of 1 byte".to_owned();
-            if !self.goes_on(&what, path) {
-                return;
-            }
-            match load.echoes() {
-                Ok(latencies) => {
-                    self.row(what, path, quantiles(&latencies));
-                    let median = quantile(&latencies, 50).filter(|_| path == "tunnel");
-                    // The line may answer an upgrade late for reasons of its own: there and back takes what it takes at best.
-                    samples.round_trip = match (samples.round_trip, median) {
-                        (Some(known), Some(median)) => Some(known.min(median)),
-                        (known, median) => known.or(median),
-                    };
-                }
-                Err(trouble) => self.not(what, path, trouble),
-            }
-        }
-    }
-
-    fn bulks(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
-        for (bulk, name) in [(Bulk::Down, "down"), (Bulk::Up, "up"), (Bulk::Both, "both")] {
-            for streams in STREAMS.into_iter().filter(|n| *n <= self.plan.streams) {
-                let what = format!("{name} x{streams}");
-                let straight = self.bulk(direct, bulk, streams, &what, "direct", None);
-                let through = self.bulk(tunnel, bulk, streams, &what, "tunnel", straight);
-                if bulk == Bulk::Down {
-                    samples.tunnels.extend(through);
-                    let best = samples.direct.unwrap_or_default();
-                    samples.direct = straight.map(|direct| direct.mib_s.max(best));
-                }
-            }
-        }
-    }
-
-    fn bulk(
-        &mut self,
-        load: &Arc<Load>,
-        bulk: Bulk,
-        streams: usize,
-        what: &str,
-        path: &'static str,
-        direct: Option<Moved>,
-    ) -> Option<Moved> {
-        if !self.goes_on(what, path) {
-            return None;
-        }
-        let look = Look::now();
-        let (bytes, took) = match load.bulk(bulk, streams) {
-            Ok(moved) => moved,
-            Err(trouble) => {
-                self.not(what.to_owned(), path, trouble);
-                return None;
-            }
-        };
-        let busy = look.since();
-        let moved = Moved {
-            streams,
-            mib_s: bytes as f64 / MIB / took.as_secs_f64(),
-            own: busy.own,
-            machine: busy.machine,
-        };
-        let mut figures = vec![figure("throughput", "MiB/s", moved.mib_s)];
-        if let Some(direct) = direct {
-            figures.push(figure("ratio", "of direct", moved.mib_s / direct.mib_s));
-        }
-        if let Some(own) = busy.own_seconds {
-            figures.push(figure("processor", "s/GiB", own * GIB / bytes as f64));
-        }
-        if let Some(machine) = busy.machine {
-            figures.push(figure("machine", "% busy", 100.0 * machine));
-        }
-        self.row(what.to_owned(), path, figures);
-        Some(moved)
     }
 
     /// How many measures there are, for the estimate.
@@ -538,38 +333,6 @@ impl Run<'_> {
     }
 }
 
-/// What a set-up waits for first: that something stands by, for as long as dialling it may take.
-#[derive(Clone)]
-struct Wait {
-    relay: Option<Arc<OwnRelay>>,
-    trip: Duration,
-}
-
-impl Wait {
-    fn for_nothing() -> Self {
-        Self {
-            relay: None,
-            trip: Duration::ZERO,
-        }
-    }
-
-    fn wait(&self) {
-        let Some(relay) = &self.relay else { return };
-        // Three round trips, and as much again on a line that is not even.
-        let until = Instant::now() + 6 * self.trip;
-        while relay.stats().tunnels > 0 && relay.stats().standing_by == 0 && Instant::now() < until
-        {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn leave(visits: Vec<client::Visit>) {
-    for visit in visits {
-        visit.leave();
-    }
-}
-
 fn phase(passed: &Passed<'_>) -> Phase {
     match passed {
         Passed::Resolve(_) => Phase::Resolve,
@@ -578,27 +341,4 @@ fn phase(passed: &Passed<'_>) -> Phase {
         Passed::Upgrade(_) => Phase::Upgrade,
         Passed::Opening => Phase::Opening,
     }
-}
-
-fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
-    Figure { name, unit, value }
-}
-
-fn quantiles(latencies: &[Duration]) -> Vec<Figure> {
-    let of = |name, share| {
-        let at = quantile(latencies, share)?;
-        Some(figure(name, "ms", at.as_secs_f64() * 1e3))
-    };
-    [of("p50", 50), of("p99", 99)]
-        .into_iter()
-        .flatten()
-        .collect()
-}
-
-/// What so many of a hundred do not exceed.
-fn quantile(latencies: &[Duration], share: usize) -> Option<Duration> {
-    let mut sorted = latencies.to_vec();
-    sorted.sort_unstable();
-    let at = (sorted.len() * share).div_ceil(100).saturating_sub(1);
-    sorted.get(at).copied()
 }

@@ -1,0 +1,212 @@
+//! The measures over the ways, each beside the same over loopback: idle, set-up, echo, bulk.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Run;
+use super::client::Visit;
+use super::load::{Bulk, Load};
+use super::machine::{Look, resident};
+use super::told::{figure, quantile, quantiles};
+use super::verdict::{Moved, Samples};
+use crate::diagnosis::finding::Trouble;
+use crate::diagnosis::round_trip::OwnRelay;
+
+/// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
+/// buffers after 300 ms.
+const IDLE: usize = 64;
+const TO_REST: Duration = Duration::from_millis(1500);
+/// How many tunnels are opened at once.
+pub(super) const AT_ONCE: [usize; 2] = [1, 32];
+/// How many carry bytes at once.
+pub(super) const STREAMS: [usize; 3] = [1, 8, 64];
+const MIB: f64 = 1024.0 * 1024.0;
+const GIB: f64 = 1024.0 * MIB;
+
+impl Run<'_> {
+    /// What an idle connection holds in this process. First of all, while no load has left anything behind.
+    pub(super) fn idle(&mut self, load: &Arc<Load>, path: &'static str) {
+        let count = IDLE.min(self.plan.streams);
+        let what = format!("idle x{count}");
+        if !self.goes_on(&what, path) {
+            return;
+        }
+        let held = || -> Result<Option<f64>, Trouble> {
+            // What is made once and kept belongs to what was there before.
+            leave(load.idle(1)?);
+            let before = resident();
+            let visits = load.idle(count)?;
+            let until = Instant::now() + TO_REST;
+            while Instant::now() < until && !self.config.cancel.is_requested() {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let with = resident();
+            leave(visits);
+            let each = |(with, before): (f64, f64)| (with - before) / count as f64;
+            Ok(with.zip(before).map(each))
+        };
+        match held() {
+            Ok(each) => {
+                let figures = each.map(|kib| figure("memory", "KiB each", kib));
+                self.row(what, path, figures.into_iter().collect());
+            }
+            Err(trouble) => self.not(what, path, trouble),
+        }
+    }
+
+    pub(super) fn set_ups(
+        &mut self,
+        direct: &Arc<Load>,
+        tunnel: &Arc<Load>,
+        standing: Option<&Arc<OwnRelay>>,
+        samples: &mut Samples,
+    ) {
+        let trip = samples.round_trip.unwrap_or_default();
+        for at_once in AT_ONCE.into_iter().filter(|n| *n <= self.plan.streams) {
+            self.set_up(direct, "direct", at_once, Wait::for_nothing());
+            let relay = standing.filter(|_| at_once == 1).cloned();
+            let median = self.set_up(tunnel, "tunnel", at_once, Wait { relay, trip });
+            samples.set_up = samples.set_up.or(median);
+        }
+    }
+
+    pub(super) fn set_up(
+        &mut self,
+        load: &Arc<Load>,
+        path: &'static str,
+        at_once: usize,
+        wait: Wait,
+    ) -> Option<Duration> {
+        let what = format!("set-up x{at_once}");
+        if !self.goes_on(&what, path) {
+            return None;
+        }
+        let since = Instant::now();
+        match load.set_ups(at_once, move || wait.wait()) {
+            Ok(latencies) => {
+                let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
+                let mut figures = quantiles(&latencies);
+                // One at a time it says no more than the median, and where the standby is waited for, less.
+                if at_once > 1 {
+                    figures.push(figure("rate", "1/s", rate));
+                }
+                self.row(what, path, figures);
+                quantile(&latencies, 50)
+            }
+            Err(trouble) => {
+                self.not(what, path, trouble);
+                None
+            }
+        }
+    }
+
+    pub(super) fn echoes(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
+        for (load, path) in [(direct, "direct"), (tunnel, "tunnel")] {
+            let what = "echo of 1 byte".to_owned();
+            if !self.goes_on(&what, path) {
+                return;
+            }
+            match load.echoes() {
+                Ok(latencies) => {
+                    self.row(what, path, quantiles(&latencies));
+                    let median = quantile(&latencies, 50).filter(|_| path == "tunnel");
+                    // The line may answer an upgrade late for reasons of its own: there and back takes what it takes at best.
+                    samples.round_trip = match (samples.round_trip, median) {
+                        (Some(known), Some(median)) => Some(known.min(median)),
+                        (known, median) => known.or(median),
+                    };
+                }
+                Err(trouble) => self.not(what, path, trouble),
+            }
+        }
+    }
+
+    pub(super) fn bulks(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
+        for (bulk, name) in [(Bulk::Down, "down"), (Bulk::Up, "up"), (Bulk::Both, "both")] {
+            for streams in STREAMS.into_iter().filter(|n| *n <= self.plan.streams) {
+                let what = format!("{name} x{streams}");
+                let straight = self.bulk(direct, bulk, streams, &what, "direct", None);
+                let through = self.bulk(tunnel, bulk, streams, &what, "tunnel", straight);
+                if bulk == Bulk::Down {
+                    samples.tunnels.extend(through);
+                    let best = samples.direct.unwrap_or_default();
+                    samples.direct = straight.map(|direct| direct.mib_s.max(best));
+                }
+            }
+        }
+    }
+
+    fn bulk(
+        &mut self,
+        load: &Arc<Load>,
+        bulk: Bulk,
+        streams: usize,
+        what: &str,
+        path: &'static str,
+        direct: Option<Moved>,
+    ) -> Option<Moved> {
+        if !self.goes_on(what, path) {
+            return None;
+        }
+        let look = Look::now();
+        let (bytes, took) = match load.bulk(bulk, streams) {
+            Ok(moved) => moved,
+            Err(trouble) => {
+                self.not(what.to_owned(), path, trouble);
+                return None;
+            }
+        };
+        let busy = look.since();
+        let moved = Moved {
+            streams,
+            mib_s: bytes as f64 / MIB / took.as_secs_f64(),
+            own: busy.own,
+            machine: busy.machine,
+        };
+        let mut figures = vec![figure("throughput", "MiB/s", moved.mib_s)];
+        if let Some(direct) = direct {
+            figures.push(figure("ratio", "of direct", moved.mib_s / direct.mib_s));
+        }
+        if let Some(own) = busy.own_seconds {
+            figures.push(figure("processor", "s/GiB", own * GIB / bytes as f64));
+        }
+        if let Some(machine) = busy.machine {
+            figures.push(figure("machine", "% busy", 100.0 * machine));
+        }
+        self.row(what.to_owned(), path, figures);
+        Some(moved)
+    }
+}
+
+/// What a set-up waits for first: that something stands by, for as long as dialling it may take.
+#[derive(Clone)]
+pub(super) struct Wait {
+    relay: Option<Arc<OwnRelay>>,
+    trip: Duration,
+}
+
+impl Wait {
+    pub(super) fn for_nothing() -> Self {
+        Self {
+            relay: None,
+            trip: Duration::ZERO,
+        }
+    }
+
+    fn wait(&self) {
+        let Some(relay) = &self.relay else { return };
+        // Three round trips, and as much again on a line that is not even.
+        let until = Instant::now() + 6 * self.trip;
+        while relay.stats().tunnels > 0 && relay.stats().standing_by == 0 && Instant::now() < until
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn leave(visits: Vec<Visit>) {
+    for visit in visits {
+        visit.leave();
+    }
+}
