@@ -16,7 +16,7 @@ Usage: cargo bench -- [options] [FILTER...]
                  what they are compared with is measured along with them
   --quick        a short look: 3 rounds of 0.2 s
   --rounds N     so many rounds; default 5
-  --seconds S    so long for each transfer; default 0.4
+  --seconds S    so long for each transfer; default 0.3
   --json         one JSON document instead of the table
   --list         only the names
 ";
@@ -154,12 +154,12 @@ impl Effort {
 }
 
 const FULL: Effort = Effort {
-    seconds: 0.4,
+    seconds: 0.3,
     set_ups: 300,
     set_ups_at_once: 800,
     echoes: 3000,
     idle: 500,
-    turns: 16,
+    turns: 12,
 };
 const QUICK: Effort = Effort {
     seconds: 0.2,
