@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use upstreamproxy::{
     Authority, BenchOrigin, BenchPlan, Conclusion, Found, Row, Surroundings, Told, benchmark,
+    one_line,
 };
 
 use super::logging::put;
@@ -184,7 +185,7 @@ fn table(
             "{:<20}{:<28}{}",
             row.what,
             row.path,
-            one_line(found.trim_end())
+            one_line(&format_args!("{}", found.trim_end()))
         );
     }
     match (conclusion, signal) {
@@ -223,17 +224,6 @@ fn in_few_places(value: f64) -> String {
         value if value >= 10.0 => format!("{value:.1}"),
         value => format!("{value:.2}"),
     }
-}
-
-/// One line, whatever came over the network.
-fn one_line(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let plain = (!c.is_control()).then_some(c);
-            let escaped = c.is_control().then(|| c.escape_default());
-            plain.into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
 }
 
 /// For programs; `manual/performance.md` documents the names.
@@ -286,11 +276,6 @@ fn object(row: &Row) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_comes_over_the_network_stays_on_its_line() {
-        assert_eq!(one_line("a\nb\x1b[2Jc"), "a\\nb\\u{1b}[2Jc");
-    }
 
     #[test]
     fn figures_have_the_places_that_mean_something() {
