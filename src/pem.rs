@@ -74,17 +74,13 @@ pub(crate) fn encode(certificates: &[CertificateDer<'_>]) -> String {
     let mut text = String::new();
     for certificate in certificates {
         text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let mut column = 0;
-        for character in BASE64.encode(certificate).chars() {
-            if column == COLUMNS {
-                text.push('\n');
-                column = 0;
-            }
-            text.push(character);
-            column += 1;
-        }
-        if column > 0 {
+        let base64 = BASE64.encode(certificate);
+        let mut rest = base64.as_str();
+        while !rest.is_empty() {
+            let (line, others) = rest.split_at(rest.len().min(COLUMNS));
+            text.push_str(line);
             text.push('\n');
+            rest = others;
         }
         text.push_str("-----END CERTIFICATE-----\n");
     }
@@ -136,12 +132,10 @@ impl Block<'_> {
             return Ok(None);
         }
         let line = self.line;
-        let base64: Vec<u8> = self
-            .content
-            .iter()
-            .copied()
-            .filter(|byte| !byte.is_ascii_whitespace())
-            .collect();
+        let mut base64 = Vec::with_capacity(self.content.len());
+        for run in self.content.split(u8::is_ascii_whitespace) {
+            base64.extend_from_slice(run);
+        }
         match BASE64.decode(&base64) {
             Ok(der) if der.is_empty() => Err(PemError::Empty { line }),
             Ok(der) => Ok(Some(der.into())),
