@@ -182,7 +182,7 @@ pub(crate) fn close(mut from: &TcpStream, to: &TcpStream) -> Outcome<()> {
 
 /// Opens and closes `count` connections, `at_once` at a time. The latencies reach from the first segment to the first byte
 /// back from the target; the seconds cover the closing too.
-fn set_up(
+pub(crate) fn set_up(
     path: &Path,
     target: &TcpListener,
     count: usize,

@@ -1,5 +1,6 @@
 //! The ways from the load generator to its target: straight, through forwarders, through the relay and the gateway.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -17,6 +18,11 @@ use crate::{Outcome, PATIENCE, forwarder};
 
 /// More than any test opens: the cap on tunnels is not what is measured here.
 const MAX_TUNNELS: &str = "2048";
+/// The binary under measurement.
+pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_upstreamproxy");
+/// The processes of a tunnel.
+pub(crate) const RELAY: &str = "relay";
+pub(crate) const GATEWAY: &str = "gateway";
 /// Who the relay says it is.
 const SESSION: &str = "benchmark";
 
@@ -71,13 +77,23 @@ impl Path {
 
     /// `upstreamproxy serve` and `upstreamproxy gateway`, all settings that cost time at their defaults.
     pub(crate) fn tunnel(name: &'static str, tls: bool, target: SocketAddr) -> Outcome<Self> {
+        Self::tunnel_by(name, tls, target, |_| bare(OURS))
+    }
+
+    /// The same, each process begun by the command that `begin` gives for its role and that the arguments are added to.
+    pub(crate) fn tunnel_by(
+        name: &'static str,
+        tls: bool,
+        target: SocketAddr,
+        begin: impl Fn(&str) -> Command,
+    ) -> Outcome<Self> {
         let Gateway {
             process,
             base_url,
             files,
             folder,
-        } = Gateway::start(tls)?;
-        let mut path = Self::relay(name, &base_url, &files, &[], target)?;
+        } = Gateway::start_by(begin(GATEWAY), tls)?;
+        let mut path = Self::relay_by(begin(RELAY), name, &base_url, &files, &[], target)?;
         path.processes.push(process);
         path.folders.push(folder);
         Ok(path)
@@ -91,8 +107,19 @@ impl Path {
         options: &[&str],
         target: SocketAddr,
     ) -> Outcome<Self> {
+        Self::relay_by(bare(OURS), name, base_url, files, options, target)
+    }
+
+    fn relay_by(
+        mut relay: Command,
+        name: &'static str,
+        base_url: &str,
+        files: &Files,
+        options: &[&str],
+        target: SocketAddr,
+    ) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
-        let mut relay = ours(folder.path());
+        relay.env("HOME", folder.path());
         relay.args(["serve", "--when", "always", "--listen", "127.0.0.1:0"]);
         relay.args(["--base-url", base_url, "--session-id", SESSION]);
         relay.args(["--require", "--max-tunnels", MAX_TUNNELS]);
@@ -103,7 +130,7 @@ impl Path {
         relay.arg("--system-ca").arg(&files.ca);
         relay.arg("--upstream-ca").arg(&files.ca);
         relay.args(options);
-        let (relay, ready) = Process::start("relay", &mut relay, folder.path())?;
+        let (relay, ready) = Process::start(RELAY, &mut relay, folder.path())?;
         Ok(Self {
             name,
             entry: (Ipv4Addr::LOCALHOST, port_of(&ready)?).into(),
@@ -207,10 +234,10 @@ fn port_of(ready: &Value) -> Outcome<u16> {
     Ok(port.ok_or_else(|| format!("no port in {ready}"))?)
 }
 
-/// The binary under measurement with nothing of this machine's environment.
-fn ours(home: &FilePath) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_upstreamproxy"));
-    command.env_clear().env("HOME", home);
+/// A command with nothing of this machine's environment.
+pub(crate) fn bare(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
     command
 }
 
@@ -228,9 +255,13 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// One on loopback, with TLS or without.
     pub(crate) fn start(tls: bool) -> Outcome<Self> {
+        Self::start_by(bare(OURS), tls)
+    }
+
+    fn start_by(mut command: Command, tls: bool) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
         let files = Files::write(folder.path())?;
-        let mut command = ours(folder.path());
+        command.env("HOME", folder.path());
         command.args(["gateway", "--listen", "127.0.0.1:0", "--intercept", "none"]);
         command.args(["--allow-private", "--max-tunnels", MAX_TUNNELS]);
         command.arg("--sessions").arg(&files.sessions);
@@ -238,7 +269,7 @@ impl Gateway {
             command.arg("--tls-cert").arg(&files.certificate);
             command.arg("--tls-key").arg(&files.key);
         }
-        let (process, ready) = Process::start("gateway", &mut command, folder.path())?;
+        let (process, ready) = Process::start(GATEWAY, &mut command, folder.path())?;
         let base_url = ready["base_url"]
             .as_str()
             .ok_or_else(|| format!("no base URL in the gateway's {ready}"))?

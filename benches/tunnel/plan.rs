@@ -11,6 +11,7 @@ echo, processor time, the memory of idle tunnels, and set-up where the gateway i
 
 Usage: cargo bench -- [options] [FILTER...]
        cargo bench -- soak [options]         what is left after many tunnels and long ones; soak --help
+       cargo bench -- gate [options]         what is done, counted and held against a baseline; gate --help
 
   FILTER         only tests over paths whose name, such as down-x8/wss, holds one of these words;
                  what they are compared with is measured along with them

@@ -22,6 +22,7 @@ mod hostile_upstream;
 mod house;
 mod intercept;
 mod lifecycle;
+mod performance_gate;
 mod readme;
 mod resources;
 mod secrets;
