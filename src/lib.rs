@@ -78,22 +78,31 @@
 //! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
 //! | 0 | `config`, `error`, `secret`, `deadline`, `record` |
 
+//!
+//! # Features
+//! Both are on by default. `gateway`: the server end, [`Embedded`] and [`start_gateway`]; without it there is the relay alone.
+//! `cli`: the binary; a host that embeds the library leaves it out.
+
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// What both ends agree on is written once; without one end, what only that one uses of it lies idle.
+#![cfg_attr(not(feature = "gateway"), allow(dead_code))]
 
 mod authority;
 mod base_url;
 #[cfg(feature = "bench")]
 mod benchmark;
-#[cfg(any(test, feature = "capi"))]
+#[cfg(any(all(test, feature = "gateway"), feature = "capi"))]
 mod capi;
 mod config;
 mod deadline;
 mod diagnosis;
+#[cfg(feature = "gateway")]
 mod embedded;
 mod error;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(all(test, feature = "gateway"), feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "gateway")]
 mod gateway;
 mod http_head;
 mod listener;
@@ -124,8 +133,10 @@ pub use config::{
 };
 pub use deadline::Stage;
 pub use diagnosis::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
+#[cfg(feature = "gateway")]
 pub use embedded::{Embedded, EmbeddedOptions, Reach, start_gateway};
 pub use error::Error;
+#[cfg(feature = "gateway")]
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
 pub use listener::Report;
 pub use metrics::Stats;

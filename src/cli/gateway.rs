@@ -1,22 +1,106 @@
-//! `gateway`: the server end, from its settings to its end. It is not fail-open: what it cannot use ends it.
+//! The server end: the settings of `gateway` and of `--embedded`, and `gateway` to its end. It is not fail-open: what it
+//! cannot use ends it. A build without the gateway has `no_gateway` in its place.
 
 use std::fs::File;
 use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
-use upstreamproxy::{Gateway, GatewayConfig, Sessions, TlsIdentity, start_gateway};
+use upstreamproxy::{
+    Config, Gateway, GatewayConfig, Limits, Override, Pattern, Reach, Sessions, TlsIdentity,
+    UnusableSetting, start_gateway,
+};
+pub(crate) use upstreamproxy::{Embedded, EmbeddedOptions};
 use zeroize::Zeroizing;
 
+use super::args::UsageError;
+use super::drain::{drain_down, notify};
 use super::env::json_string;
-use super::resolve::GatewaySettings;
-use super::serve::{drain_down, notify};
+use super::layers::Layers;
+use super::options::{Opt, Subcommand};
 use super::signals::{Signal, Signals};
 use super::{ExitStatus, fail, print};
 
 /// What is read of a certificate or key file: a chain of ten with long names is a tenth of it.
 const PEM_LIMIT: usize = 1 << 20;
+/// Where the gateway listens unless told otherwise.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+
+/// What `gateway` needs; its files are still to be read.
+#[derive(Debug)]
+pub(crate) struct GatewaySettings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) allow_plaintext: bool,
+    pub(crate) sessions: PathBuf,
+    /// Certificate chain and key.
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// The interception CA's certificate and key.
+    pub(crate) ca: Option<(PathBuf, PathBuf)>,
+    /// `None`: the library's default.
+    pub(crate) intercept: Option<Vec<Pattern>>,
+    pub(crate) target_ca: Option<PathBuf>,
+    pub(crate) resolve: Vec<Override>,
+    pub(crate) allow_private: bool,
+    pub(crate) limits: Limits,
+}
+
+/// What the gateway of `--embedded` is told. It takes over what of `config` is about targets.
+// A build without the gateway has none to tell.
+#[allow(clippy::unnecessary_wraps)]
+pub(crate) fn embedded(layers: &mut Layers<'_>, config: &mut Config) -> Option<EmbeddedOptions> {
+    Some(EmbeddedOptions::from_environment(
+        &layers.environment,
+        config,
+    ))
+}
+
+/// The gateway's settings. It is not fail-open: what it cannot use ends it, wherever it came from.
+pub(crate) fn settings(mut layers: Layers<'_>) -> Result<GatewaySettings, UsageError> {
+    let config = Config::from_environment(layers.environment.clone());
+    let ours = |setting: &UnusableSetting| {
+        Opt::of(Subcommand::Gateway).any(|opt| opt.variable() == setting.name)
+    };
+    layers
+        .unusable
+        .extend(config.unusable.iter().filter(|s| ours(s)).cloned());
+    let path = |name: &str| layers.lookup(name).map(PathBuf::from);
+    let pair = |first: &str, second: &str| match (path(first), path(second)) {
+        (Some(first), Some(second)) => Ok(Some((first, second))),
+        (None, None) => Ok(None),
+        _ => Err(layers.wrong(format!("--{first} and --{second} are given together"))),
+    };
+    let tls = pair("tls-cert", "tls-key")?;
+    let ca = pair("ca-cert", "ca-key")?;
+    let sessions = path("sessions").ok_or_else(|| {
+        layers.wrong("--sessions is missing: a file with one `SESSION_ID TOKEN` a line")
+    })?;
+    let target_ca = path("target-ca");
+    let listen = layers.lookup("listen").map_or(LISTEN, |_| config.listen);
+    let reach = Reach::from_environment(&layers.environment, &mut layers.unusable);
+    let settings = GatewaySettings {
+        listen,
+        allow_plaintext: layers.switch("allow-plaintext"),
+        sessions,
+        tls,
+        ca,
+        intercept: reach.intercept,
+        target_ca,
+        resolve: reach.resolve,
+        allow_private: layers.switch("allow-private"),
+        limits: config.limits,
+    };
+    layers.refuse_any()?;
+    let exposed = !listen.ip().is_loopback();
+    if exposed && settings.tls.is_none() && !settings.allow_plaintext {
+        return Err(layers.wrong(format!(
+            "without TLS --listen {listen} would show tokens to the network; give --tls-cert and --tls-key, \
+             or --allow-plaintext"
+        )));
+    }
+    Ok(settings)
+}
 
 /// Serves until a signal says stop.
 pub(crate) fn run(settings: GatewaySettings) -> ExitStatus {
@@ -131,7 +215,127 @@ fn ready_line(gateway: &Gateway) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::args::{Asked, parse};
+    use super::super::resolve::{self, Session, Task};
     use super::*;
+
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+
+    fn task(line: &str, variables: Variables<'_>) -> Result<Task, UsageError> {
+        match parse(line.split_whitespace().map(Into::into)) {
+            Ok(Asked::Work(typed)) => resolve::resolve(&typed, variables.iter().copied().collect()),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn session(line: &str, variables: Variables<'_>) -> Session {
+        match task(line, variables) {
+            Ok(Task::Run { session, .. } | Task::Doctor { session, .. }) => session,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn gateway(line: &str, variables: Variables<'_>) -> GatewaySettings {
+        match task(line, variables) {
+            Ok(Task::Gateway(settings)) => settings,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn embedded_takes_the_gateways_options_and_the_upstream_ca() {
+        let session = session(
+            "doctor --embedded --intercept none --resolve a.example:443:192.0.2.1 \
+             --resolve b.example:443:192.0.2.1 --upstream-ca /ca --idle-timeout 9",
+            &[],
+        );
+        let options = session.embedded.unwrap();
+        assert_eq!(options.intercept, Some(Vec::new()));
+        assert_eq!(options.resolve.len(), 2);
+        assert_eq!(options.target_ca, Some(PathBuf::from("/ca")));
+        assert_eq!(options.limits.idle_timeout, Duration::from_secs(9));
+        assert_eq!(session.config.upstream_ca, None);
+    }
+
+    #[test]
+    fn the_gateway_reads_flags_and_environment_alike() {
+        let flags = gateway(
+            "gateway --sessions /s --listen [::1]:0 --tls-cert /c --tls-key /k --ca-cert /cc --ca-key /ck \
+             --intercept *.example.com --intercept a.example:8443 --target-ca /t --allow-private --keepalive 7s \
+             --resolve a.example:443:192.0.2.1 --allow-plaintext",
+            &[],
+        );
+        let inherited = gateway(
+            "gateway",
+            &[
+                ("UPSTREAMPROXY_SESSIONS", "/s"),
+                ("UPSTREAMPROXY_LISTEN", "[::1]:0"),
+                ("UPSTREAMPROXY_TLS_CERT", "/c"),
+                ("UPSTREAMPROXY_TLS_KEY", "/k"),
+                ("UPSTREAMPROXY_CA_CERT", "/cc"),
+                ("UPSTREAMPROXY_CA_KEY", "/ck"),
+                ("UPSTREAMPROXY_INTERCEPT", "*.example.com a.example:8443"),
+                ("UPSTREAMPROXY_TARGET_CA", "/t"),
+                ("UPSTREAMPROXY_ALLOW_PRIVATE", "true"),
+                ("UPSTREAMPROXY_KEEPALIVE", "7s"),
+                ("UPSTREAMPROXY_RESOLVE", "a.example:443:192.0.2.1"),
+                ("UPSTREAMPROXY_ALLOW_PLAINTEXT", "1"),
+                // Of no concern to a gateway.
+                ("UPSTREAMPROXY_WHEN", "garbage"),
+            ],
+        );
+        assert_eq!(format!("{flags:?}"), format!("{inherited:?}"));
+        assert_eq!(flags.intercept.map(|patterns| patterns.len()), Some(2));
+        assert_eq!(gateway("gateway --sessions /s", &[]).listen, LISTEN);
+    }
+
+    #[test]
+    fn a_gateway_is_not_fail_open() {
+        for (line, variables) in [
+            ("gateway", &[][..]),
+            ("gateway --sessions /s --tls-cert /c", &[]),
+            ("gateway --sessions /s --listen 0.0.0.0:1", &[]),
+            ("gateway --sessions /s --intercept ..", &[]),
+            ("gateway --sessions /s", &[("UPSTREAMPROXY_LISTEN", "x")]),
+            ("gateway --sessions /s", &[("UPSTREAMPROXY_KEEPALIVE", "x")]),
+            ("gateway --sessions /s", &[("UPSTREAMPROXY_RESOLVE", "x")]),
+            ("env", &[("UPSTREAMPROXY_FORMAT", "cobol")]),
+            ("env --format cobol", &[]),
+        ] {
+            assert!(task(line, variables).is_err(), "{line} {variables:?}");
+        }
+    }
+
+    #[test]
+    fn never_wins_over_embedded() {
+        assert!(
+            session("run --when never --embedded x", &[])
+                .embedded
+                .is_none()
+        );
+        assert!(
+            session("run --embedded x", &[("UPSTREAMPROXY_WHEN", "never")])
+                .embedded
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn embedded_is_asked_for_by_flag_or_environment_and_speaks_louder() {
+        let inherited = ("UPSTREAMPROXY_EMBEDDED", "yes");
+        for session in [
+            session("run --embedded x", &[]),
+            session("run x", &[inherited]),
+        ] {
+            assert!(session.embedded.is_some());
+        }
+        let level = |line| task(line, &[]).unwrap().level(0);
+        assert_eq!(level("run --embedded x"), log::LevelFilter::Info);
+        assert_eq!(level("gateway --sessions /s"), log::LevelFilter::Info);
+        assert_eq!(level("run x"), log::LevelFilter::Warn);
+    }
 
     #[test]
     fn a_file_is_read_whole_up_to_the_limit() {

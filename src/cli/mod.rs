@@ -1,16 +1,21 @@
 //! The command line (`manual/operations.md`): the one place that prints, and that looks after signals.
 //!
-//! `options` is the table, `args` reads what was typed, `resolve` lays it over the environment; then each subcommand has
-//! its file. The library is used through its public face only.
+//! `options` is the table, `args` reads what was typed, `layers` lays it over the environment, `resolve` says what it means; then
+//! each subcommand has its file. The library is used through its public face only.
 
 mod args;
 #[cfg(feature = "bench")]
 mod bench;
 mod command;
 mod doctor;
+mod drain;
 mod env;
+#[cfg(feature = "gateway")]
 mod gateway;
+mod layers;
 mod logging;
+#[cfg(not(feature = "gateway"))]
+mod no_gateway;
 mod options;
 mod resolve;
 mod run;
@@ -18,6 +23,9 @@ mod serve;
 mod setup;
 mod signals;
 mod state;
+
+#[cfg(not(feature = "gateway"))]
+use no_gateway as gateway;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -4,6 +4,9 @@
 
 use std::fmt::Write as _;
 
+/// Whether this build has the server end.
+const HAS_GATEWAY: bool = cfg!(feature = "gateway");
+
 /// A subcommand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subcommand {
@@ -71,7 +74,10 @@ impl Subcommand {
             Self::Bench => {
                 "measure set-up, echo and throughput through the upstream, say what limits them"
             }
-            Self::Gateway => "the server end: the CA endpoint and the tunnel endpoint on one port",
+            Self::Gateway if HAS_GATEWAY => {
+                "the server end: the CA endpoint and the tunnel endpoint on one port"
+            }
+            Self::Gateway => "not in this build, which is the relay alone",
         }
     }
 
@@ -244,7 +250,11 @@ pub(crate) const OPTIONS: &[Opt] = &[
     switch(
         "embedded",
         UPSTREAM,
-        "start a gateway inside this process and use that as the upstream; implies --when always",
+        if HAS_GATEWAY {
+            "start a gateway inside this process and use that as the upstream; implies --when always"
+        } else {
+            "not in this build, which is the relay alone"
+        },
     ),
     setting(
         "base-url",

@@ -16,9 +16,10 @@ use rustix::process::{
     Pid, Signal as Number, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process,
     wait, waitid, waitpid,
 };
-use upstreamproxy::{Embedded, Handle};
+use upstreamproxy::Handle;
 
 use super::command::{self, NoCommand};
+use super::gateway::Embedded;
 use super::resolve::Session;
 use super::setup::{SetUp, set_up};
 use super::signals::{FORWARDED, Signal, Signals, stop_ourselves};

@@ -5,19 +5,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 use upstreamproxy::{Handle, Report, Stage};
 
+use super::drain::{drain_down, notify};
 use super::env::{json_object, json_string};
 use super::resolve::Session;
 use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
 use super::state::{self, StateFile};
 use super::{ExitStatus, fail, print};
-
-/// How long cutting every tunnel may take.
-const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Serves until a signal says stop.
 pub(crate) fn run(session: Session) -> ExitStatus {
@@ -112,63 +110,6 @@ fn until_stopped(
     drain_down(signals, drain, abort, |_| false, stop)
 }
 
-/// Drains on a thread of its own, so that a second signal is heard: then every tunnel is cut, with a reset to its ends.
-/// `means_something_else` takes the signals that are no word to stop.
-pub(crate) fn drain_down(
-    signals: &Receiver<Signal>,
-    drain: Duration,
-    abort: impl Fn(),
-    means_something_else: impl Fn(Signal) -> bool,
-    stop: impl FnOnce(Duration) -> Report + Send + 'static,
-) -> ExitStatus {
-    notify(NotifyState::Stopping);
-    let (sender, drained) = bounded(1);
-    let thread = std::thread::Builder::new()
-        .name("uproxy-drain".into())
-        .spawn(move || {
-            let _ = sender.send(stop(drain));
-        });
-    if let Err(error) = thread {
-        // What was to be stopped has been dropped with the thread that did not start, and that stopped it.
-        log::warn!("the drain was cut short: {error}");
-        return ExitStatus::FAILED;
-    }
-    loop {
-        select! {
-            recv(signals) -> signal => match signal {
-                Ok(signal) if means_something_else(signal) => {}
-                Ok(signal) if signal.is_fatal() => {
-                    abort();
-                    // Whether it is done or not.
-                    let _ = drained.recv_timeout(AT_ONCE);
-                    return ExitStatus::of_signal(signal);
-                }
-                Ok(_) => {}
-                Err(_) => return outcome(drained.recv().ok()),
-            },
-            recv(drained) -> report => return outcome(report.ok()),
-        }
-    }
-}
-
-fn outcome(report: Option<Report>) -> ExitStatus {
-    match report {
-        Some(report) if report.cut == 0 => ExitStatus::SUCCESS,
-        Some(report) => {
-            log::warn!("{} tunnels were cut at the deadline", report.cut);
-            ExitStatus::FAILED
-        }
-        None => ExitStatus::FAILED,
-    }
-}
-
-/// Tells the service manager, if there is one.
-pub(crate) fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("the service manager could not be told: {error}");
-    }
-}
-
 /// What is said about an enabled `serve`, in the order of the specification.
 struct Line<'a> {
     relay: SocketAddr,
@@ -215,7 +156,7 @@ fn disabled_line(stage: Stage, reason: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::unbounded;
+    use crossbeam_channel::{bounded, unbounded};
     use signal_hook::consts::{SIGINT, SIGTERM};
 
     use super::*;

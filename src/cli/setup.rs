@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
-use upstreamproxy::{Cancel, Config, Embedded, EmbeddedOptions, Error, Handle, Stage, Started};
+use upstreamproxy::{Cancel, Config, Error, Handle, Stage, Started};
 
+use super::gateway::{Embedded, EmbeddedOptions};
 use super::resolve::Session;
 use super::signals::{Signal, stop_ourselves};
 

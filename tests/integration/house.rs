@@ -425,7 +425,7 @@ fn the_bodies_of_the_fuzz_targets_are_no_part_of_the_program() {
         .into_iter()
         .find(|source| source.name == "lib")
         .unwrap();
-    let only = "#[cfg(any(test, feature = \"fuzzing\"))]\n#[doc(hidden)]\npub mod fuzzing;";
+    let only = "#[cfg(any(all(test, feature = \"gateway\"), feature = \"fuzzing\"))]\n#[doc(hidden)]\npub mod fuzzing;";
     assert!(front.text.contains(only));
 }
 
