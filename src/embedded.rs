@@ -9,9 +9,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use data_encoding::HEXLOWER;
-use zeroize::Zeroizing;
-
 use crate::authority::Pattern;
 use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
 use crate::deadline::Stage;
@@ -130,10 +127,10 @@ impl Embedded {
             )
         };
         let folder = PrivateFolder::create().map_err(|error| failed("no private folder", error))?;
-        let token = random_hex::<32>().map_err(|error| failed("no randomness", error))?;
+        let token = tls::random_hex::<32>().map_err(|error| failed("no randomness", error))?;
         let session_id = format!(
             "embedded-{}",
-            *random_hex::<8>().map_err(|error| failed("no randomness", error))?
+            *tls::random_hex::<8>().map_err(|error| failed("no randomness", error))?
         );
         write_token(&folder.token_file(), &token)
             .map_err(|error| failed("the token file", error))?;
@@ -229,17 +226,25 @@ fn target_roots(
         inherited: Environment::of_process(),
         ..Config::default()
     };
-    let base_roots = ca::base_roots(&settings)?;
+    let base_roots = match ca::base_roots(&settings) {
+        // An image with nothing else in it: who is named is trusted, and nobody else.
+        Err(error) if settings.system_ca.is_none() && config.target_ca.is_some() => {
+            log::debug!(
+                "{}; targets are verified by --target-ca alone",
+                error.what()
+            );
+            Vec::new()
+        }
+        Err(error) if settings.system_ca.is_none() => {
+            let remedy = "install its ca-certificates package, or name a PEM file of root certificates with SSL_CERT_FILE or --target-ca";
+            return Err(Error::new(error.stage(), error.what(), remedy));
+        }
+        found => found?,
+    };
     match &config.target_ca {
         Some(file) => ca::with_further(&base_roots, file, "--target-ca"),
         None => Ok(base_roots),
     }
-}
-
-fn random_hex<const N: usize>() -> io::Result<Zeroizing<String>> {
-    let mut bytes = Zeroizing::new([0; N]);
-    tls::random(bytes.as_mut_slice())?;
-    Ok(Zeroizing::new(HEXLOWER.encode(bytes.as_slice())))
 }
 
 fn write_token(path: &Path, token: &str) -> io::Result<()> {
@@ -257,7 +262,7 @@ struct PrivateFolder(PathBuf);
 
 impl PrivateFolder {
     fn create() -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random_hex::<8>()?));
+        let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *tls::random_hex::<8>()?));
         // Made, never found: whoever guessed the name first gets an error of ours, not our token.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{fmt, io};
 
+use data_encoding::HEXLOWER;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
     Tls13ClientSessionValue,
@@ -20,6 +21,7 @@ use rustls::{
     CertificateError, ClientConfig, NamedGroup, RootCertStore, ServerConfig, SupportedCipherSuite,
 };
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
+use zeroize::Zeroizing;
 
 use crate::authority::Host;
 
@@ -58,6 +60,13 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     let filled = provider().secure_random.fill(bytes);
     filled.map_err(|_| io::Error::other("the kernel gives no randomness"))
+}
+
+/// So many random bytes, as text of twice the length.
+pub(crate) fn random_hex<const N: usize>() -> io::Result<Zeroizing<String>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    random(bytes.as_mut_slice())?;
+    Ok(Zeroizing::new(HEXLOWER.encode(bytes.as_slice())))
 }
 
 /// A client that trusts `roots` and nothing else; TLS 1.2 and 1.3, no ALPN.

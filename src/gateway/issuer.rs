@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use data_encoding::{BASE64, HEXLOWER};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType, SerialNumber,
@@ -22,7 +21,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::shown::{Cache, Shown};
 use crate::authority::Host;
-use crate::tls;
+use crate::{pem, tls};
 
 /// How far in the past everything begins: a client's clock may be behind ours.
 const BACKDATE: Duration = Duration::days(1);
@@ -63,14 +62,12 @@ impl Issuer {
     /// A fresh CA, its key in memory only.
     pub(crate) fn generate() -> Result<Self, IssuerError> {
         let now = now()?;
-        let mut suffix = [0; 4];
-        tls::random(&mut suffix).map_err(|_| IssuerError::Random)?;
         // A name of its own for each: clients look CAs up by name, and may hold those of several gateways.
-        let suffix = HEXLOWER.encode(&suffix);
+        let suffix = tls::random_hex::<4>().map_err(|_| IssuerError::Random)?;
         let mut params = validity(now, CA_LIFE)?;
         params.distinguished_name = named(
             DnType::CommonName,
-            &format!("upstreamproxy interception CA {suffix}"),
+            &format!("upstreamproxy interception CA {}", *suffix),
         );
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -125,7 +122,7 @@ impl Issuer {
         }
         let issuer = Self {
             ca: rcgen::Issuer::from_ca_cert_der(ca_der, ca_key)?,
-            ca_pem: pem(certificates),
+            ca_pem: pem::encode(certificates),
             intermediates,
             leaf_signer: tls::provider().key_provider.load_private_key(leaf_der)?,
             leaf_key,
@@ -310,23 +307,6 @@ fn now() -> Result<OffsetDateTime, IssuerError> {
         .and_then(|since| i64::try_from(since.as_secs()).ok())
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
         .ok_or(IssuerError::Clock)
-}
-
-/// Certificates in PEM ([RFC 7468, section 5]).
-///
-/// [RFC 7468, section 5]: https://www.rfc-editor.org/rfc/rfc7468#section-5
-fn pem(certificates: &[CertificateDer<'_>]) -> String {
-    let mut text = String::new();
-    for certificate in certificates {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        // 48 bytes are 64 characters, the length of a line.
-        for line in certificate.chunks(48) {
-            BASE64.encode_append(line, &mut text);
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    text
 }
 
 /// Why there is no CA, or no certificate for a host.
@@ -646,7 +626,7 @@ mod tests {
         // PKCS #8 wraps what SEC 1 has: an octet string of 0x6d bytes.
         let pkcs8 = key.serialize_der();
         let wrapped = pkcs8.windows(2).position(|w| w == [4, 0x6d]).unwrap();
-        let sec1 = BASE64.encode(&pkcs8[wrapped + 2..]);
+        let sec1 = data_encoding::BASE64.encode(&pkcs8[wrapped + 2..]);
         let key_pem = format!(
             "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n\
              -----BEGIN EC PRIVATE KEY-----\n{sec1}\n-----END EC PRIVATE KEY-----\n"
@@ -706,7 +686,7 @@ mod tests {
         }
         let cut = good.get(..good.len() / 2).unwrap();
         assert!(refusal(cut, &key_pem).contains("cannot be read"));
-        let garbage = pem(&[CertificateDer::from(b"no certificate".as_slice())]);
+        let garbage = pem::encode(&[CertificateDer::from(b"no certificate".as_slice())]);
         assert!(refusal(&garbage, &key_pem).contains("cannot be read"));
     }
 

@@ -6,9 +6,6 @@
 use std::net::TcpStream;
 use std::{fmt, io};
 
-use data_encoding::HEXLOWER;
-use zeroize::Zeroizing;
-
 use super::owner::Owners;
 use crate::config::Config;
 use crate::deadline::Phase;
@@ -129,9 +126,7 @@ impl Entry {
 
 impl Password {
     fn new() -> io::Result<Self> {
-        let mut bytes = Zeroizing::new([0; 16]);
-        tls::random(bytes.as_mut_slice())?;
-        let token = Zeroizing::new(HEXLOWER.encode(bytes.as_slice()));
+        let token = tls::random_hex::<16>()?;
         let userinfo = format!("{USER}:{}", *token);
         let credentials = Credentials {
             session_id: USER.into(),
