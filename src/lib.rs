@@ -81,7 +81,7 @@
 //!
 //! # Features
 //! Both are on by default. `gateway`: the server end, [`Embedded`] and [`start_gateway`]; without it there is the relay alone.
-//! `cli`: the binary; a host that embeds the library leaves it out.
+//! `cli`: the binary; a host that embeds the library leaves it out. [`manual::static_binaries`] has their sizes.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 // What both ends agree on is written once; without one end, what only that one uses of it lies idle.

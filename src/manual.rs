@@ -27,6 +27,9 @@ pub mod endurance {}
 #[doc = include_str!("manual/faults.md")]
 pub mod faults {}
 
+#[doc = include_str!("manual/static-binaries.md")]
+pub mod static_binaries {}
+
 #[doc = include_str!("manual/changelog.md")]
 pub mod changelog {}
 

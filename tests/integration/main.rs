@@ -30,6 +30,7 @@ mod serve;
 mod setup_faults;
 mod silence;
 mod standby;
+mod static_binaries;
 mod stopping;
 mod stream;
 mod support;

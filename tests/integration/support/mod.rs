@@ -5,6 +5,7 @@
 mod connect;
 mod delay;
 mod home;
+mod names;
 mod network;
 mod origin;
 mod peers;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub(crate) use connect::{Ending, connect, exchange, read_to_end, request};
 pub(crate) use delay::{Carried, delay_line};
 pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_folder};
+pub(crate) use names::NameServer;
 pub(crate) use network::Network;
 pub(crate) use origin::{HttpsOrigin, TestCa};
 pub(crate) use peers::{OutsideClient, OutsideGateway};
