@@ -38,13 +38,11 @@ impl Mask {
     pub(crate) fn apply(&mut self, bytes: &mut [u8]) {
         let Some(key) = &mut self.0 else { return };
         let wide = wide(*key);
-        let mut words = bytes.chunks_exact_mut(8);
-        for word in &mut words {
-            let mut value = [0; 8];
-            value.copy_from_slice(word);
-            word.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
+        // Arrays, not slices: no call and no check for each word, also where a build is made for size.
+        let (words, tail) = bytes.as_chunks_mut();
+        for word in words {
+            *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
         }
-        let tail = words.into_remainder();
         for (byte, key) in tail.iter_mut().zip(key.iter().cycle()) {
             *byte ^= key;
         }
@@ -58,15 +56,13 @@ impl Mask {
             return to.copy_from_slice(from);
         };
         let wide = wide(key);
-        let whole = from.len() - from.len() % 8;
-        let words = from[..whole].chunks_exact(8);
-        for (from, to) in words.zip(to[..whole].chunks_exact_mut(8)) {
-            let mut value = [0; 8];
-            value.copy_from_slice(from);
-            to.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
+        let (words, tail) = from.as_chunks();
+        let (masked, rest) = to.as_chunks_mut();
+        for (from, to) in words.iter().zip(masked) {
+            *to = (u64::from_ne_bytes(*from) ^ wide).to_ne_bytes();
         }
-        to[whole..].copy_from_slice(&from[whole..]);
-        self.apply(&mut to[whole..]);
+        rest.copy_from_slice(tail);
+        self.apply(rest);
     }
 }
 
