@@ -1,47 +1,34 @@
 //! Accepting connections, for the relay and for the gateway: a slot first, then accept, then a named thread for it alone.
 //!
-//! The acceptor never ends on an error: it backs off and goes on. `workers` are the threads that it hands connections to,
-//! `leaving` those that it had to refuse. The supervisor owns every worker: it takes their outcomes and the request to
-//! stop from one channel, and joins them. What a connection means is its [`Service`]'s.
+//! `acceptor` accepts and never ends on an error, `workers` are the threads that it hands connections to, `leaving` those
+//! that it had to refuse. `supervisor` owns every worker. What a connection means is its [`Service`]'s.
 
+mod acceptor;
 mod leaving;
+mod supervisor;
 mod workers;
 
-use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
-use rustix::event::{PollFd, PollFlags};
-use rustix::net::{SocketFlags, acceptfrom_with};
+use crossbeam_channel::{Sender, unbounded};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::deadline::Deadline;
 use crate::memory;
 use crate::metrics::{Counters, Stats};
-use crate::shutdown::{Abort, How, Outcome, Stop};
-use crate::wait::wait;
+use crate::shutdown::{Abort, Outcome, Stop};
+use acceptor::Acceptor;
 use leaving::Leaving;
-use workers::{Job, Workers};
+use supervisor::Supervisor;
+use workers::Workers;
 
 /// How many connections may wait in the kernel; std's own 128 is little for a package manager that opens dozens at once.
 const BACKLOG: i32 = 1024;
-/// How long the supervisor takes no report after the last one: of many connections a second it need not be woken by each.
-const BREATH: Duration = Duration::from_millis(1);
-/// When so many workers have been there and only this part of them is left, what they had of the heap is given back.
-const MANY: usize = 64;
-const FEW_OF_MANY: usize = 4;
-/// How long the acceptor waits after an error that only time can mend: at first, and at most.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// How long a connection waits for the slot of one that is turned out: the acceptor waits with it, so not long.
-const ROOM_PATIENCE: Duration = Duration::from_millis(500);
-/// A complaint of one kind is logged once in this time.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a listener is for.
 pub(crate) trait Service: Send + Sync + 'static {
@@ -212,91 +199,6 @@ pub(crate) fn start<S: Service>(
     })
 }
 
-struct Supervisor {
-    who: &'static str,
-    reports: Receiver<Event>,
-    requested: Receiver<Duration>,
-    acceptor: JoinHandle<()>,
-    stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    drain: Duration,
-}
-
-impl Supervisor {
-    /// Counts every outcome and joins every worker, until a stop was asked for and nobody is left.
-    fn run(mut self) -> Report {
-        // A worker may be gone before the acceptor has told of it: `None` stands for one that left without a thread.
-        let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
-        let mut most = 0;
-        let mut report = Report::default();
-        loop {
-            select! {
-                recv(self.reports) -> event => match event {
-                    Ok(Event::Hired(id, thread)) => {
-                        if workers.remove(&id).is_none() {
-                            workers.insert(id, Some(thread));
-                            most = most.max(workers.len());
-                        } else {
-                            join(thread);
-                        }
-                    }
-                    Ok(Event::Ended(outcome)) => {
-                        self.note(&outcome);
-                        if self.stop.asked().is_some() {
-                            count(&outcome, &mut report);
-                        }
-                    }
-                    Ok(Event::Left(id)) => {
-                        match workers.remove(&id) {
-                            Some(Some(thread)) => join(thread),
-                            _ => { workers.insert(id, None); }
-                        }
-                        if most >= MANY && workers.len() <= most / FEW_OF_MANY {
-                            most = workers.len();
-                            memory::give_back_heap();
-                        }
-                    }
-                    // The acceptor and every worker are gone.
-                    Err(_) => break,
-                },
-                recv(self.requested) -> drain => {
-                    self.requested = never();
-                    self.stop.ask(Deadline::after(drain.unwrap_or(self.drain)));
-                }
-            }
-            if self.reports.is_empty() && self.stop.asked().is_none() {
-                thread::sleep(BREATH);
-            }
-        }
-        join(self.acceptor);
-        report.stats = self.counters.stats();
-        report
-    }
-
-    fn note(&self, outcome: &Outcome) {
-        let counters = &self.counters;
-        match &outcome.how {
-            How::Refused { .. } => Counters::add(&counters.refused, 1),
-            How::Broken { .. } | How::Cut | How::Panicked => Counters::add(&counters.broken, 1),
-            _ => {}
-        }
-        outcome.log(self.who);
-    }
-}
-
-fn count(outcome: &Outcome, report: &mut Report) {
-    match outcome.how {
-        How::Cut => report.cut += 1,
-        How::Answered | How::Abandoned | How::Refused { .. } => {}
-        _ => report.ended += 1,
-    }
-}
-
-fn join(thread: JoinHandle<()>) {
-    // Workers catch their own panics, and have reported them.
-    let _ = thread.join();
-}
-
 /// Gives the slot back on whatever way the worker ends, and tells the acceptor, which may be waiting for one.
 struct Slot {
     counters: Arc<Counters>,
@@ -308,162 +210,4 @@ impl Drop for Slot {
         self.counters.live.fetch_sub(1, Ordering::AcqRel);
         self.acceptor.unpark();
     }
-}
-
-struct Acceptor<S> {
-    socket: TcpListener,
-    service: Arc<S>,
-    cap: u64,
-    stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    workers: Workers<S>,
-    leaving: Leaving,
-    complained: Option<Instant>,
-}
-
-impl<S: Service> Acceptor<S> {
-    fn run(mut self) {
-        let mut back_off = BACK_OFF.0;
-        while self.stop.asked().is_none() {
-            let slot = self.slot();
-            match accept(&self.socket) {
-                Ok((connection, peer)) => {
-                    back_off = BACK_OFF.0;
-                    match slot.or_else(|| self.slot_soon()) {
-                        Some(slot) => self.hand_over(Job {
-                            connection,
-                            peer,
-                            slot,
-                        }),
-                        None => self.refuse(connection),
-                    }
-                    self.leaving.tend();
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    drop(slot);
-                    self.pause(None);
-                }
-                Err(error) if only_time_mends(&error) => {
-                    drop(slot);
-                    self.complain(&format!(
-                        "cannot accept connections: {error}; going on when it passes"
-                    ));
-                    self.pause(Some(back_off));
-                    back_off = (back_off * 2).min(BACK_OFF.1);
-                }
-                // The connection was gone before it was accepted, or we were interrupted.
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// A slot, if one is free.
-    fn slot(&self) -> Option<Slot> {
-        let live = &self.counters.live;
-        // Only this thread takes slots, so what was free a moment ago still is.
-        (live.load(Ordering::Acquire) < self.cap).then(|| {
-            live.fetch_add(1, Ordering::AcqRel);
-            Slot {
-                counters: Arc::clone(&self.counters),
-                acceptor: thread::current(),
-            }
-        })
-    }
-
-    /// A slot that the service makes free for a connection which has come already.
-    fn slot_soon(&self) -> Option<Slot> {
-        let until = Instant::now() + ROOM_PATIENCE;
-        let mut room = Room::None;
-        while self.stop.asked().is_none() && Instant::now() < until {
-            // One may have become free by itself: then nobody need be turned out.
-            if let Some(slot) = self.slot() {
-                return Some(slot);
-            }
-            if room != Room::Made {
-                room = self.service.make_room();
-            }
-            let wake = match room {
-                Room::None => return None,
-                Room::NotBefore(time) => until.min(time),
-                Room::Made => until,
-            };
-            thread::park_timeout(wake.saturating_duration_since(Instant::now()));
-        }
-        self.slot()
-    }
-
-    fn hand_over(&mut self, job: Job) {
-        if let Err((error, connection)) = self.workers.hand_over(job) {
-            self.complain(&format!(
-                "cannot start a thread for a connection: {error}; answering 503"
-            ));
-            self.refuse(connection);
-        }
-    }
-
-    /// Answers without a thread and without waiting.
-    fn refuse(&mut self, connection: TcpStream) {
-        Counters::add(&self.counters.refused, 1);
-        self.leaving.add(connection, &self.service.refusal());
-    }
-
-    /// Waits for a connection, a stop, or something about those who leave; with `for_long`, not for a connection.
-    fn pause(&mut self, for_long: Option<Duration>) {
-        self.leaving.tend();
-        {
-            let accept = if for_long.is_some() {
-                PollFlags::empty()
-            } else {
-                PollFlags::IN
-            };
-            let mut fds = vec![
-                PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.socket.as_fd(), accept),
-            ];
-            let (leaving, until) = self.leaving.wanted();
-            fds.extend(leaving);
-            let over = for_long.map(|long| Instant::now() + long);
-            if wait(&mut fds, over.into_iter().chain(until).min()).is_err() {
-                // ENOMEM, the only one left: no memory to wait with. Wait without the kernel's help.
-                thread::sleep(BACK_OFF.0);
-            }
-        }
-        self.leaving.tend();
-    }
-
-    fn complain(&mut self, what: &str) {
-        let now = Instant::now();
-        if self
-            .complained
-            .is_none_or(|last| now.duration_since(last) >= COMPLAINT_INTERVAL)
-        {
-            self.complained = Some(now);
-            log::warn!("{what}");
-        }
-    }
-}
-
-/// The next connection, non-blocking from the first.
-fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (connection, peer) = acceptfrom_with(socket, flags)?;
-    // One without an address was gone before it was accepted.
-    let peer = peer.and_then(|peer| peer.try_into().ok());
-    let peer = peer.ok_or(ErrorKind::ConnectionAborted)?;
-    Ok((connection.into(), peer))
-}
-
-/// Errors of accept(2) after which the next call would fail as well.
-fn only_time_mends(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let gone = [
-        Errno::INTR,
-        Errno::CONNABORTED,
-        Errno::PROTO,
-        Errno::NETDOWN,
-        Errno::NETUNREACH,
-        Errno::HOSTUNREACH,
-    ];
-    let errno = error.raw_os_error();
-    !gone.iter().any(|e| Some(e.raw_os_error()) == errno)
 }
