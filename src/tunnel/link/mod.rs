@@ -3,24 +3,20 @@
 //! From the socket up: TLS (wss, or an intercepted target), messages (the WebSocket and its chunks), TLS again (an intercepted
 //! client inside the WebSocket). Each may be absent. A link never waits; [`super::pump`] decides when to read and write.
 
+mod socket;
+
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
-use socket2::SockRef;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::buffer::{Buffer, Class, Pool};
-use super::chunk;
-use super::fault::Fault;
-use super::frame;
-use super::message::Messages;
-use super::transport::Tls;
-use crate::sockets::{Delivery, delivery};
-use crate::wait::{OVER, wait};
+use crate::tunnel::buffer::{Buffer, Class, Pool};
+use crate::tunnel::chunk;
+use crate::tunnel::fault::Fault;
+use crate::tunnel::frame;
+use crate::tunnel::message::Messages;
+use crate::tunnel::transport::Tls;
 
 /// The most that may lie unread of one TLS record or handshake flight.
 const INCOMING_LIMIT: usize = 512 << 10;
@@ -79,35 +75,6 @@ impl Link {
         }
     }
 
-    /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
-    pub(crate) fn unsent(&self) -> bool {
-        let socket = SockRef::from(&self.socket);
-        // With this mark poll(2) calls a socket writable only when nothing is unsent (tcp(7)); 0 is the kernel's own again.
-        if socket.set_tcp_notsent_lowat(1).is_err() {
-            return false;
-        }
-        let mut fds = [PollFd::from_borrowed_fd(
-            self.socket.as_fd(),
-            PollFlags::OUT,
-        )];
-        let asked = wait(&mut fds, Some(Instant::now()));
-        let _ = socket.set_tcp_notsent_lowat(0);
-        let [ours] = fds.map(|fd| fd.revents());
-        asked.is_ok() && !ours.intersects(OVER | PollFlags::OUT)
-    }
-
-    /// What became of the bytes that were written, as far as the kernel tells; no answer for so `long` is too long.
-    pub(crate) fn delivery(&self, long: Duration) -> Delivery {
-        delivery(&self.socket, long)
-    }
-
-    /// Lets the kernel give up on a peer that acknowledges nothing for this long, with bytes on the way; zero: its own default.
-    pub(crate) fn set_user_timeout(&self, timeout: Duration) {
-        // What a kernel without the option does is its default, so a refusal changes nothing that we promise.
-        let _ = SockRef::from(&self.socket)
-            .set_tcp_user_timeout(Some(timeout).filter(|t| !t.is_zero()));
-    }
-
     /// Puts TLS on the socket.
     pub(crate) fn secure(&mut self, tls: Tls) {
         self.outer = Some(tls);
@@ -143,22 +110,6 @@ impl Link {
     /// Whether the handshake of the inner TLS is done, where there is one: only then can data go out.
     pub(crate) fn ready(&self) -> bool {
         self.inner.as_ref().is_none_or(Tls::established)
-    }
-
-    /// The socket, for poll.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// The socket, for watching it while another link is talked with.
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.socket
-    }
-
-    /// Takes note of what poll said of the socket.
-    pub(crate) fn woken(&mut self, flags: PollFlags) {
-        self.readable |= flags.intersects(OVER | PollFlags::IN);
-        self.writable |= flags.intersects(OVER | PollFlags::OUT);
     }
 
     /// Keeps a failure for the next [`Self::fill`]: after it the layers understand nothing of what comes.
@@ -409,58 +360,12 @@ impl Link {
         Ok(())
     }
 
-    /// Reads once and drops what came, for a socket whose bytes mean nothing any more. Returns how much, and nothing at its end.
-    pub(crate) fn discard(&mut self) -> Option<usize> {
-        let mut into = [0; 16 << 10];
-        match (&self.socket).read(&mut into) {
-            Ok(len @ 1..) => return Some(len),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                return Some(0);
-            }
-            Ok(0) | Err(_) => self.eof = true,
-        }
-        None
-    }
-
-    /// Takes the peer for gone: nothing more is read from it.
-    pub(crate) fn hang_up(&mut self) {
-        self.eof = true;
-    }
-
-    /// Takes the connection for over both ways, though not all that was to be sent has gone.
-    pub(crate) fn give_up(&mut self) {
-        self.eof = true;
-        self.outgoing.consume(self.outgoing.len());
-        self.end_due = false;
-        self.ended = true;
-    }
-
     /// Sends what is still to be sent, as far as the socket takes it, and TLS's own end after it.
     pub(crate) fn hang_up_politely(&mut self) -> Result<(), Fault> {
         if let Some(tls) = &mut self.outer {
             tls.end(&mut self.outgoing)?;
         }
         self.flush()
-    }
-
-    /// Ends the sending direction of the socket itself.
-    pub(crate) fn shut_writing(&self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
-    }
-
-    /// Makes the close to come a reset, so that nobody takes a part for the whole.
-    pub(crate) fn reset(&self) {
-        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
-    }
-
-    /// What the kernel holds against the socket, if anything.
-    pub(crate) fn error(&self) -> Option<io::Error> {
-        self.socket.take_error().ok().flatten()
     }
 
     /// Gives back the memory that is not in use.
@@ -473,15 +378,6 @@ impl Link {
             .map(|tls| &mut tls.incoming);
         for buffer in tls.chain([&mut self.incoming, &mut self.between, &mut self.outgoing]) {
             buffer.shed();
-        }
-    }
-}
-
-impl Drop for Link {
-    /// A worker that panics has delivered a part at most: its peers must not take the close that comes now for the end.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.reset();
         }
     }
 }
