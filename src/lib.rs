@@ -77,11 +77,11 @@
 //! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
 //! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
 //! | 0 | `config`, `error`, `secret`, `deadline`, `record` |
-
 //!
 //! # Features
-//! Both are on by default. `gateway`: the server end, [`Embedded`] and [`start_gateway`]; without it there is the relay alone.
-//! `cli`: the binary; a host that embeds the library leaves it out. [`manual::static_binaries`] has their sizes.
+//! On by default: `gateway`, the server end, [`Embedded`] and [`start_gateway`], without which there is the relay alone; `cli`, the
+//! binary, which a host that embeds the library leaves out; `bench`, which brings both. Off: `capi`, for hosts that are not Rust.
+//! [`manual::static_binaries`] has their sizes.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 // What both ends agree on is written once; without one end, what only that one uses of it lies idle.
