@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
+
 use crate::authority::Pattern;
 use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
 use crate::deadline::Stage;
@@ -31,6 +33,8 @@ pub struct EmbeddedOptions {
     pub target_ca: Option<PathBuf>,
     /// The PEM file of base roots for verifying targets; `None`: the inherited `SSL_CERT_FILE`, else the distribution's.
     pub system_ca: Option<PathBuf>,
+    /// Where `SSL_CERT_FILE` is inherited from; `None`: this process' environment.
+    pub inherited: Option<Environment>,
     /// Bounds in count and time.
     pub limits: Limits,
 }
@@ -46,6 +50,7 @@ impl EmbeddedOptions {
             resolve,
             target_ca: config.upstream_ca.take(),
             system_ca: config.system_ca.clone(),
+            inherited: Some(environment.clone()),
             limits: config.limits,
         }
     }
@@ -126,6 +131,11 @@ impl Embedded {
                 "see that TMPDIR is a folder that can be written to",
             )
         };
+        let base_roots = base_roots(options.system_ca.as_ref(), options.inherited)?;
+        let roots = match &options.target_ca {
+            Some(file) => ca::with_further(&base_roots, file, "--upstream-ca")?,
+            None => base_roots,
+        };
         let folder = PrivateFolder::create().map_err(|error| failed("no private folder", error))?;
         let token = tls::random_hex::<32>().map_err(|error| failed("no randomness", error))?;
         let session_id = format!(
@@ -145,8 +155,6 @@ impl Embedded {
             intercept: options
                 .intercept
                 .unwrap_or_else(|| vec![Pattern::any_on(443)]),
-            system_ca: options.system_ca,
-            target_ca: options.target_ca,
             resolve: options.resolve,
             // It dials from where the client itself stands: nothing is reached that was out of reach before.
             allow_private: true,
@@ -156,7 +164,7 @@ impl Embedded {
             },
             ..GatewayConfig::default()
         };
-        let gateway = start_gateway(config).map_err(|error| {
+        let gateway = gateway::start(config, &roots, cap).map_err(|error| {
             Error::new(
                 Stage::Gate,
                 format!("the embedded gateway: {error}"),
@@ -218,24 +226,17 @@ pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
 }
 
 /// Whom the gateway trusts when it verifies targets: found as the relay finds its base roots.
-fn target_roots(
-    config: &GatewayConfig,
-) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, Error> {
-    let settings = Config {
-        system_ca: config.system_ca.clone(),
-        inherited: Environment::of_process(),
-        ..Config::default()
-    };
-    let base_roots = match ca::base_roots(&settings) {
+fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let base_roots = match base_roots(config.system_ca.as_ref(), None) {
         // An image with nothing else in it: who is named is trusted, and nobody else.
-        Err(error) if settings.system_ca.is_none() && config.target_ca.is_some() => {
+        Err(error) if config.system_ca.is_none() && config.target_ca.is_some() => {
             log::debug!(
                 "{}; targets are verified by --target-ca alone",
                 error.what()
             );
             Vec::new()
         }
-        Err(error) if settings.system_ca.is_none() => {
+        Err(error) if config.system_ca.is_none() => {
             let remedy = "install its ca-certificates package, or name a PEM file of root certificates with SSL_CERT_FILE or --target-ca";
             return Err(Error::new(error.stage(), error.what(), remedy));
         }
@@ -245,6 +246,18 @@ fn target_roots(
         Some(file) => ca::with_further(&base_roots, file, "--target-ca"),
         None => Ok(base_roots),
     }
+}
+
+/// The base roots, as the relay finds its own.
+fn base_roots(
+    system_ca: Option<&PathBuf>,
+    inherited: Option<Environment>,
+) -> Result<Vec<CertificateDer<'static>>, Error> {
+    ca::base_roots(&Config {
+        system_ca: system_ca.cloned(),
+        inherited: inherited.unwrap_or_else(Environment::of_process),
+        ..Config::default()
+    })
 }
 
 fn write_token(path: &Path, token: &str) -> io::Result<()> {

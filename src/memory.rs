@@ -7,36 +7,57 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+#[cfg(target_os = "linux")]
+use std::mem::MaybeUninit;
 
-/// What a worker's stack has at the least. Nothing further than [`KNOWN`] below its first frame is touched from here.
+/// What a worker's stack is made with; the C library takes what it keeps for the thread out of it.
 pub(crate) const STACK: usize = 256 << 10;
-/// How far below a worker's first frame its stack reaches for certain: the C library keeps its own things at the upper end.
-const KNOWN: usize = 192 << 10;
 /// What is left alone below the present frame, for the calls from here down to the kernel. Far over the red zone.
 const MARGIN: usize = 2 << 10;
-const PAGE: usize = 4096;
 
 thread_local! {
-    /// Where the first frame of a worker is; zero on every other thread.
-    static FIRST: Cell<usize> = const { Cell::new(0) };
+    /// Where the stack of a worker ends, below; on every other thread above all addresses, so that nothing lies between.
+    static LOWEST: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// Says that this thread has a stack of [`STACK`], of which nothing is in use yet. To be called in its first frame.
-pub(crate) fn stack_begins_here() {
-    FIRST.set(here());
+/// Finds out where this thread's stack ends, for [`give_back_stack`].
+pub(crate) fn find_stack() {
+    LOWEST.set(lowest().unwrap_or(usize::MAX));
 }
 
-/// Gives the kernel back what lies below the present frame. On a thread that never called [`stack_begins_here`] it does nothing.
+/// Gives the kernel back what lies below the present frame. On a thread that never called [`find_stack`] it does nothing.
 pub(crate) fn give_back_stack() {
-    let first = FIRST.get();
-    if first == 0 {
+    // The kernel goes by its own pages, and rounds lengths up: both ends must be at one.
+    let page = rustix::param::page_size();
+    let Some(from) = LOWEST.get().checked_next_multiple_of(page) else {
         return;
-    }
-    let from = first.saturating_sub(KNOWN).next_multiple_of(PAGE);
-    let to = here().saturating_sub(MARGIN) / PAGE * PAGE;
+    };
+    let to = here().saturating_sub(MARGIN) / page * page;
     if from < to {
         forget(from, to);
     }
+}
+
+/// The lower end of this thread's stack, by the C library's word.
+#[cfg(target_os = "linux")]
+fn lowest() -> Option<usize> {
+    let mut attributes = MaybeUninit::uninit();
+    let (mut low, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: `attributes` is written by the first call, and the others are made only when that says so; `low` and `size`
+    // are ours to be written to.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let told = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        (told == 0).then(|| low.addr())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lowest() -> Option<usize> {
+    None
 }
 
 /// An address in the frame of the caller, or a little below it.
@@ -51,10 +72,10 @@ fn forget(from: usize, to: usize) {
     use rustix::mm::{Advice, madvise};
 
     let pages = std::ptr::without_provenance_mut(from);
-    // SAFETY: the range lies in this thread's own stack: it begins no more than `KNOWN` below the first frame of a thread
-    // that was given more than that, and ends `MARGIN` below the present frame. Stacks grow downwards here, so no frame and
-    // with it no object is in there, and none comes to be before the call returns, as the calls to it need far less than
-    // the margin. A signal's handler, whenever it comes, is through before this thread goes on. Pages that were given back
+    // SAFETY: the range lies in this thread's own stack: it begins no lower than that does (where the guard is counted in,
+    // that has no content to lose), ends `MARGIN` below the present frame, and consists of whole pages. Stacks grow downwards
+    // here, so no frame and with it no object is in there, and none comes to be before the call returns, as the calls to it
+    // need far less than the margin. A signal's handler, whenever it comes, is through before this thread goes on. Pages that were given back
     // are there again, zeroed, when they are next touched.
     //
     // A kernel that refuses keeps the pages, and nothing is lost but memory.
@@ -110,7 +131,7 @@ mod tests {
     fn what_a_deep_call_took_is_given_back_and_can_be_taken_again() {
         let thread = std::thread::Builder::new().stack_size(STACK);
         let checked = thread.spawn(|| {
-            stack_begins_here();
+            find_stack();
             let kept = [7_u8; 512];
             std::hint::black_box(&kept);
             for _ in 0..3 {

@@ -129,12 +129,19 @@ pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr()) == 0
     };
-    let result = work();
-    if changed {
-        // SAFETY: the call that changed the mask has written the one before.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    // SAFETY: the call that changed the mask has written the one before.
+    let _back = changed.then(|| Mask(unsafe { before.assume_init() }));
+    work()
+}
+
+/// A mask that this thread has again when this is dropped, be it by a panic.
+struct Mask(libc::sigset_t);
+
+impl Drop for Mask {
+    fn drop(&mut self) {
+        // SAFETY: it is a whole mask, and the old one is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
-    result
 }
 
 #[cfg(test)]

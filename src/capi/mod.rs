@@ -92,7 +92,7 @@ extern "C" fn upstreamproxy_config_new(
     answer(|| {
         let config = emptied(config, "config")?;
         let environment = match environment.bytes() {
-            Some(entries) => settings::environment(&entries)?,
+            Some(entries) => settings::environment(&entries),
             None => Environment::of_process(),
         };
         *config = Some(Box::new(Config(Mutex::new(Settings::of(environment)))));

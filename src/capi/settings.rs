@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString, c_int};
 use std::os::unix::ffi::OsStrExt;
 
-use super::answers::{ERROR_ARGUMENT, ERROR_SETTING, ERROR_VALUE, OK, Wrong};
+use super::answers::{ERROR_SETTING, ERROR_VALUE, OK, Wrong};
 use crate::config::{
     Cancel, Config, DEFAULT_BASE_URL, Environment, Reader, UnusableSetting, When, parse_bool,
 };
@@ -104,7 +104,7 @@ impl Settings {
 }
 
 /// The environment that `NAME=VALUE` strings make.
-pub(super) fn environment(entries: &[&[u8]]) -> Result<Environment, Wrong> {
+pub(super) fn environment(entries: &[&[u8]]) -> Environment {
     let pair = |entry: &&[u8]| -> Option<(OsString, OsString)> {
         let equals = entry.iter().position(|&byte| byte == b'=')?;
         let (name, value) = entry.split_at(equals);
@@ -114,14 +114,8 @@ pub(super) fn environment(entries: &[&[u8]]) -> Result<Environment, Wrong> {
             OsStr::from_bytes(value).into(),
         ))
     };
-    let pairs: Option<Vec<_>> = entries.iter().map(pair).collect();
-    match pairs {
-        Some(pairs) => Ok(pairs.into_iter().collect()),
-        None => Err(Wrong::new(
-            ERROR_ARGUMENT,
-            "an entry of the environment is not NAME=VALUE",
-        )),
-    }
+    // execve(2) takes anything, so that something else may be among them: nobody could look it up.
+    entries.iter().filter_map(pair).collect()
 }
 
 /// `UPSTREAMPROXY_<NAME>`.
@@ -263,8 +257,7 @@ mod tests {
 
     #[test]
     fn an_environment_is_pairs_with_an_equals_sign() {
-        let read = environment(&[b"A=b=c", b"E="]).unwrap();
+        let read = environment(&[b"A=b=c", b"no equals sign", b"E="]);
         assert_eq!(read, [("A", "b=c"), ("E", "")].into_iter().collect());
-        assert_eq!(environment(&[b"A"]).unwrap_err().code, ERROR_ARGUMENT);
     }
 }

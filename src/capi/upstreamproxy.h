@@ -142,13 +142,13 @@ int upstreamproxy_log_to(upstreamproxy_log_callback callback, void *context, int
  * a NULL at its end, such as `environ`; it is copied. NULL: that of this process, now. It is read for three things: the switches
  * of the session (CLAUDE_CODE_REMOTE, CCR_UPSTREAM_PROXY_ENABLED, CLAUDE_CODE_REMOTE_SESSION_ID, ANTHROPIC_BASE_URL); settings
  * as UPSTREAMPROXY_<NAME>, with "_" for "-"; and what children inherit (NO_PROXY, SSL_CERT_FILE and others are merged, HOME
- * says where the CA bundle goes). An array with nothing but the NULL is an empty environment.
+ * says where the CA bundle goes). An entry without "=" is left out. An array with nothing but the NULL is an empty environment.
  *
  * What is wrong in the environment is no error here: it leaves the proxy off, and the reason says so. */
 int upstreamproxy_config_new(const char *const *environment, upstreamproxy_config **config);
 
-/* Says one setting; it wins over the environment, and a later one over an earlier one. UPSTREAMPROXY_ERROR_SETTING where there
- * is none of this name, UPSTREAMPROXY_ERROR_VALUE where it cannot have this value (an empty one, neither). A start that is
+/* Sets one setting; it wins over the environment, and a later one over an earlier one. UPSTREAMPROXY_ERROR_SETTING where there
+ * is none of this name, UPSTREAMPROXY_ERROR_VALUE where it cannot have this value (an empty value is refused too). A start that is
  * under way or done is not changed.
  *
  * Durations: "500ms", "10s", "2m", or a bare number of seconds. Switches: "1", "true", "yes", "on", or "0", "false", "no",
@@ -224,7 +224,7 @@ const char *upstreamproxy_url(const upstreamproxy *proxy);
  * child may live longer; that of an embedded gateway goes with it, unless ca-bundle says where it should be. */
 const char *upstreamproxy_ca_bundle(const upstreamproxy *proxy);
 
-/* The variables to set for a child process, some 40: how many, and the name and the value of each from 0 to count - 1. Set them
+/* The variables to set for a child process, some 27: how many, and the name and the value of each from 0 to count - 1. Set them
  * all: each tool looks at others. The count is 0 if the proxy is off; name and value are NULL beyond it. They never hold the
  * token. Good until upstreamproxy_free. */
 size_t upstreamproxy_env_count(const upstreamproxy *proxy);
@@ -244,7 +244,7 @@ int upstreamproxy_read_stats(const upstreamproxy *proxy, struct upstreamproxy_st
 
 /* Stops the proxy: no new connections; open tunnels get `drain_ms` milliseconds to end (0: none;
  * UPSTREAMPROXY_DRAIN_DEFAULT: the setting drain-timeout), then they are cut with a reset. When it returns, every socket is
- * closed and every thread has ended, save at most four that sit in a look-up of a name. With an embedded gateway that takes up
+ * closed and every thread has ended, save at most four (36 with an embedded gateway) that sit in a look-up of a name. With an embedded gateway that takes up
  * to 1 s more.
  *
  * `report` may be NULL; `size` is sizeof(struct upstreamproxy_report), as for upstreamproxy_read_stats. If another thread

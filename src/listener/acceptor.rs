@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::leaving::Leaving;
@@ -165,13 +166,12 @@ fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let (connection, peer) = acceptfrom_with(socket, flags)?;
     // One without an address was gone before it was accepted.
     let peer = peer.and_then(|peer| peer.try_into().ok());
-    let peer = peer.ok_or(ErrorKind::ConnectionAborted)?;
+    let peer = peer.ok_or(Errno::CONNABORTED)?;
     Ok((connection.into(), peer))
 }
 
 /// Errors of accept(2) after which the next call would fail as well.
 fn only_time_mends(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     let gone = [
         Errno::INTR,
         Errno::CONNABORTED,

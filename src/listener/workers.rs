@@ -176,7 +176,7 @@ struct Worker<S> {
 
 impl<S: Service> Worker<S> {
     fn run(self, id: u64) {
-        memory::stack_begins_here();
+        memory::find_stack();
         let mut call = self.seat.wait(Duration::MAX);
         while let Some(Call::Serve(job)) = call {
             let outcome = self.serve(job);

@@ -197,8 +197,16 @@ impl Pump<'_> {
         until.is_some_and(|until| until <= Instant::now())
     }
 
-    /// Our close is out and the peer takes its time, or has hung up without an answer: either is good enough.
+    /// Our close is out and the peer takes its time, or has hung up without an answer: either is good enough. But not while the
+    /// kernel still has bytes before the close that the peer has no room for: once the socket is closed, the first thing that
+    /// the peer says would throw them away.
     fn closed_without_answer(&mut self) -> Option<Turn> {
+        if !self.ws.eof() && self.close_overdue() && !self.raw_gone && self.ws.unsent() {
+            if let Some((_, until)) = &mut self.closing {
+                *until = Instant::now() + self.limits.close_timeout;
+            }
+            return None;
+        }
         let delivered = self.inbound.is_empty() && self.raw.flushed();
         if (self.ws.eof() || self.close_overdue()) && (delivered || !self.raw_is_owed()) {
             self.done()
