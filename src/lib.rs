@@ -61,18 +61,25 @@
 //!
 //! # Log levels
 //! `error`: a fault of this program. `warn`: what its user should mend, such as the one line that says why proxying is off.
-//! `info`: a line a tunnel. `debug`: what is of interest to who debugs this program. No secret at any level.
+//! `info`: a line a tunnel. `debug`: what helps whoever debugs this program. No secret at any level. Lines go to the `log` crate: with no logger
+//! installed nothing is seen, and [`Disabled::reason`] has the same words.
+//!
+//! # What it does to the process
+//! Before the token is read the process is made non-dumpable (Linux: no debugger, no core file), and stays so;
+//! [`Config::harden`] declines that. Free heap memory is given back (`malloc_trim(3)`). There is no signal handler, and the
+//! environment is only read.
 //!
 //! # Code map
 //! A module uses only those on lower floors; [`manual::architecture`] says why, [`manual::protocol`] what goes over the wire,
 //! [`manual::operations`] what the messages mean, [`manual::performance`] how it is measured, [`manual::c_api`] how other languages
-//! embed it, [`manual::conformance`] what the readers of foreign bytes were held against.
+//! embed it, [`manual::conformance`] what the readers of foreign bytes were held against, [`manual::endurance`] what is left after
+//! long runs, [`manual::faults`] which test holds which fault.
 //!
 //! | floor | modules |
 //! |---|---|
 //! | 6 | `benchmark` (what the way gives) |
 //! | 5 | `diagnosis` (the story looked at, with nothing changed), `capi` (the same library for C) |
-//! | 4 | `orchestrator` (the one story), `embedded` |
+//! | 4 | `orchestrator` (the one story), `embedded`, `fuzzing` (what must hold for any bytes; no part of the program) |
 //! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
 //! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
 //! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
@@ -80,7 +87,8 @@
 //!
 //! # Features
 //! On by default: `gateway`, the server end, [`Embedded`] and [`start_gateway`], without which there is the relay alone; `cli`, the
-//! binary, which a host that embeds the library leaves out; `bench`, which brings both. Off: `capi`, for hosts that are not Rust.
+//! binary, which a host that embeds the library leaves out; `bench`, which brings both. Off: `capi`, for hosts that are not Rust
+//! (brings `gateway`); `fuzzing`, for this project's own tests and benches.
 //! [`manual::static_binaries`] has their sizes.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -27,8 +27,7 @@ pub(crate) fn find_stack() {
 
 /// Gives the kernel back what lies below the present frame. On a thread that never called [`find_stack`] it does nothing.
 pub(crate) fn give_back_stack() {
-    // The kernel goes by its own pages, and rounds lengths up: both ends must be at one.
-    let page = rustix::param::page_size();
+    let Some(page) = page_size() else { return };
     let Some(from) = LOWEST.get().checked_next_multiple_of(page) else {
         return;
     };
@@ -58,6 +57,13 @@ fn lowest() -> Option<usize> {
 #[cfg(not(target_os = "linux"))]
 fn lowest() -> Option<usize> {
     None
+}
+
+/// The kernel's own: it rounds lengths up to it, so that a range must end at one.
+fn page_size() -> Option<usize> {
+    // SAFETY: sysconf(3) may be called on any thread at any time, and has no arguments but this number.
+    let told = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(told).ok().filter(|size| *size > 0)
 }
 
 /// An address in the frame of the caller, or a little below it.

@@ -9,11 +9,11 @@ pub(crate) const HELP: &str = "\
 Measures tunnels through a relay and a gateway of our own beside plain TCP forwarders and direct loopback: throughput, set-up,
 echo, processor time, the memory of idle tunnels, and set-up where the gateway is far. Takes about three minutes.
 
-Usage: cargo bench -- [options] [FILTER...]
-       cargo bench -- soak [options]         what is left after many tunnels and long ones; soak --help
-       cargo bench -- gate [options]         what is done, counted and held against a baseline; gate --help
+Usage: cargo bench --bench tunnel -- [options] [FILTER...]
+       cargo bench --bench tunnel -- soak [options]         what is left after many tunnels and long ones; soak --help
+       cargo bench --bench tunnel -- gate [options]         what is done, counted and held against a baseline; gate --help
 
-  FILTER         only tests over paths whose name, such as down-x8/wss, holds one of these words;
+  FILTER         only tests over paths whose name, such as down-x8/wss or delay-50ms, holds one of these words;
                  what they are compared with is measured along with them
   --quick        a short look: 3 rounds of 0.2 s
   --rounds N     so many rounds; default 5

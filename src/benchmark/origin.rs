@@ -15,6 +15,8 @@ use crate::shutdown::Stop;
 
 /// Visitors at once; the next one is turned away without a word.
 const VISITORS: usize = 256;
+/// How long the origin waits after an error of accept(2) that only time can mend.
+const BACK_OFF: Duration = Duration::from_millis(10);
 /// How long a visitor may keep silent, or take nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one may stay whatever it does: the longest transfer, and what a slow path takes to deliver it.
@@ -66,9 +68,13 @@ impl Drop for BenchOrigin {
 
 fn serve(listener: &TcpListener, stop: &Stop) {
     let pattern = Arc::new(Pattern::new());
-    let mut visitors: Vec<(TcpStream, JoinHandle<()>)> = Vec::new();
-    while ready(listener, stop) {
-        visitors.retain(|(_, thread)| !thread.is_finished());
+    let mut visitors: Vec<Visitor> = Vec::new();
+    while ready(listener, stop, next_to_leave(&visitors)) {
+        visitors.retain(|visitor| !visitor.thread.is_finished());
+        let now = Instant::now();
+        for visitor in &mut visitors {
+            visitor.watch(now);
+        }
         match listener.accept() {
             Ok((stream, _)) if visitors.len() < VISITORS => {
                 // Who cannot be served for want of something is turned away.
@@ -77,15 +83,37 @@ fn serve(listener: &TcpListener, stop: &Stop) {
             Ok(_) => {}
             Err(error) if transient(&error) => {}
             Err(error) => {
-                log::warn!("the benchmark's origin ends: {error}");
-                break;
+                log::debug!("the benchmark's origin cannot accept: {error}; going on");
+                thread::sleep(BACK_OFF);
             }
         }
     }
-    for (stream, thread) in visitors {
-        let _ = stream.shutdown(Shutdown::Both);
-        let _ = thread.join();
+    for visitor in visitors {
+        let _ = visitor.stream.shutdown(Shutdown::Both);
+        let _ = visitor.thread.join();
     }
+}
+
+/// One who is there.
+struct Visitor {
+    stream: TcpStream,
+    thread: JoinHandle<()>,
+    /// When it is turned out; nothing once it has been.
+    until: Option<Instant>,
+}
+
+impl Visitor {
+    /// Turns it out when its time is over, whatever its thread is in.
+    fn watch(&mut self, now: Instant) {
+        if self.until.is_some_and(|until| until <= now) {
+            self.until = None;
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn next_to_leave(visitors: &[Visitor]) -> Option<Instant> {
+    visitors.iter().filter_map(|visitor| visitor.until).min()
 }
 
 /// What says something about one visitor, or passes: the next look at the listener comes all the same.
@@ -96,7 +124,7 @@ fn transient(error: &io::Error) -> bool {
     )
 }
 
-fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<(TcpStream, JoinHandle<()>)> {
+fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<Visitor> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -109,7 +137,11 @@ fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<(TcpStream,
         // The handle that the acceptor keeps must not hold the connection open.
         let _ = stream.shutdown(Shutdown::Both);
     })?;
-    Ok((ours, thread))
+    Ok(Visitor {
+        stream: ours,
+        thread,
+        until: Some(Instant::now() + STAY),
+    })
 }
 
 fn visit_thread(work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
@@ -171,19 +203,13 @@ fn asked(mut stream: &TcpStream) -> io::Result<Option<Work>> {
 }
 
 fn echo(mut stream: &TcpStream) -> io::Result<()> {
-    let until = Instant::now() + STAY;
     let mut bytes = [0; 4096];
     loop {
         match stream.read(&mut bytes)? {
             0 => return Ok(()),
-            _ if Instant::now() >= until => return Err(overstayed()),
             count => stream.write_all(bytes.get(..count).unwrap_or_default())?,
         }
     }
-}
-
-fn overstayed() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "it stayed too long")
 }
 
 /// Sends the pattern for so long; returns how many bytes that were.
@@ -218,7 +244,7 @@ pub(super) fn take(mut from: &TcpStream, pattern: &Pattern) -> io::Result<u64> {
         }
         taken += count as u64;
         if Instant::now() >= until {
-            return Err(overstayed());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"));
         }
     }
 }

@@ -169,7 +169,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   listen              ADDR:PORT; default 127.0.0.1:0, where 0 is any free port
  *   allow-non-loopback  switch: listen may be an address that other machines reach; without it the proxy stays off there
  *   allow-any-user      switch: every user of this machine may use the port; without it only this one and root
- *   listen-credential   switch: put a random password into the URL, and refuse who does not know it
+ *   listen-credential   switch: put a random password into the URL, and refuse clients that do not send it
  *   intercept           list, with embedded: whose TLS is intercepted: *, example.com, *.example.com, each with :PORT or for
  *                       any port, or none; default *:443
  *   resolve             list, with embedded: HOST:PORT:ADDR, this address for this name, as curl means it
@@ -177,7 +177,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *                       at most 1024
  *   standby             WebSockets opened ahead of need where the upstream is far, 0 to 64; default 8; 0: none
  *   drain-timeout       how long open tunnels may go on after a stop was asked for; default 10s; 0: they are cut at once
- *   connect-timeout     the bound on each of TCP, TLS and upgrade; default 10s; 0: every dial fails
+ *   connect-timeout     the bound on each of look-up, TCP, TLS and upgrade; default 10s; 0: every dial fails
  *   keepalive           a ping after each such silence, three without an answer end the tunnel; default 25s; 0: none
  *   idle-timeout        how long a tunnel may move no data; default 0: for ever
  *   harden              switch: make the process non-dumpable before the token is read; default true

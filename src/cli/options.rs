@@ -92,10 +92,11 @@ impl Subcommand {
                  128+n at a second signal"
             }
             Self::Env => "0; 1 no serve is running; 2 usage",
-            Self::Doctor => "0 all well; 1 something is not; 2 usage",
+            Self::Doctor => "0 all well; 1 something is not; 2 usage; 128+n if signal n ended it",
             #[cfg(feature = "bench")]
             Self::Bench => {
-                "0 measured; 1 there was no way to measure; 2 usage; 128+n if signal n ended it"
+                "0 measured, or --origin was told to stop; 1 there was no way to measure; 2 usage; \
+                 128+n if signal n ended a measurement"
             }
             Self::Gateway => {
                 "0 all tunnels ended; 1 some were cut; 2 a setting cannot be used; 128+n at a second signal"
@@ -152,7 +153,7 @@ impl Opt {
 use Subcommand::Bench;
 use Subcommand::{Doctor, Env, Gateway, Run, Serve};
 
-/// The subcommands that live through the lifecycle of section 1, or look at it.
+/// The subcommands that live through the five stages, or look at it.
 const SESSION: &[Subcommand] = &[Run, Serve, Doctor];
 /// Those that go to the upstream.
 const UPSTREAM: &[Subcommand] = &[
@@ -314,7 +315,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     switch(
         "listen-credential",
         SESSION,
-        "put a random password into the proxy URL and refuse who does not know it; the JVM, Yarn and others cannot use one",
+        "put a random password into the proxy URL and refuse clients that do not send it; the JVM, Yarn and others cannot use one",
     ),
     setting(
         "listen",
@@ -399,7 +400,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "connect-timeout",
         "DURATION",
         OPENERS,
-        "the bound on each of TCP connect, TLS handshake and upgrade; default 10s; 0: no wait at all, every dial fails",
+        "the bound on each of look-up, TCP connect, TLS handshake and upgrade; default 10s; 0: no wait at all, every dial fails",
     ),
     setting(
         "keepalive",
@@ -448,7 +449,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "streams",
         "N",
         &[Bench],
-        "connections at once, at most: 1, 8, 32 and 64 of them are measured as far as this allows; default 64",
+        "connections at once, at most, 1 to 256: throughput is measured at 1, 8 and 64, set-up at 1 and 32, as far as this allows; default 64",
     ),
     #[cfg(feature = "bench")]
     setting(
@@ -463,7 +464,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         'v',
         EVERY,
         "log more: -v info or debug, -vv one more; RUST_LOG wins; default warn for run, env, doctor and bench, info for serve, \
-         gateway and --embedded",
+         gateway, and for run and doctor with --embedded",
     ),
     letter("quiet", 'q', EVERY, "log less: -q, -qq; RUST_LOG wins"),
     letter("help", 'h', EVERY, "print this and exit"),

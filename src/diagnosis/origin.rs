@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -63,7 +63,7 @@ impl Drop for Origin {
 
 /// One connection after the other, as the round trips come.
 fn serve(listener: &TcpListener, stop: &Stop) {
-    while ready(listener, stop) {
+    while ready(listener, stop, None) {
         match listener.accept() {
             // What breaks here is seen at the other end of the tunnel.
             Ok((stream, _)) => drop(echo(stream, stop)),
@@ -79,7 +79,7 @@ fn echo(mut stream: TcpStream, stop: &Stop) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut bytes = [0; 16 << 10];
-    while ready(&stream, stop) {
+    while ready(&stream, stop, None) {
         let count = stream.read(&mut bytes)?;
         if count == 0 {
             break;
@@ -89,18 +89,18 @@ fn echo(mut stream: TcpStream, stop: &Stop) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until there is something to take; false when it is time to end.
-pub(crate) fn ready(socket: &impl AsFd, stop: &Stop) -> bool {
+/// Waits until there is something to take, or `until` then; false when it is time to end.
+pub(crate) fn ready(socket: &impl AsFd, stop: &Stop, until: Option<Instant>) -> bool {
     loop {
         let mut fds = [
             PollFd::new(socket, PollFlags::IN),
             PollFd::new(stop, PollFlags::IN),
         ];
-        if wait(&mut fds, None).is_err() || stop.asked().is_some() {
+        if wait(&mut fds, until).is_err() || stop.asked().is_some() {
             return false;
         }
         let [ours, _] = fds.map(|fd| fd.revents());
-        if !ours.is_empty() {
+        if !ours.is_empty() || until.is_some_and(|until| until <= Instant::now()) {
             return true;
         }
     }

@@ -43,7 +43,7 @@ const TABLE: &[Row] = &[
     Row {
         names: &["NO_PROXY", "no_proxy"],
         value: Value::NoProxy,
-        purpose: "the hosts that no tool goes through the proxy for",
+        purpose: "hosts reached directly, not through the proxy",
     },
     Row {
         names: &["NODE_USE_ENV_PROXY"],

@@ -1,4 +1,4 @@
-//! The stream through both ends: every byte, every end, and no processor time for waiting (`wire.md`, `spec.md` section 6).
+//! The stream through both ends: every byte, every end, and no processor time for waiting (`manual/protocol.md`, The end).
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};

@@ -9,7 +9,7 @@ use crate::Outcome;
 pub(super) const HELP: &str = "\
 Sends many tunnels and long ones through a relay and a gateway, and shows what they hold over time.
 
-Usage: cargo bench -- soak [options]
+Usage: cargo bench --bench tunnel -- soak [options]
 
   --tunnels N    so many tunnels of all kinds of ends, one after the other; default 1000, a long run: 100000
   --at-once N    so many of them at the same time; default 16
