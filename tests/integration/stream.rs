@@ -429,11 +429,19 @@ fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
         .collect();
     // Longer than a gateway waits for the answer to its close.
     thread::sleep(Duration::from_secs(3));
-    for (size, (mut ws, sender)) in sizes.into_iter().zip(tunnels) {
+    let mut tunnels: Vec<_> = sizes.into_iter().zip(tunnels).collect();
+    for (_, (ws, _)) in &mut tunnels {
+        // A sign of life: to a socket that was closed too early it is the end of all that waits there.
+        ws.send(Message::Ping(b"reading soon".as_slice().into()))
+            .unwrap();
+    }
+    thread::sleep(Duration::from_millis(200));
+    for (size, (mut ws, sender)) in tunnels {
         let mut came = Vec::<u8>::new();
         let code = loop {
             match ws.read().unwrap() {
                 Message::Binary(message) => came.extend_from_slice(data_of(&message)),
+                Message::Pong(_) => {}
                 Message::Close(frame) => break frame.unwrap().code,
                 other => panic!("{other:?}"),
             }
