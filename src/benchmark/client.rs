@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::origin::{send, take};
 use super::pattern::Pattern;
 use super::wire::{GREETING, Work};
@@ -98,6 +100,11 @@ impl Visit {
                 "another greeting came",
             ))
         }
+    }
+
+    /// Leaves with a reset, after which nobody waits for more.
+    pub(super) fn hang_up(self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Leaves in order, without waiting for the far end's leave.

@@ -30,6 +30,8 @@ pub(super) struct Load {
     pub(super) time: Duration,
     /// The far end speaks the benchmark's load.
     pub(super) speaks: bool,
+    /// The way carries the end of one direction alone.
+    pub(super) half_close: bool,
     pub(super) pattern: Arc<Pattern>,
     pub(super) cancel: Cancel,
 }
@@ -56,7 +58,7 @@ impl Load {
                     let since = Instant::now();
                     let visit = load.visit()?;
                     latencies.push(since.elapsed());
-                    visit.leave();
+                    load.leave(visit);
                 }
                 Ok(latencies)
             }
@@ -91,7 +93,7 @@ impl Load {
         {
             latencies.push(visit.round_trip(latencies.len() as u8)?);
         }
-        visit.leave();
+        self.leave(visit);
         Ok(latencies)
     }
 
@@ -134,7 +136,7 @@ impl Load {
                 Some((mut visit, false)) => {
                     let came = visit.receive(&load.pattern)?;
                     if bulk == Bulk::Down {
-                        visit.leave();
+                        load.leave(visit);
                     }
                     Ok(came)
                 }
@@ -142,6 +144,16 @@ impl Load {
             }
         })?;
         Ok((moved.into_iter().sum(), since.elapsed()))
+    }
+
+    /// Leaves as the way allows: where our end cannot be passed on, the relay would hold the tunnel for seconds, in case more
+    /// comes.
+    pub(super) fn leave(&self, visit: Visit) {
+        if self.half_close {
+            visit.leave();
+        } else {
+            visit.hang_up();
+        }
     }
 
     fn visit(&self) -> Result<Visit, Trouble> {

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Run;
-use super::client::Visit;
 use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
 use super::told::{figure, quantile, quantiles};
@@ -34,7 +33,9 @@ impl Run<'_> {
         }
         let held = || -> Result<Option<f64>, Trouble> {
             // What is made once and kept belongs to what was there before.
-            leave(load.idle(1)?);
+            load.idle(1)?
+                .into_iter()
+                .for_each(|visit| load.leave(visit));
             let before = resident();
             let visits = load.idle(count)?;
             let until = Instant::now() + TO_REST;
@@ -42,7 +43,9 @@ impl Run<'_> {
                 thread::sleep(Duration::from_millis(50));
             }
             let with = resident();
-            leave(visits);
+            for visit in visits {
+                load.leave(visit);
+            }
             let each = |(with, before): (f64, f64)| (with - before) / count as f64;
             Ok(with.zip(before).map(each))
         };
@@ -149,6 +152,14 @@ impl Run<'_> {
         if !self.goes_on(what, path) {
             return None;
         }
+        if bulk != Bulk::Down && !load.half_close {
+            let trouble = Trouble::new(
+                "the gateway speaks version 1 of the wire, which cannot say that a client has sent all",
+                "measure it through a gateway that speaks version 2",
+            );
+            self.not(what.to_owned(), path, trouble);
+            return None;
+        }
         let look = Look::now();
         let (bytes, took) = match load.bulk(bulk, streams) {
             Ok(moved) => moved,
@@ -202,11 +213,5 @@ impl Wait {
         {
             thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-fn leave(visits: Vec<Visit>) {
-    for visit in visits {
-        visit.leave();
     }
 }

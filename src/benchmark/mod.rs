@@ -40,6 +40,7 @@ use crate::orchestrator::upstream;
 use crate::relay::{Passed, trace};
 use crate::resolver::Resolver;
 use crate::secret::Secret;
+use crate::tunnel::message::Version;
 use load::Load;
 use measures::{AT_ONCE, STREAMS, Wait};
 use pattern::Pattern;
@@ -92,6 +93,7 @@ pub fn benchmark(
         begun: Instant::now(),
         done: 0,
         planned: 0,
+        half_close: true,
     };
     // Until the far end has shown that it does not speak the load.
     run.plan_for(true, false);
@@ -116,6 +118,8 @@ struct Run<'a> {
     /// Measures, all about as long.
     done: usize,
     planned: usize,
+    /// The gateway speaks a version of the wire that has half-close.
+    half_close: bool,
 }
 
 impl Run<'_> {
@@ -159,7 +163,10 @@ impl Run<'_> {
             (None, None) => return Ok(None),
         };
         let tunnel = self.tunnel(port, &target)?;
-        let direct = Arc::new(self.load(client::Way::Direct(origin.address()), true));
+        let direct = Arc::new(Load {
+            half_close: true,
+            ..self.load(client::Way::Direct(origin.address()), true)
+        });
         let far = round_trip.is_some_and(|trip| trip >= FAR);
         let cold = if far && living.is_none() {
             self.relay(&seen, 0)?
@@ -223,7 +230,11 @@ impl Run<'_> {
                 break;
             }
             let mut since = Instant::now();
+            let half_close = &mut self.half_close;
             walked = trace(&upstream, &self.config.limits, target, &mut |passed| {
+                if let Passed::Upgrade(version) = passed {
+                    *half_close = version == Version::V2;
+                }
                 let (phase, took) = (phase(&passed), since.elapsed());
                 since = Instant::now();
                 match quickest.iter_mut().find(|(known, _)| *known == phase) {
@@ -270,6 +281,7 @@ impl Run<'_> {
             way,
             time: self.plan.time.min(LONGEST),
             speaks,
+            half_close: self.half_close,
             pattern: Arc::new(Pattern::new()),
             cancel: self.config.cancel.clone(),
         }
@@ -281,8 +293,9 @@ impl Run<'_> {
         let opened = way.open();
         let mut visit = opened.map_err(|trouble| ("set-up".to_owned(), "tunnel", trouble))?;
         let speaks = visit.greets();
-        visit.leave();
-        Ok(Arc::new(self.load(way, speaks)))
+        let load = self.load(way, speaks);
+        load.leave(visit);
+        Ok(Arc::new(load))
     }
 
     /// How many measures there are, for the estimate.

@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use upstreamproxy::{
-    Authority, BenchOrigin, BenchPlan, Conclusion, Found, Row, Surroundings, Told, benchmark,
-    one_line,
+    Authority, BenchOrigin, BenchPlan, Conclusion, Found, Row, Told, benchmark, one_line,
 };
 
 use super::logging::put;
 use super::resolve::Session;
-use super::setup::{Left, start_embedded, unless_signalled};
+use super::setup::{Left, looked_at, unless_signalled};
 use super::signals::{ENDING, Signal, Signals};
-use super::{ExitStatus, fail, print, say, state};
+use super::{ExitStatus, fail, print, say};
 
 /// All that was told so far.
 #[derive(Default)]
@@ -35,18 +34,9 @@ pub(crate) fn run(
     json: bool,
 ) -> ExitStatus {
     let signals = Signals::watch(ENDING);
-    let mut config = session.config;
-    let embedded = match start_embedded(session.embedded, &mut config) {
-        Ok(embedded) => embedded,
-        Err(error) => return fail(&error.to_string(), ExitStatus::FAILED),
-    };
-    let about = Surroundings {
-        target,
-        own_origin: embedded.is_some(),
-        living: match &embedded {
-            Some(_) => None,
-            None => state::home(&config.inherited).and_then(|home| state::living(&home)),
-        },
+    let (config, embedded, about) = match looked_at(session, target) {
+        Ok(ready) => ready,
+        Err(status) => return status,
     };
     let cancel = config.cancel.clone();
     // Shared with a thread that a signal may leave where it waits.

@@ -3,28 +3,19 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value, json};
-use upstreamproxy::{Authority, Fact, Finding, Surroundings, Verdict, diagnose};
+use upstreamproxy::{Authority, Fact, Finding, Verdict, diagnose};
 
 use super::resolve::Session;
-use super::setup::{Left, start_embedded, unless_signalled};
+use super::setup::{Left, looked_at, unless_signalled};
 use super::signals::{ENDING, Signals};
-use super::{ExitStatus, fail, print, state};
+use super::{ExitStatus, fail, print};
 
 /// Walks, and prints each step when it is known, or all of them at the end: 0 all well, 1 something is not.
 pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> ExitStatus {
     let signals = Signals::watch(ENDING);
-    let mut config = session.config;
-    let embedded = match start_embedded(session.embedded, &mut config) {
-        Ok(embedded) => embedded,
-        Err(error) => return fail(&error.to_string(), ExitStatus::FAILED),
-    };
-    let about = Surroundings {
-        target,
-        own_origin: embedded.is_some(),
-        living: match &embedded {
-            Some(_) => None,
-            None => state::home(&config.inherited).and_then(|home| state::living(&home)),
-        },
+    let (config, embedded, about) = match looked_at(session, target) {
+        Ok(ready) => ready,
+        Err(status) => return status,
     };
     let cancel = config.cancel.clone();
     // Shared with a thread that a signal may leave where it waits.

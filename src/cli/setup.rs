@@ -7,11 +7,12 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
-use upstreamproxy::{Cancel, Config, Error, Handle, Stage, Started};
+use upstreamproxy::{Authority, Cancel, Config, Error, Handle, Stage, Started, Surroundings};
 
 use super::gateway::{Embedded, EmbeddedOptions};
 use super::resolve::Session;
 use super::signals::{Signal, stop_ourselves};
+use super::{ExitStatus, fail, state};
 
 /// How long set-up may go on after it was called off: enough for one small file, too short to be felt.
 const GRACE: Duration = Duration::from_millis(500);
@@ -31,6 +32,29 @@ pub(crate) enum SetUp {
     },
     /// A signal came first. The token file is there unless it was burnt.
     Interrupted(Signal),
+}
+
+/// What those who look and change nothing begin with: the settings, the gateway of our own if the session asks for one, and what
+/// stands around them.
+///
+/// # Errors
+/// That gateway cannot be started, which has been said.
+pub(crate) fn looked_at(
+    session: Session,
+    target: Option<Authority>,
+) -> Result<(Config, Option<Embedded>, Surroundings), ExitStatus> {
+    let mut config = session.config;
+    let embedded = start_embedded(session.embedded, &mut config)
+        .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
+    let about = Surroundings {
+        target,
+        own_origin: embedded.is_some(),
+        living: match &embedded {
+            Some(_) => None,
+            None => state::home(&config.inherited).and_then(|home| state::living(&home)),
+        },
+    };
+    Ok((config, embedded, about))
 }
 
 /// Goes through the lifecycle's stages, behind a gateway of our own if the session asks for one.
