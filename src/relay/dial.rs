@@ -130,10 +130,7 @@ pub(crate) fn trace(
     let mut link = walked
         .map_err(|fault| (phase, Refusal::of(phase, &fault)))?
         .map_err(|refusal| (phase, refusal))?;
-    // A far end that does not take our leave has had all the same what was wanted of it.
-    let _ = link
-        .close(CloseCode::Away)
-        .and_then(|()| link.hang_up_politely());
+    link.part_with(CloseCode::Away);
     farewell(link, &stop, limits.close_timeout);
     Ok(())
 }
@@ -255,12 +252,8 @@ impl<'a> Way<'a> {
         let heard = converse(&mut link, &mut received, &watch, |_, received| {
             Answer::read(received.filled())
         });
-        let answer = heard.inspect_err(|fault| {
-            // As far as it goes without waiting: the client has nothing to gain from our manners.
-            let _ = link
-                .close(fault.close_code())
-                .and_then(|()| link.hang_up_politely());
-        })?;
+        // Without waiting: the client has nothing to gain from our manners.
+        let answer = heard.inspect_err(|fault| link.part_with(fault.close_code()))?;
         received.consume(answer.len);
         if answer.is_success() {
             self.pass(Passed::Opening);

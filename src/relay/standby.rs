@@ -263,8 +263,6 @@ impl Ready {
 /// Says goodbye as far as it goes without waiting.
 fn hang_up(ready: Vec<Ready>) {
     for Ready { mut link, .. } in ready {
-        let _ = link
-            .close(CloseCode::Away)
-            .and_then(|()| link.hang_up_politely());
+        link.part_with(CloseCode::Away);
     }
 }

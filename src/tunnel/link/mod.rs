@@ -360,6 +360,11 @@ impl Link {
         Ok(())
     }
 
+    /// Says goodbye with this code, as far as it goes without waiting: whoever does not take it has had what it was owed.
+    pub(crate) fn part_with(&mut self, code: CloseCode) {
+        let _ = self.close(code).and_then(|()| self.hang_up_politely());
+    }
+
     /// Sends what is still to be sent, as far as the socket takes it, and TLS's own end after it.
     pub(crate) fn hang_up_politely(&mut self) -> Result<(), Fault> {
         if let Some(tls) = &mut self.outer {

@@ -104,11 +104,9 @@ impl Pump<'_> {
 
     /// Passes ends on, and recognises the end of the whole.
     pub(super) fn ends(&mut self) -> Result<Option<Turn>, Break> {
-        if self.ws_is_owed()
-            && let Some((_, until)) = &mut self.closing
-        {
+        if self.ws_is_owed() {
             // Its time to answer begins when our close has gone out.
-            *until = Instant::now() + self.limits.close_timeout;
+            self.answer_is_due_later();
         }
         let raw_drained = self.raw.ended_by_peer() && self.outbound.is_empty() && self.ws.ready();
         if raw_drained && !self.raw_end_passed && self.closing.is_none() {
@@ -197,14 +195,19 @@ impl Pump<'_> {
         until.is_some_and(|until| until <= Instant::now())
     }
 
+    /// Gives the peer all of its time to answer our close, from now on.
+    fn answer_is_due_later(&mut self) {
+        if let Some((_, until)) = &mut self.closing {
+            *until = Instant::now() + self.limits.close_timeout;
+        }
+    }
+
     /// Our close is out and the peer takes its time, or has hung up without an answer: either is good enough. But not while the
     /// kernel still has bytes before the close that the peer has no room for: once the socket is closed, the first thing that
     /// the peer says would throw them away.
     fn closed_without_answer(&mut self) -> Option<Turn> {
         if !self.ws.eof() && self.close_overdue() && !self.raw_gone && self.ws.unsent() {
-            if let Some((_, until)) = &mut self.closing {
-                *until = Instant::now() + self.limits.close_timeout;
-            }
+            self.answer_is_due_later();
             return None;
         }
         let delivered = self.inbound.is_empty() && self.raw.flushed();
