@@ -158,10 +158,7 @@ impl Embedded {
             resolve: options.resolve,
             // It dials from where the client itself stands: nothing is reached that was out of reach before.
             allow_private: true,
-            limits: Limits {
-                max_tunnels: Some(cap),
-                ..options.limits
-            },
+            limits: options.limits,
             ..GatewayConfig::default()
         };
         let gateway = gateway::start(config, &roots, cap).map_err(|error| {
