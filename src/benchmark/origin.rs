@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::pattern::{PIECE, Pattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
-use crate::deadline::Deadline;
-use crate::diagnosis::origin::ready;
+use crate::diagnosis::origin::{Hosted, ready};
 use crate::listener;
 use crate::shutdown::Stop;
 
@@ -24,11 +23,7 @@ const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
 /// An origin that speaks the benchmark's load. Dropping it turns everybody out and joins its threads.
 #[derive(Debug)]
-pub struct BenchOrigin {
-    address: SocketAddr,
-    stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct BenchOrigin(Hosted);
 
 impl BenchOrigin {
     /// One that listens on `listen`.
@@ -36,33 +31,12 @@ impl BenchOrigin {
     /// # Errors
     /// The address cannot be listened on, or a thread could not be had.
     pub fn start(listen: SocketAddr) -> io::Result<Self> {
-        let listener = listener::bind(listen)?;
-        let address = listener.local_addr()?;
-        let stop = Arc::new(Stop::new()?);
-        let until = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("uproxy-origin".into())
-            .spawn(move || serve(&listener, &until))?;
-        Ok(Self {
-            address,
-            stop,
-            thread: Some(thread),
-        })
+        Hosted::start(listener::bind(listen)?, serve).map(Self)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for BenchOrigin {
-    fn drop(&mut self) {
-        self.stop.ask(Deadline::after(Duration::ZERO));
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so on standard error.
-            let _ = thread.join();
-        }
+        self.0.address()
     }
 }
 

@@ -17,18 +17,44 @@ use crate::wait::wait;
 /// How long one write may wait for room.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An origin; dropping it ends and joins its thread.
+/// An origin; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Origin {
-    address: SocketAddr,
-    stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(super) struct Origin(Hosted);
 
 impl Origin {
     /// One on a free port.
     pub(super) fn start() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Hosted::start(listener, serve).map(Self)
+    }
+
+    /// Where it is.
+    pub(super) fn authority(&self) -> Authority {
+        let address = self.0.address();
+        Authority {
+            host: Host::Address(address.ip()),
+            port: address.port(),
+        }
+    }
+}
+
+/// A listener with a thread of its own that serves it; dropping it ends and joins the thread.
+#[derive(Debug)]
+pub(crate) struct Hosted {
+    address: SocketAddr,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Hosted {
+    /// Has `serve` serve `listener` until it is told to stop.
+    ///
+    /// # Errors
+    /// No descriptor for the stop, or no thread.
+    pub(crate) fn start(
+        listener: TcpListener,
+        serve: impl FnOnce(&TcpListener, &Stop) + Send + 'static,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let stop = Arc::new(Stop::new()?);
         let until = Arc::clone(&stop);
@@ -42,16 +68,13 @@ impl Origin {
         })
     }
 
-    /// Where it is.
-    pub(super) fn authority(&self) -> Authority {
-        Authority {
-            host: Host::Address(self.address.ip()),
-            port: self.address.port(),
-        }
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 
-impl Drop for Origin {
+impl Drop for Hosted {
     fn drop(&mut self) {
         self.stop.ask(Deadline::after(Duration::ZERO));
         if let Some(thread) = self.thread.take() {
@@ -113,7 +136,7 @@ mod tests {
     #[test]
     fn sends_back_what_it_gets_and_ends_with_a_connection_open() {
         let origin = Origin::start().unwrap();
-        let mut stream = TcpStream::connect(origin.address).unwrap();
+        let mut stream = TcpStream::connect(origin.0.address()).unwrap();
         stream.write_all(b"there and back").unwrap();
         let mut came = [0; 14];
         stream.read_exact(&mut came).unwrap();
