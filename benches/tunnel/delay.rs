@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::Outcome;
 use crate::delay_line::delay_line;
 use crate::measure::joined;
-use crate::path::{Gateway, Path, prepared};
+use crate::path::{Gateway, OURS, Path, bare, prepared};
 use crate::progress::Progress;
 
 /// What one round trip through the line takes, in milliseconds.
@@ -70,7 +70,7 @@ pub(crate) fn measure(
         let near = delay_line((Ipv4Addr::LOCALHOST, port).into(), one_way, |_| {})?;
         let base_url = format!("https://{near}");
         let relay = |way: &'static str, options: &[&str]| {
-            Path::relay(way, &base_url, &gateway.files, options, target)
+            Path::relay(bare(OURS), way, &base_url, &gateway.files, options, target)
         };
         let (cold, warm) = (relay("cold", &["--standby", "0"])?, relay("warm", &[])?);
         delays.extend(at(round_trip, turns, &cold, &warm)?);

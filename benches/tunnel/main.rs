@@ -31,12 +31,12 @@ mod path;
 mod pattern;
 mod plan;
 mod process;
-#[path = "../../src/benchmark/processor.rs"]
-mod processor;
 mod progress;
 mod report;
 mod soak;
 mod usage;
+#[path = "../../src/benchmark/usage.rs"]
+mod used;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

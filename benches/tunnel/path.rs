@@ -93,24 +93,14 @@ impl Path {
             files,
             folder,
         } = Gateway::start_by(begin(GATEWAY), tls)?;
-        let mut path = Self::relay_by(begin(RELAY), name, &base_url, &files, &[], target)?;
+        let mut path = Self::relay(begin(RELAY), name, &base_url, &files, &[], target)?;
         path.processes.push(process);
         path.folders.push(folder);
         Ok(path)
     }
 
-    /// `upstreamproxy serve` alone, with these options too, in front of a gateway at `base_url`.
+    /// `upstreamproxy serve` alone, begun by this command, with these options too, in front of a gateway at `base_url`.
     pub(crate) fn relay(
-        name: &'static str,
-        base_url: &str,
-        files: &Files,
-        options: &[&str],
-        target: SocketAddr,
-    ) -> Outcome<Self> {
-        Self::relay_by(bare(OURS), name, base_url, files, options, target)
-    }
-
-    fn relay_by(
         mut relay: Command,
         name: &'static str,
         base_url: &str,

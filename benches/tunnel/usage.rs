@@ -5,7 +5,8 @@
 
 use std::fs;
 
-pub(crate) use crate::processor::cpu_seconds;
+pub(crate) use crate::used::cpu_seconds;
+use crate::used::kib;
 
 /// Resident memory in KiB.
 #[derive(Clone, Copy)]
@@ -18,14 +19,9 @@ pub(crate) struct Memory {
 
 /// How much of its memory is and was resident.
 pub(crate) fn memory(pid: u32) -> Option<Memory> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.parse().ok()
-    };
     Some(Memory {
-        now: field("VmRSS:")?,
-        peak: field("VmHWM:")?,
+        now: kib(pid, "VmRSS:")?,
+        peak: kib(pid, "VmHWM:")?,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
-use super::processor::cpu_seconds;
+use super::usage::{cpu_seconds, kib};
 
 /// One look.
 pub(super) struct Look {
@@ -57,11 +57,7 @@ impl Look {
 
 /// KiB of this process that are resident now.
 pub(super) fn resident() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
+    kib(std::process::id(), "VmRSS:").map(|kib| kib as f64)
 }
 
 /// Idle ticks and all ticks, of the first line of `/proc/stat`: user, nice, system, idle, iowait and others, all processors.

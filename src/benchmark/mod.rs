@@ -14,8 +14,8 @@ mod machine;
 mod measures;
 mod origin;
 pub(crate) mod pattern;
-pub(crate) mod processor;
 mod told;
+pub(crate) mod usage;
 mod verdict;
 mod wire;
 

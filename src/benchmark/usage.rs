@@ -1,4 +1,4 @@
-//! Processor time, from `/proc`: what a process has used, by all its threads. `None` where that cannot be read.
+//! What a process has used so far, from `/proc`: processor time and memory, by all its threads. `None` where that cannot be read.
 
 use std::fs;
 
@@ -15,4 +15,11 @@ pub(crate) fn cpu_seconds(pid: u32) -> Option<f64> {
     let mut times = fields.split(' ').skip(11).take(2);
     let mut ticks = || times.next()?.parse::<f64>().ok();
     Some((ticks()? + ticks()?) * SECONDS_PER_TICK)
+}
+
+/// KiB that its status gives for `field`, such as `VmRSS:`.
+pub(crate) fn kib(pid: u32, field: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
