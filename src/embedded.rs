@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::authority::Pattern;
 use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
-use crate::deadline::Stage;
+use crate::crypto::random;
+use crate::crypto::secret::{Credentials, Secret};
 use crate::error::Error;
+use crate::error::Stage;
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
-use crate::memory;
-use crate::resolver::Override;
-use crate::secret::{Credentials, Secret};
+use crate::http::authority::Pattern;
+use crate::net::resolver::Override;
 use crate::setup::{ca, capacity};
-use crate::tls;
+use crate::sys::memory;
 
 /// What the embedded gateway can be told.
 #[derive(Clone, Debug, Default)]
@@ -137,10 +137,10 @@ impl Embedded {
             None => base_roots,
         };
         let folder = PrivateFolder::create().map_err(|error| failed("no private folder", error))?;
-        let token = tls::random_hex::<32>().map_err(|error| failed("no randomness", error))?;
+        let token = random::hex::<32>().map_err(|error| failed("no randomness", error))?;
         let session_id = format!(
             "embedded-{}",
-            *tls::random_hex::<8>().map_err(|error| failed("no randomness", error))?
+            *random::hex::<8>().map_err(|error| failed("no randomness", error))?
         );
         write_token(&folder.token_file(), &token)
             .map_err(|error| failed("the token file", error))?;
@@ -272,7 +272,7 @@ struct PrivateFolder(PathBuf);
 
 impl PrivateFolder {
     fn create() -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *tls::random_hex::<8>()?));
+        let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random::hex::<8>()?));
         // Made, never found: whoever guessed the name first gets an error of ours, not our token.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))

@@ -4,7 +4,42 @@
 
 use std::fmt;
 
-use crate::deadline::Stage;
+/// A step of the lifecycle, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Whether the environment asks for proxying at all.
+    Gate,
+    /// Reading the session token into memory.
+    Token,
+    /// Downloading the upstream's CA certificates and merging the bundle.
+    Ca,
+    /// Binding the listener and starting the relay.
+    Relay,
+    /// Deleting the token file.
+    Burn,
+}
+
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 5] = [Self::Gate, Self::Token, Self::Ca, Self::Relay, Self::Burn];
+
+    /// The stage's name as users see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Token => "token",
+            Self::Ca => "ca",
+            Self::Relay => "relay",
+            Self::Burn => "burn",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// A stage of the lifecycle that was not satisfied. No secret is ever part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -77,13 +77,15 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 6 | `benchmark` (what the way gives) |
-//! | 5 | `diagnosis` (the story looked at, with nothing changed), `capi` (the same library for C) |
-//! | 4 | `orchestrator` (the one story), `embedded`, `fuzzing` (what must hold for any bytes; no part of the program) |
-//! | 3 | `setup` (a step a file), `relay` (the client end), `gateway` (the server end) |
-//! | 2 | `tunnel` (the wire, and the one place where bytes move), `listener` |
-//! | 1 | `authority`, `base_url`, `http_head`, `pem`, `tls`, `resolver`, `shutdown`, `sockets`, `memory`, `wait`, `metrics` |
-//! | 0 | `config`, `error`, `secret`, `deadline`, `record` |
+//! | 8 | `cli` (the binary's command line) |
+//! | 7 | `bench` (measures a relay's path) |
+//! | 6 | `doctor` (checks every stage, changes nothing), `capi` (the C API) |
+//! | 5 | `orchestrator` (the lifecycle), `embedded`, `fuzzing` |
+//! | 4 | `setup` (one step per file), `relay` (the client end), `gateway` (the server end) |
+//! | 3 | `tunnel` (the wire, and the one place where bytes move), `listener` |
+//! | 2 | `config`, `crypto`, `net` |
+//! | 1 | `http`, `sys` |
+//! | 0 | `control`, `error` |
 //!
 //! # Features
 //! On by default: `gateway`, the server end, [`Embedded`] and [`start_gateway`], without which there is the relay alone; `cli`, the
@@ -95,15 +97,17 @@
 // What both ends agree on is written once; without one end, what only that one uses of it lies idle.
 #![cfg_attr(not(feature = "gateway"), allow(dead_code))]
 
-mod authority;
-mod base_url;
 #[cfg(feature = "bench")]
-mod benchmark;
+mod bench;
 #[cfg(any(all(test, feature = "gateway"), feature = "capi"))]
 mod capi;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 mod config;
-mod deadline;
-mod diagnosis;
+mod control;
+mod crypto;
+mod doctor;
 #[cfg(feature = "gateway")]
 mod embedded;
 mod error;
@@ -112,46 +116,35 @@ mod error;
 pub mod fuzzing;
 #[cfg(feature = "gateway")]
 mod gateway;
-mod http_head;
+mod http;
 mod listener;
 pub mod manual;
-mod memory;
-mod metrics;
+mod net;
 mod orchestrator;
-mod pem;
-mod record;
 mod relay;
-mod resolver;
-mod secret;
 mod setup;
-mod shutdown;
-mod sockets;
-mod tls;
+mod sys;
 mod tunnel;
-mod wait;
 
-pub use authority::{Authority, AuthorityError, Host, Pattern};
 #[cfg(feature = "bench")]
-pub use benchmark::{
-    BenchOrigin, BenchPlan, Conclusion, Figure, Found, Limit, Row, Told, benchmark,
-};
+pub use bench::{BenchOrigin, BenchPlan, Conclusion, Figure, Found, Limit, Row, Told, benchmark};
 pub use config::{
     Cancel, Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE, Environment, Limits, UnusableSetting,
     When,
 };
-pub use deadline::Stage;
-pub use diagnosis::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
+pub use control::metrics::Stats;
+pub use control::stop::Abort;
+pub use crypto::secret::{Credentials, Secret};
+pub use doctor::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
 #[cfg(feature = "gateway")]
 pub use embedded::{Embedded, EmbeddedOptions, Reach, start_gateway};
-pub use error::Error;
+pub use error::{Error, Stage};
 #[cfg(feature = "gateway")]
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
+pub use http::authority::{Authority, AuthorityError, Host, Pattern};
 pub use listener::Report;
-pub use metrics::Stats;
+pub use net::resolver::{Override, OverrideError};
 pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
-pub use record::{may_be_shown, one_line};
-pub use resolver::{Override, OverrideError};
-pub use secret::{Credentials, Secret};
 pub use setup::child_env::documentation;
 pub use setup::hardening::protect;
-pub use shutdown::Abort;
+pub use sys::log_filter::{may_be_shown, one_line};

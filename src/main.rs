@@ -1,11 +1,7 @@
-//! The binary: hands its arguments to `cli` and ends as that says.
-
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
-mod cli;
+//! The binary: passes its arguments to the library's command line and exits with its status.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main(std::env::args_os().skip(1))
+    upstreamproxy::cli::main(std::env::args_os().skip(1))
 }

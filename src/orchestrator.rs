@@ -14,24 +14,24 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::base_url::BaseUrl;
 use crate::config::{Config, Environment};
-use crate::deadline::Stage;
-use crate::error::Error;
-use crate::listener::{self, Report};
-use crate::memory;
 #[cfg(any(test, feature = "capi"))]
-use crate::metrics::Counters;
-use crate::metrics::Stats;
+use crate::control::metrics::Counters;
+use crate::control::metrics::Stats;
+use crate::control::stop::Abort;
+use crate::crypto::secret::{Credentials, Secret};
+use crate::crypto::tls;
+use crate::error::Error;
+use crate::error::Stage;
+use crate::http::base_url::BaseUrl;
+use crate::listener::{self, Report};
+use crate::net::resolver::Resolver;
 use crate::relay::{self, Entry, Running, Upstream};
-use crate::resolver::Resolver;
-use crate::secret::{Credentials, Secret};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
 use crate::setup::{capacity, hardening, token};
-use crate::shutdown::Abort;
-use crate::tls;
+use crate::sys::memory;
 
 /// What [`start`] came to.
 // One value a process, handed over once: its size costs nothing, and a box would show in every `match` of a host.

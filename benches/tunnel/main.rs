@@ -27,7 +27,7 @@ mod gate;
 mod idle;
 mod measure;
 mod path;
-#[path = "../../src/benchmark/pattern.rs"]
+#[path = "../../src/bench/pattern.rs"]
 mod pattern;
 mod plan;
 mod process;
@@ -35,7 +35,7 @@ mod progress;
 mod report;
 mod soak;
 mod usage;
-#[path = "../../src/benchmark/usage.rs"]
+#[path = "../../src/bench/usage.rs"]
 mod used;
 
 use std::io::{self, Write};

@@ -15,13 +15,13 @@ use super::border::{Array, with_signals_blocked};
 use super::logging;
 use super::settings::Settings;
 use crate::config::{Config, Environment};
-use crate::deadline::Stage;
+use crate::control::metrics::{Counters, Stats};
+use crate::control::stop::Abort;
 use crate::embedded::{Embedded, EmbeddedOptions};
+use crate::error::Stage;
 use crate::listener::Report;
-use crate::metrics::{Counters, Stats};
 use crate::orchestrator::{Disabled, Handle, Started, start};
 use crate::setup::hardening;
-use crate::shutdown::Abort;
 
 /// What a start came to.
 pub(super) struct Proxy {

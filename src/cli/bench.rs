@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::bench::{BenchOrigin, BenchPlan, Conclusion, Found, Row, Told, benchmark};
+use crate::http::authority::Authority;
+use crate::sys::log_filter::one_line;
 use serde_json::{Map, Value, json};
-use upstreamproxy::{
-    Authority, BenchOrigin, BenchPlan, Conclusion, Found, Row, Told, benchmark, one_line,
-};
 
 use super::logging::put;
 use super::resolve::Session;
@@ -52,7 +52,6 @@ pub(crate) fn run(
                 }
                 Told::Begins { what, done, left } => progress.tell(&what, done, left),
                 Told::Row(row) => heard.rows.push(row),
-                _ => {}
             }
         });
         progress.ends();
@@ -198,7 +197,7 @@ fn table(
 
 /// The limit as its reader says it.
 fn name(conclusion: &Conclusion) -> &'static str {
-    use upstreamproxy::Limit;
+    use crate::bench::Limit;
     match conclusion.limit {
         Limit::RoundTrip => "the upstream's round trip",
         Limit::Processor => "this machine's processor",

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::doctor::{Fact, Finding, Verdict, diagnose};
+use crate::http::authority::Authority;
 use serde_json::{Map, Value, json};
-use upstreamproxy::{Authority, Fact, Finding, Verdict, diagnose};
 
 use super::resolve::Session;
 use super::setup::{Left, looked_at, unless_signalled};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::listener::Report;
 use crossbeam_channel::{Receiver, bounded, select};
 use sd_notify::NotifyState;
-use upstreamproxy::Report;
 
 use super::ExitStatus;
 use super::signals::Signal;

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
-use upstreamproxy::{Environment, child_variables};
+use crate::config::Environment;
+use crate::orchestrator::child_variables;
 
 use super::state;
 use super::{ExitStatus, print, say};

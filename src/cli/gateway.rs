@@ -6,13 +6,14 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::config::{Config, Limits, UnusableSetting};
+pub(crate) use crate::embedded::{Embedded, EmbeddedOptions};
+use crate::embedded::{Reach, start_gateway};
+use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
+use crate::http::authority::Pattern;
+use crate::net::resolver::Override;
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
-use upstreamproxy::{
-    Config, Gateway, GatewayConfig, Limits, Override, Pattern, Reach, Sessions, TlsIdentity,
-    UnusableSetting, start_gateway,
-};
-pub(crate) use upstreamproxy::{Embedded, EmbeddedOptions};
 use zeroize::Zeroizing;
 
 use super::args::UsageError;
@@ -106,7 +107,7 @@ pub(crate) fn settings(mut layers: Layers<'_>) -> Result<GatewaySettings, UsageE
 pub(crate) fn run(settings: GatewaySettings) -> ExitStatus {
     // SIGHUP means "read the sessions again", so that it is watched even where it was ignored, under nohup say.
     let signals = Signals::orders(true);
-    if let Err(error) = upstreamproxy::protect() {
+    if let Err(error) = crate::setup::hardening::protect() {
         log::warn!("others of this user can read the tokens in this process: {error}");
     }
     let sessions = settings.sessions.clone();

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::str::FromStr;
 
-use upstreamproxy::{Environment, UnusableSetting};
+use crate::config::{Environment, UnusableSetting};
 
 use super::args::{Typed, UsageError};
 use super::options::Opt;
@@ -127,7 +127,7 @@ impl FromStr for Switch {
 
 #[cfg(test)]
 mod tests {
-    use upstreamproxy::Config;
+    use crate::config::Config;
 
     use super::*;
 

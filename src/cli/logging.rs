@@ -7,10 +7,10 @@ use std::io::{self, Stderr, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
+use crate::sys::log_filter::{may_be_shown, one_line};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
-use upstreamproxy::{may_be_shown, one_line};
 
 use super::ExitStatus;
 

@@ -30,7 +30,7 @@ use no_gateway as gateway;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use upstreamproxy::Environment;
+use crate::config::Environment;
 
 use args::{Asked, UsageError, parse};
 use logging::{fail, print, say};
@@ -39,7 +39,7 @@ use resolve::{Task, resolve};
 use signals::Signal;
 
 /// Does what `arguments` (without the program's name) ask for, and says how to end.
-pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     work(arguments, &Environment::of_process())
         .unwrap_or_else(|error| usage(&error))
         .into()

@@ -4,7 +4,8 @@
 // Everything is taken as `gateway` takes it.
 #![allow(clippy::needless_pass_by_value)]
 
-use upstreamproxy::{Config, Error};
+use crate::config::Config;
+use crate::error::Error;
 
 use super::ExitStatus;
 use super::args::UsageError;

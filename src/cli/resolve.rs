@@ -10,10 +10,12 @@ use std::str::FromStr;
 #[cfg(feature = "bench")]
 use std::time::Duration;
 
-use log::LevelFilter;
 #[cfg(feature = "bench")]
-use upstreamproxy::BenchPlan;
-use upstreamproxy::{Authority, Config, DEFAULT_BASE_URL, Environment, Stage, When};
+use crate::bench::BenchPlan;
+use crate::config::{Config, DEFAULT_BASE_URL, Environment, When};
+use crate::error::Stage;
+use crate::http::authority::Authority;
+use log::LevelFilter;
 
 use super::args::{Typed, UsageError};
 use super::env::Format;
@@ -262,7 +264,7 @@ fn refuse_contradictions(
         if !typed.has("session-id") {
             flags.session_id = Some("session".to_owned());
         }
-        upstreamproxy::check(&flags, Stage::Gate)
+        crate::doctor::check(&flags, Stage::Gate)
             .map_err(|error| layers.wrong(error.to_string()))?;
     }
     Ok(())

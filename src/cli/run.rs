@@ -10,13 +10,13 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::orchestrator::Handle;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal as Number, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process,
     wait, waitid, waitpid,
 };
-use upstreamproxy::Handle;
 
 use super::command::{self, NoCommand};
 use super::gateway::Embedded;

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::error::Stage;
+use crate::listener::Report;
+use crate::orchestrator::Handle;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
-use upstreamproxy::{Handle, Report, Stage};
 
 use super::drain::{drain_down, notify};
 use super::env::{json_object, json_string};

@@ -6,8 +6,12 @@
 
 use std::time::Duration;
 
+use crate::config::{Cancel, Config};
+use crate::doctor::Surroundings;
+use crate::error::{Error, Stage};
+use crate::http::authority::Authority;
+use crate::orchestrator::{Handle, Started};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
-use upstreamproxy::{Authority, Cancel, Config, Error, Handle, Stage, Started, Surroundings};
 
 use super::gateway::{Embedded, EmbeddedOptions};
 use super::resolve::Session;
@@ -72,7 +76,9 @@ pub(crate) fn set_up(session: Session, signals: &Receiver<Signal>) -> SetUp {
         }
     };
     let cancel = config.cancel.clone();
-    match unless_signalled(signals, &cancel, move || upstreamproxy::start(&config)) {
+    match unless_signalled(signals, &cancel, move || {
+        crate::orchestrator::start(&config)
+    }) {
         Ok(Started::Enabled(handle)) => SetUp::Enabled(handle, embedded),
         Ok(Started::Disabled(disabled)) => SetUp::Disabled {
             stage: disabled.stage,
@@ -98,7 +104,7 @@ pub(crate) fn start_embedded(
         return Ok(None);
     };
     // Its token is made before the story begins; what protecting fails at, the story tells.
-    let _ = upstreamproxy::protect();
+    let _ = crate::setup::hardening::protect();
     let embedded = Embedded::start(options)?;
     embedded.configure(config);
     Ok(Some(embedded))

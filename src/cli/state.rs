@@ -10,9 +10,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::config::Environment;
+use crate::doctor::Living;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
-use upstreamproxy::{Environment, Living};
 
 /// How many may serve under one HOME and still be found.
 const NAMES: u32 = 64;

@@ -6,14 +6,14 @@ use tungstenite::handshake::derive_accept_key;
 use zeroize::Zeroizing;
 
 use super::settled;
-use crate::authority::Authority;
-use crate::base_url::WS_PATH;
+use crate::crypto::secret::{Credentials, Secret};
 use crate::gateway::Sessions;
 use crate::gateway::door::{self, Door};
 use crate::gateway::hello::{self, FirstBytes};
-use crate::http_head::{self, Fields, HEAD_LIMIT};
+use crate::http::authority::Authority;
+use crate::http::base_url::WS_PATH;
+use crate::http::head::{self, Fields, HEAD_LIMIT};
 use crate::relay::dial;
-use crate::secret::{Credentials, Secret};
 use crate::tunnel::opening::{self, Answer, Asked};
 
 /// The key of the upgrade whose answer is read: RFC 6455's own.
@@ -21,8 +21,8 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// A request head: the same in any segmentation, ended by the first empty line, and its parts are what the bytes say.
 pub(super) fn request_head(bytes: &[u8]) {
-    settled(bytes, |front| said(http_head::request(front)));
-    let Ok(Some((head, len))) = http_head::request(bytes) else {
+    settled(bytes, |front| said(head::request(front)));
+    let Ok(Some((head, len))) = head::request(bytes) else {
         return;
     };
     let (start, fields) = lines(bytes, len);
@@ -37,7 +37,7 @@ pub(super) fn request_head(bytes: &[u8]) {
 /// What a gateway decides by a head: nobody comes in without the token, and no page of a browser does.
 pub(super) fn upgrade_request(bytes: &[u8]) {
     let sessions = Sessions::parse("session token").expect("a session");
-    let Ok(Some((head, len))) = http_head::request(bytes) else {
+    let Ok(Some((head, len))) = head::request(bytes) else {
         return;
     };
     match door::decide(&head, &bytes[..len], &sessions) {
@@ -53,17 +53,13 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
                 (head.method.as_str(), head.target.as_str()),
                 ("GET", WS_PATH)
             );
-            let answered = http_head::response(&answer)
-                .expect("a head")
-                .expect("whole");
+            let answered = head::response(&answer).expect("a head").expect("whole");
             assert_eq!((answered.0.status, answered.1), (101, answer.len()));
         }
         Door::CaCertificates => assert_eq!(head.method, "GET"),
         Door::Shut(reply) => {
             let refusal = reply.to_bytes();
-            let answered = http_head::response(&refusal)
-                .expect("a head")
-                .expect("whole");
+            let answered = head::response(&refusal).expect("a head").expect("whole");
             assert!(answered.0.status >= 400);
         }
     }
@@ -71,8 +67,8 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
 
 /// A response head as [`request_head`], and the relay's judgement of it as the answer to its upgrade.
 pub(super) fn upgrade_response(bytes: &[u8]) {
-    settled(bytes, |front| said(http_head::response(front)));
-    let Ok(Some((head, len))) = http_head::response(bytes) else {
+    settled(bytes, |front| said(head::response(front)));
+    let Ok(Some((head, len))) = head::response(bytes) else {
         return;
     };
     let (start, fields) = lines(bytes, len);

@@ -2,7 +2,7 @@
 
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::http_head;
+use crate::http::head;
 use crate::tunnel::chunk::{self, Start};
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Mask, Piece, Role};
 
@@ -80,7 +80,7 @@ pub fn chunk_decode(message: &[u8]) -> usize {
 
 /// Reads a request head; returns its length.
 pub fn request_head(bytes: &[u8]) -> usize {
-    match http_head::request(bytes) {
+    match head::request(bytes) {
         Ok(Some((_, len))) => len,
         _ => 0,
     }
@@ -88,7 +88,7 @@ pub fn request_head(bytes: &[u8]) -> usize {
 
 /// Reads a response head; returns its length.
 pub fn response_head(bytes: &[u8]) -> usize {
-    match http_head::response(bytes) {
+    match head::response(bytes) {
         Ok(Some((_, len))) => len,
         _ => 0,
     }

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use data_encoding::BASE64;
 
-use crate::authority::{Authority, Host, Pattern};
+use crate::crypto::pem;
 use crate::gateway::Sessions;
 use crate::gateway::policy::Policy;
-use crate::pem;
+use crate::http::authority::{Authority, Host, Pattern};
 
 /// An authority and a pattern: printed they read back as the same, and an authority is a pattern for itself alone.
 pub(super) fn authority(bytes: &[u8]) {

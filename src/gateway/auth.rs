@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::secret::{Credentials, Secret};
+use crate::crypto::secret::{Credentials, Secret};
 
 /// The largest sessions file: some 10,000 sessions with long tokens, and no more memory than a mistaken path should cost.
 const FILE_LIMIT: usize = 4 * 1024 * 1024;

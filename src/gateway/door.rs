@@ -8,9 +8,9 @@ use tungstenite::handshake::server::{Request, create_response, write_response};
 use tungstenite::http::HeaderValue;
 
 use super::auth::{Bearer, Sessions};
-use crate::base_url::{CA_CERT_PATH, WS_PATH};
-use crate::deadline::Phase;
-use crate::http_head::{Reply, RequestHead};
+use crate::control::phase::Phase;
+use crate::http::base_url::{CA_CERT_PATH, WS_PATH};
+use crate::http::head::{Reply, RequestHead};
 use crate::tunnel::message::{SUBPROTOCOL_V2, Version};
 
 /// What is done with a connection.
@@ -106,14 +106,14 @@ fn not_an_upgrade() -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http_head;
+    use crate::http::head;
 
     const GOOD: &str = "Host: g\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer t\r\n";
 
     fn door(request_line: &str, fields: &str) -> Door {
         let raw = format!("{request_line} HTTP/1.1\r\n{fields}\r\n");
-        let (head, _) = http_head::request(raw.as_bytes())
+        let (head, _) = head::request(raw.as_bytes())
             .expect("no fault")
             .expect("whole");
         decide(
@@ -170,9 +170,7 @@ mod tests {
             else {
                 panic!("{offer}")
             };
-            let (head, _) = http_head::response(&answer)
-                .expect("no fault")
-                .expect("whole");
+            let (head, _) = head::response(&answer).expect("no fault").expect("whole");
             assert_eq!(
                 head.fields.one("sec-websocket-accept"),
                 Some(&b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="[..])

@@ -248,7 +248,7 @@ mod tests {
 
     /// The first flight of a rustls client: `fragment` is the most bytes of a record, header and all.
     fn hello_of(server: &'static str, alpn: &[&[u8]], fragment: Option<usize>) -> Vec<u8> {
-        let mut config = ClientConfig::builder_with_provider(crate::tls::provider())
+        let mut config = ClientConfig::builder_with_provider(crate::crypto::tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(RootCertStore::empty())
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn an_alert_is_understood_by_a_client_that_waits_for_a_server_hello() {
-        let mut config = ClientConfig::builder_with_provider(crate::tls::provider())
+        let mut config = ClientConfig::builder_with_provider(crate::crypto::tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(RootCertStore::empty())

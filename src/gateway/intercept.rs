@@ -9,10 +9,11 @@ use rustls::{CertificateError, Error as TlsError};
 
 use super::Shared;
 use super::hello::{self, ClientHello, FirstBytes, description};
-use crate::authority::{Authority, Host};
-use crate::deadline::{Deadline, Phase};
-use crate::shutdown::{Ending, How, Party};
-use crate::tls;
+use crate::control::deadline::Deadline;
+use crate::control::outcome::{Ending, How, Party};
+use crate::control::phase::Phase;
+use crate::crypto::tls;
+use crate::http::authority::{Authority, Host};
 use crate::tunnel::converse::{Watch, converse};
 use crate::tunnel::fault::Fault;
 use crate::tunnel::pump::Pump;

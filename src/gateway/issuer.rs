@@ -20,8 +20,8 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::shown::{Cache, Shown};
-use crate::authority::Host;
-use crate::{pem, tls};
+use crate::crypto::{pem, random, tls};
+use crate::http::authority::Host;
 
 /// How far in the past everything begins: a client's clock may be behind ours.
 const BACKDATE: Duration = Duration::days(1);
@@ -63,7 +63,7 @@ impl Issuer {
     pub(crate) fn generate() -> Result<Self, IssuerError> {
         let now = now()?;
         // A name of its own for each: clients look CAs up by name, and may hold those of several gateways.
-        let suffix = tls::random_hex::<4>().map_err(|_| IssuerError::Random)?;
+        let suffix = random::hex::<4>().map_err(|_| IssuerError::Random)?;
         let mut params = validity(now, CA_LIFE)?;
         params.distinguished_name = named(
             DnType::CommonName,
@@ -285,7 +285,7 @@ fn check_ca(ca: &X509Certificate<'_>, now: OffsetDateTime) -> Result<(), IssuerE
 /// Parameters with a random serial number, good from a little before `now` until `life` after it.
 fn validity(now: OffsetDateTime, life: Duration) -> Result<CertificateParams, IssuerError> {
     let mut serial = [0; 16];
-    tls::random(&mut serial).map_err(|_| IssuerError::Random)?;
+    random::fill(&mut serial).map_err(|_| IssuerError::Random)?;
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.not_before = now.saturating_sub(BACKDATE);

@@ -27,15 +27,16 @@ use zeroize::Zeroizing;
 
 pub use auth::{Sessions, SessionsError};
 
-use crate::authority::Pattern;
 use crate::config::Limits;
-use crate::deadline::Phase;
-use crate::http_head::Reply;
+use crate::control::metrics::{Counters, Stats};
+use crate::control::outcome::Outcome;
+use crate::control::phase::Phase;
+use crate::control::stop::{Abort, Stop};
+use crate::crypto::tls;
+use crate::http::authority::Pattern;
+use crate::http::head::Reply;
 use crate::listener::{self, Listening, Report, Room, Service};
-use crate::metrics::{Counters, Stats};
-use crate::resolver::{Override, Resolver};
-use crate::shutdown::{Abort, Outcome, Stop};
-use crate::tls;
+use crate::net::resolver::{Override, Resolver};
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 
@@ -278,9 +279,10 @@ pub(crate) fn start(
 
 /// The configuration of our own TLS server.
 fn identity(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
-    let chain = crate::pem::certificates(identity.cert_pem.as_bytes()).map_err(|error| {
-        GatewayError::new(format!("--tls-cert holds no usable certificate: {error}"))
-    })?;
+    let chain =
+        crate::crypto::pem::certificates(identity.cert_pem.as_bytes()).map_err(|error| {
+            GatewayError::new(format!("--tls-cert holds no usable certificate: {error}"))
+        })?;
     // The library's own error text quotes the file, which here is a key.
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
         .map_err(|_| GatewayError::new("--tls-key holds no private key in PEM"))?;

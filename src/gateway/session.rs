@@ -9,12 +9,13 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::auth::Bearer;
 use super::door::{self, Door};
 use super::{Shared, intercept};
-use crate::authority::Authority;
-use crate::deadline::{Deadline, Phase};
-use crate::http_head::{self, HeadError, Reply};
-use crate::metrics::Counters;
-use crate::shutdown::{How, Outcome};
-use crate::sockets::probe_every;
+use crate::control::deadline::Deadline;
+use crate::control::metrics::Counters;
+use crate::control::outcome::{How, Outcome};
+use crate::control::phase::Phase;
+use crate::http::authority::Authority;
+use crate::http::head::{self, HeadError, Reply};
+use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::connect::connect;
 use crate::tunnel::converse::{Watch, converse, dismiss, farewell};
@@ -166,7 +167,7 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
     }
     let sessions = gateway.sessions();
     let door = converse(ws, received, &watch, |_, received| {
-        Ok(match http_head::request(received.filled()) {
+        Ok(match head::request(received.filled()) {
             Ok(None) => None,
             Ok(Some((head, len))) => {
                 let door = door::decide(&head, &received.filled()[..len], &sessions);

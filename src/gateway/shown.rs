@@ -12,8 +12,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use time::OffsetDateTime;
 
-use crate::authority::Host;
-use crate::tls;
+use crate::crypto::tls;
+use crate::http::authority::Host;
 
 /// Hosts whose certificates are kept: far more than a session talks to, at some 4 KiB each.
 pub(crate) const HOST_LIMIT: usize = 1024;

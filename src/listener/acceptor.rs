@@ -15,9 +15,9 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use super::leaving::Leaving;
 use super::workers::{Job, Workers};
 use super::{Room, Service, Slot};
-use crate::metrics::Counters;
-use crate::shutdown::Stop;
-use crate::wait::wait;
+use crate::control::metrics::Counters;
+use crate::control::stop::Stop;
+use crate::net::wait::wait;
 
 /// How long the acceptor waits after an error that only time can mend: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::deadline::Deadline;
-use crate::memory;
-use crate::metrics::{Counters, Stats};
-use crate::shutdown::{Abort, Outcome, Stop};
+use crate::control::deadline::Deadline;
+use crate::control::metrics::{Counters, Stats};
+use crate::control::outcome::Outcome;
+use crate::control::stop::{Abort, Stop};
+use crate::sys::memory;
 use acceptor::Acceptor;
 use leaving::Leaving;
 use supervisor::Supervisor;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 
 use super::{Event, Report};
-use crate::deadline::Deadline;
-use crate::memory;
-use crate::metrics::Counters;
-use crate::shutdown::{How, Outcome, Stop};
+use crate::control::deadline::Deadline;
+use crate::control::metrics::Counters;
+use crate::control::outcome::{How, Outcome};
+use crate::control::stop::Stop;
+use crate::sys::memory;
 
 /// How long the supervisor takes no report after the last one: of many connections a second it need not be woken by each.
 const BREATH: Duration = Duration::from_millis(1);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::{Event, Service, Slot};
-use crate::memory;
-use crate::shutdown::{How, Outcome};
+use crate::control::outcome::{How, Outcome};
+use crate::sys::memory;
 
 /// How many wait at most: as many as a package manager opens connections at once, and as many that end meanwhile.
 const SPARE_LIMIT: usize = 64;

@@ -13,13 +13,14 @@ use zeroize::Zeroizing;
 
 use super::refusal::{self, Refusal, refused_by_gateway};
 use super::{Relay, Shared, Upstream};
-use crate::authority::Authority;
 use crate::config::Limits;
-use crate::deadline::{Deadline, Phase};
-use crate::http_head::{self, ResponseHead};
-use crate::metrics::Counters;
-use crate::shutdown::Stop;
-use crate::tls;
+use crate::control::deadline::Deadline;
+use crate::control::metrics::Counters;
+use crate::control::phase::Phase;
+use crate::control::stop::Stop;
+use crate::crypto::{random, tls};
+use crate::http::authority::Authority;
+use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::connect::connect;
 use crate::tunnel::converse::{Watch, converse, farewell};
@@ -220,7 +221,7 @@ impl<'a> Way<'a> {
         self.send(link, &upgrade_request(self.upstream, &key))?;
         let watch = self.bounded(self.limits.connect_timeout);
         let version = converse(link, received, &watch, |_, received| {
-            let Some((head, len)) = http_head::final_response(received.filled())? else {
+            let Some((head, len)) = head::final_response(received.filled())? else {
                 return Ok(None);
             };
             received.consume(len);
@@ -307,7 +308,7 @@ impl<'a> Way<'a> {
 /// A fresh `Sec-WebSocket-Key`: sixteen random bytes. tungstenite's own would panic where its source of randomness fails.
 fn upgrade_key() -> Result<String, Fault> {
     let mut bytes = [0; 16];
-    tls::random(&mut bytes)?;
+    random::fill(&mut bytes)?;
     Ok(BASE64.encode(&bytes))
 }
 

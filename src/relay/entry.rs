@@ -8,10 +8,10 @@ use std::{fmt, io};
 
 use super::owner::Owners;
 use crate::config::Config;
-use crate::deadline::Phase;
-use crate::http_head::{Fields, Reply};
-use crate::secret::{Credentials, Secret};
-use crate::tls;
+use crate::control::phase::Phase;
+use crate::crypto::random;
+use crate::crypto::secret::{Credentials, Secret};
+use crate::http::head::{Fields, Reply};
 
 /// The user part of the proxy URL; nobody is told apart by it.
 const USER: &str = "upstreamproxy";
@@ -126,7 +126,7 @@ impl Entry {
 
 impl Password {
     fn new() -> io::Result<Self> {
-        let token = tls::random_hex::<16>()?;
+        let token = random::hex::<16>()?;
         let userinfo = format!("{USER}:{}", *token);
         let credentials = Credentials {
             session_id: USER.into(),

@@ -21,16 +21,17 @@ pub(crate) use dial::{Passed, trace};
 pub(crate) use entry::Entry;
 use standby::Standby;
 
-use crate::base_url::BaseUrl;
 use crate::config::Limits;
-use crate::deadline::Phase;
-use crate::http_head::Reply;
+use crate::control::metrics::{Counters, Stats};
+use crate::control::outcome::Outcome;
+use crate::control::phase::Phase;
+use crate::control::stop::{Abort, Stop};
+use crate::crypto::secret::Credentials;
+use crate::http::base_url::BaseUrl;
+use crate::http::head::Reply;
 use crate::listener::{self, Listening, Report, Service};
-use crate::metrics::{Counters, Stats};
-use crate::resolver::Resolver;
-use crate::secret::Credentials;
-use crate::shutdown::{Abort, Outcome, Stop};
-use crate::sockets::probe_every;
+use crate::net::resolver::Resolver;
+use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 

@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::sockets::{Table, unmapped};
+use crate::net::sockets::{Table, unmapped};
 
 /// Asks the kernel who owns a socket.
 #[derive(Debug)]

@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
-use crate::deadline::Phase;
-use crate::http_head::Reply;
-use crate::tls;
+use crate::control::phase::Phase;
+use crate::crypto::tls;
+use crate::http::head::Reply;
 use crate::tunnel::fault::{Fault, exhausted};
 
 /// The answer 401 and its kin to the upgrade.

@@ -18,10 +18,10 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::Shared;
 use super::dial;
+use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::link::Link;
 use crate::tunnel::message::Messages;
-use crate::wait::wait;
 
 /// How long a CONNECT counts as demand: from one step of an installation to the next.
 const DEMAND: Duration = Duration::from_secs(10);

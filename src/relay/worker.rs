@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use super::dial;
 use super::refusal::Refusal;
 use super::{Entry, Relay};
-use crate::authority::{Authority, Host};
-use crate::deadline::{Deadline, Phase};
-use crate::http_head::{self, HeadError, Reply, RequestHead};
-use crate::metrics::Counters;
-use crate::shutdown::{How, Outcome};
+use crate::control::deadline::Deadline;
+use crate::control::metrics::Counters;
+use crate::control::outcome::{How, Outcome};
+use crate::control::phase::Phase;
+use crate::http::authority::{Authority, Host};
+use crate::http::head::{self, HeadError, Reply, RequestHead};
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::converse::{Watch, converse, dismiss};
 use crate::tunnel::fault::Fault;
@@ -102,7 +103,7 @@ fn read_head(
     let mut tries = 0;
     let met = converse(client, early, &watch, |client, early| {
         loop {
-            let (head, len) = match http_head::request(early.filled()) {
+            let (head, len) = match head::request(early.filled()) {
                 Ok(None) => return Ok(None),
                 Ok(Some(request)) => request,
                 Err(error) => return Ok(Some(Err(not_a_head(error)))),

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, flock, linkat};
 
 use crate::config::Config;
-use crate::deadline::Stage;
+use crate::crypto::random;
 use crate::error::Error;
-use crate::tls;
+use crate::error::Stage;
 
 /// The bundle below the home folder.
 const FOLDER: &str = ".ccr";
@@ -209,7 +209,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 /// process dies of meanwhile, the kernel removes it.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut random = [0; 8];
-    tls::random(&mut random)?;
+    random::fill(&mut random)?;
     let random = u64::from_ne_bytes(random);
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or(OsStr::new(FILE)));

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustls_pki_types::CertificateDer;
 
-use crate::base_url::BaseUrl;
 use crate::config::Config;
-use crate::deadline::Stage;
+use crate::crypto::pem;
 use crate::error::Error;
-use crate::pem;
-use crate::resolver::Resolver;
+use crate::error::Stage;
+use crate::http::base_url::BaseUrl;
+use crate::net::resolver::Resolver;
 use crate::setup::bundle::{self, BundleLock};
 use crate::setup::child_env;
 use crate::setup::download::download;

@@ -18,14 +18,15 @@ use ureq::unversioned::transport::{
     ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, Transport,
 };
 
-use crate::authority::Host;
-use crate::base_url::BaseUrl;
 use crate::config::Config;
-use crate::deadline::{Deadline, Stage};
+use crate::control::deadline::Deadline;
+use crate::crypto::pem::{self, PemError};
+use crate::crypto::tls;
 use crate::error::Error;
-use crate::pem::{self, PemError};
-use crate::resolver::Resolver;
-use crate::tls;
+use crate::error::Stage;
+use crate::http::authority::Host;
+use crate::http::base_url::BaseUrl;
+use crate::net::resolver::Resolver;
 
 /// The largest answer. The certificates of a whole distribution are a quarter of that.
 const BODY_LIMIT: u64 = 1024 * 1024;
@@ -361,7 +362,7 @@ pub(super) mod tests {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         // Two CAs of one name would be taken for each other until a signature fails.
         let mut random = [0; 8];
-        crate::tls::random(&mut random).unwrap();
+        crate::crypto::random::fill(&mut random).unwrap();
         let name = format!("test CA {:016x}", u64::from_ne_bytes(random));
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

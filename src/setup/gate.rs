@@ -3,10 +3,10 @@
 //! It looks at settings only: no file is touched, no name looked up. Nor does it log: a gate that is closed on purpose is
 //! told apart from settings that are at fault, and the caller gives each its own level. `manual/operations.md`, row gate.
 
-use crate::base_url::BaseUrl;
 use crate::config::{Config, DEFAULT_BASE_URL, When};
-use crate::deadline::Stage;
 use crate::error::Error;
+use crate::error::Stage;
+use crate::http::base_url::BaseUrl;
 
 /// The longest session id. It goes into a header beside the token; real ones are some forty characters.
 const SESSION_ID_LIMIT: usize = 256;

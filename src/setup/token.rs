@@ -16,9 +16,9 @@ use rustix::io::{Errno, read as read_some, retry_on_intr};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::deadline::Stage;
+use crate::crypto::secret::Secret;
 use crate::error::Error;
-use crate::secret::Secret;
+use crate::error::Stage;
 
 /// The largest token file. Tokens are a few hundred bytes to a few KiB; the gateway's own head limit is 16 KiB.
 const SIZE_LIMIT: usize = 64 * 1024;

@@ -9,8 +9,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::converse::Watch;
 use super::fault::Fault;
-use crate::deadline::{Deadline, Phase};
-use crate::wait::{OVER, wait};
+use crate::control::deadline::Deadline;
+use crate::control::phase::Phase;
+use crate::net::wait::{OVER, wait};
 
 /// Connects to the first of `addresses` that answers, and says which it was. The socket is non-blocking, and has no delay. Each gets an equal share of what is left, so that one that swallows
 /// packets cannot use up the time of those behind it.

@@ -12,9 +12,10 @@ use super::fault::Fault;
 use super::life::{Life, Verdict};
 use super::link::Link;
 use super::message::Messages;
-use crate::deadline::{Deadline, Phase};
-use crate::shutdown::Stop;
-use crate::wait::{OVER, wait};
+use crate::control::deadline::Deadline;
+use crate::control::phase::Phase;
+use crate::control::stop::Stop;
+use crate::net::wait::{OVER, wait};
 
 /// What is read of a connection that was refused: more than a client sends before it looks for the answer, and over in no time.
 const DISMISSED_LIMIT: usize = 1 << 20;

@@ -5,7 +5,7 @@ use std::{fmt, io};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::chunk::DecodeError;
-use crate::deadline::Phase;
+use crate::control::phase::Phase;
 
 /// Why a tunnel broke, or did not come to be.
 #[derive(Debug)]

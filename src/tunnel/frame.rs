@@ -11,7 +11,7 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::fault::Fault;
-use crate::tls;
+use crate::crypto::random;
 
 /// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).
 ///
@@ -378,7 +378,7 @@ impl FrameWriter {
     /// A key that nobody can foresee ([RFC 6455, section 5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
     fn key(&mut self) -> Result<[u8; 4], Fault> {
         if self.used + 4 > KEYS {
-            tls::random(&mut self.keys)?;
+            random::fill(&mut self.keys)?;
             self.used = 0;
         }
         let mut key = [0; 4];

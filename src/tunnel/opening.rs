@@ -7,9 +7,9 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::fault::Fault;
-use crate::authority::Authority;
-use crate::http_head::{self, HeadError};
-use crate::secret::Credentials;
+use crate::crypto::secret::Credentials;
+use crate::http::authority::Authority;
+use crate::http::head::{self, HeadError};
 
 /// What a gateway answers when the target stands.
 pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
@@ -47,7 +47,7 @@ pub(crate) struct Answer {
 impl Answer {
     /// Reads the answer off the front of `bytes`; `None` when more are needed. Interim answers (1xx) before it are skipped.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
-        let Some((head, len)) = http_head::final_response(bytes).map_err(Fault::from)? else {
+        let Some((head, len)) = head::final_response(bytes).map_err(Fault::from)? else {
             return Ok(None);
         };
         if head.status < 200 {
@@ -95,7 +95,7 @@ impl fmt::Debug for Asked {
 impl Asked {
     /// Reads the relay's head off the front of `bytes`; `None` when more are needed. Fields that are not known are ignored.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
-        let Some((head, len)) = http_head::request(bytes).map_err(Fault::from)? else {
+        let Some((head, len)) = head::request(bytes).map_err(Fault::from)? else {
             return Ok(None);
         };
         if head.method != "CONNECT" {
@@ -147,7 +147,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::secret::Secret;
+    use crate::crypto::secret::Secret;
 
     fn credentials() -> Credentials {
         Credentials {

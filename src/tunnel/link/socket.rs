@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags};
 use socket2::SockRef;
 
 use super::Link;
-use crate::sockets::{Delivery, delivery};
-use crate::wait::{OVER, wait};
+use crate::net::sockets::{Delivery, delivery};
+use crate::net::wait::{OVER, wait};
 
 impl Link {
     /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)

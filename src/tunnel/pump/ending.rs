@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Turn};
-use crate::shutdown::{Ending, How, Party};
+use crate::control::outcome::{Ending, How, Party};
 use crate::tunnel::converse::farewell;
 use crate::tunnel::fault::Fault;
 use crate::tunnel::frame::Role;

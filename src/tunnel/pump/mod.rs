@@ -14,16 +14,17 @@ use rustix::event::{PollFd, PollFlags};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::Limits;
-use crate::deadline::Deadline;
-use crate::metrics::Counters;
-use crate::shutdown::{Ending, How, Stop};
+use crate::control::deadline::Deadline;
+use crate::control::metrics::Counters;
+use crate::control::outcome::{Ending, How};
+use crate::control::stop::Stop;
+use crate::net::wait::{OVER, wait};
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::fault::Fault;
 use crate::tunnel::frame::Role;
 use crate::tunnel::life::Life;
 use crate::tunnel::link::Link;
 use crate::tunnel::message::{Messages, PeerClose, Version};
-use crate::wait::{OVER, wait};
 
 /// How many busy turns may pass before the sockets are looked at all the same: while one side floods without a pause, the
 /// other's small messages must not wait for its end. A turn moves half a MiB at most, so this is a few milliseconds.

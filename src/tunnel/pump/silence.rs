@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Way};
-use crate::deadline::{Deadline, Phase};
-use crate::memory;
-use crate::shutdown::How;
-use crate::sockets::Delivery;
+use crate::control::deadline::Deadline;
+use crate::control::outcome::How;
+use crate::control::phase::Phase;
+use crate::net::sockets::Delivery;
+use crate::sys::memory;
 use crate::tunnel::fault::Fault;
 use crate::tunnel::frame::Role;
 use crate::tunnel::life::Verdict;

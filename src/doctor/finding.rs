@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::deadline::{Phase, Stage};
+use crate::control::phase::Phase;
 use crate::error::Error;
+use crate::error::Stage;
 
 /// A step of a diagnosis, in the order in which they are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

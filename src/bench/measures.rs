@@ -9,8 +9,8 @@ use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
 use super::told::{figure, quantile, quantiles};
 use super::verdict::{Moved, Samples};
-use crate::diagnosis::finding::Trouble;
-use crate::diagnosis::round_trip::OwnRelay;
+use crate::doctor::finding::Trouble;
+use crate::doctor::round_trip::OwnRelay;
 
 /// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
 /// buffers after 300 ms.

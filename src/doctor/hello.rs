@@ -7,8 +7,8 @@ use std::{fmt, io};
 
 use rustls::AlertDescription;
 
-use crate::authority::Host;
-use crate::tls;
+use crate::crypto::random;
+use crate::http::authority::Host;
 
 /// Records and messages ([RFC 8446, appendix B](https://www.rfc-editor.org/rfc/rfc8446#appendix-B)).
 const HANDSHAKE: u8 = 22;
@@ -155,7 +155,7 @@ fn encapsulation_key() -> Result<Vec<u8>, io::Error> {
 
 fn random(length: usize) -> Result<Vec<u8>, io::Error> {
     let mut bytes = vec![0; length];
-    tls::random(&mut bytes)?;
+    random::fill(&mut bytes)?;
     Ok(bytes)
 }
 

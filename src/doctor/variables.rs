@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::Living;
 use super::client::{loopback, url_parts};
 use super::finding::{Finding, Step, Trouble};
-use crate::authority::Authority;
 use crate::config::{Config, Environment};
+use crate::http::authority::Authority;
 use crate::setup::child_env::{self, ChildEnv};
 
 /// The variables that tools take a proxy from, besides those of the table.
@@ -177,7 +177,7 @@ fn absent_files(shell: &Environment) -> Option<Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnosis::finding::Verdict;
+    use crate::doctor::finding::Verdict;
     use std::net::{Ipv4Addr, TcpListener};
 
     /// A `serve` whose port answers and whose bundle is there, as long as both are held.

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use crate::deadline::Phase;
+use crate::control::phase::Phase;
 
 /// The longest head that is read, in bytes, its empty line included.
 pub(crate) const HEAD_LIMIT: usize = 16 << 10;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::pattern::{PIECE, Pattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
-use crate::diagnosis::origin::{Hosted, ready};
+use crate::control::stop::Stop;
+use crate::doctor::origin::{Hosted, ready};
 use crate::listener;
-use crate::shutdown::Stop;
 
 /// Visitors at once; the next one is turned away without a word.
 const VISITORS: usize = 256;

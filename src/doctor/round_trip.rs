@@ -10,13 +10,13 @@ use super::finding::{Finding, Step, Trouble};
 use super::hello::{Answer, Kind, client_hello};
 use super::stages::Seen;
 use crate::config::{Config, Limits};
-use crate::deadline::Deadline;
-use crate::error::Error;
+use crate::control::deadline::Deadline;
 #[cfg(feature = "bench")]
-use crate::metrics::Stats;
+use crate::control::metrics::Stats;
+use crate::error::Error;
+use crate::net::resolver::Resolver;
 use crate::orchestrator::{start_relay, upstream};
 use crate::relay::Running;
-use crate::resolver::Resolver;
 
 /// What goes to an origin of our own and back: more than a segment, less than any socket's buffer.
 const PAYLOAD: usize = 16 << 10;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use crate::authority::{AuthorityError, Host, parse_port};
-use crate::deadline::Deadline;
+use crate::control::deadline::Deadline;
+use crate::http::authority::{AuthorityError, Host, parse_port};
 
 /// How many look-ups run at once, of one session's relay, which looks up its gateway's name over and over, and of a gateway,
 /// where one session's dead names must not hold up the names of all the others. Few enough that look-ups which nobody waits

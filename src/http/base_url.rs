@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::authority::{Authority, AuthorityError, Host, parse_port};
+use crate::http::authority::{Authority, AuthorityError, Host, parse_port};
 
 /// Below the base: where the upstream's CA certificates are served.
 pub(crate) const CA_CERT_PATH: &str = "/v1/code/upstreamproxy/ca-cert";

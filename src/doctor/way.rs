@@ -11,11 +11,11 @@ use super::FarEnd;
 use super::finding::{Finding, Opened, Step, Trouble, Verdict};
 use super::stages::Seen;
 use crate::config::Config;
-use crate::deadline::Phase;
+use crate::control::phase::Phase;
+use crate::crypto::secret::Secret;
+use crate::net::resolver::Resolver;
 use crate::orchestrator::upstream;
 use crate::relay::{Passed, trace};
-use crate::resolver::Resolver;
-use crate::secret::Secret;
 use crate::tunnel::message::Version;
 use crate::tunnel::transport::Tls;
 

@@ -9,10 +9,10 @@ use socket2::SockRef;
 use super::origin::{send, take};
 use super::pattern::Pattern;
 use super::wire::{GREETING, Work};
-use crate::authority::Authority;
-use crate::deadline::Deadline;
-use crate::diagnosis::client::{Port, Tunnel};
-use crate::diagnosis::finding::Trouble;
+use crate::control::deadline::Deadline;
+use crate::doctor::client::{Port, Tunnel};
+use crate::doctor::finding::Trouble;
+use crate::http::authority::Authority;
 
 /// How long anything may take that a load waits for: far over a slow path's longest pause.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use crate::authority::{Authority, Host};
-use crate::deadline::Deadline;
-use crate::shutdown::Stop;
-use crate::wait::wait;
+use crate::control::deadline::Deadline;
+use crate::control::stop::Stop;
+use crate::http::authority::{Authority, Host};
+use crate::net::wait::wait;
 
 /// How long one write may wait for room.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,14 +7,15 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::finding::Trouble;
-use crate::authority::{Authority, Host};
-use crate::deadline::{Deadline, Phase};
-use crate::http_head::{self, Fields, Reply};
-use crate::secret::{Credentials, Secret};
+use crate::control::deadline::Deadline;
+use crate::control::phase::Phase;
+use crate::crypto::secret::{Credentials, Secret};
+use crate::http::authority::{Authority, Host};
+use crate::http::head::{self, Fields, Reply};
 use crate::tunnel::opening;
 
 /// What an answer to CONNECT may be long: a head and its sentence.
-const ANSWER_LIMIT: usize = 2 * http_head::HEAD_LIMIT;
+const ANSWER_LIMIT: usize = 2 * head::HEAD_LIMIT;
 /// How long the far end may take to have seen our end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -78,7 +79,7 @@ impl Tunnel {
             )
         })?;
         let (stream, mut came) = answer;
-        match http_head::response(&came) {
+        match head::response(&came) {
             Ok(Some((head, len))) if (200..300).contains(&head.status) => {
                 came.drain(..len);
                 Ok(Self { stream, came })
@@ -121,7 +122,7 @@ impl Tunnel {
         let mut came = Vec::new();
         loop {
             // A success stays open; a refusal goes on to its end.
-            let success = match http_head::response(&came) {
+            let success = match head::response(&came) {
                 Ok(Some((head, _))) => (200..300).contains(&head.status),
                 Ok(None) => false,
                 Err(_) => return Ok((stream, came)),

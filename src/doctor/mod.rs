@@ -19,8 +19,8 @@ use std::path::PathBuf;
 pub use finding::{Fact, Finding, Step, Verdict};
 pub use stages::check;
 
-use crate::authority::Authority;
 use crate::config::Config;
+use crate::http::authority::Authority;
 use client::Port;
 use finding::Opened;
 use origin::Origin;

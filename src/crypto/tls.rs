@@ -5,10 +5,9 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::{fmt, io};
 
-use data_encoding::HEXLOWER;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
     Tls13ClientSessionValue,
@@ -21,9 +20,8 @@ use rustls::{
     CertificateError, ClientConfig, NamedGroup, RootCertStore, ServerConfig, SupportedCipherSuite,
 };
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
-use zeroize::Zeroizing;
 
-use crate::authority::Host;
+use crate::http::authority::Host;
 
 /// In the order in which they are preferred. AES-128 stands first: behind a tunnel the gateway encrypts every byte once
 /// more, AES instructions are wherever a sandbox runs, and a 128-bit key costs four rounds less than a 256-bit one.
@@ -49,24 +47,6 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
         })
     });
     Arc::clone(provider)
-}
-
-/// Fills `bytes` with randomness that nobody can foresee: the provider's, which asks the kernel itself and so needs no
-/// device file, as an empty root of a static binary has none.
-///
-/// # Errors
-///
-/// The kernel gives none.
-pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
-    let filled = provider().secure_random.fill(bytes);
-    filled.map_err(|_| io::Error::other("the kernel gives no randomness"))
-}
-
-/// So many random bytes, as text of twice the length.
-pub(crate) fn random_hex<const N: usize>() -> io::Result<Zeroizing<String>> {
-    let mut bytes = Zeroizing::new([0; N]);
-    random(bytes.as_mut_slice())?;
-    Ok(Zeroizing::new(HEXLOWER.encode(bytes.as_slice())))
 }
 
 /// A client that trusts `roots` and nothing else; TLS 1.2 and 1.3, no ALPN.
