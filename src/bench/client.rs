@@ -10,8 +10,8 @@ use super::origin::{send, take};
 use super::pattern::Pattern;
 use super::wire::{GREETING, Work};
 use crate::control::deadline::Deadline;
+use crate::doctor::check::Trouble;
 use crate::doctor::client::{Port, Tunnel};
-use crate::doctor::finding::Trouble;
 use crate::http::authority::Authority;
 
 /// How long anything may take that a load waits for: far over a slow path's longest pause.

@@ -9,7 +9,7 @@ use super::client::{Visit, Way};
 use super::pattern::Pattern;
 use super::wire::Work;
 use crate::config::Cancel;
-use crate::doctor::finding::Trouble;
+use crate::doctor::check::Trouble;
 
 /// The fewest and the most samples of what is counted.
 const SAMPLES: (usize, usize) = (5, 5000);

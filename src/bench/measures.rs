@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::Run;
 use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
-use super::told::{figure, quantile, quantiles};
+use super::progress::{figure, quantile, quantiles};
 use super::verdict::{Moved, Samples};
-use crate::doctor::finding::Trouble;
+use crate::doctor::check::Trouble;
 use crate::doctor::round_trip::OwnRelay;
 
 /// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their

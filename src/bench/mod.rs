@@ -14,7 +14,7 @@ mod machine;
 mod measures;
 mod origin;
 pub(crate) mod pattern;
-mod told;
+mod progress;
 pub(crate) mod usage;
 mod verdict;
 mod wire;
@@ -25,15 +25,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use origin::BenchOrigin;
-pub use told::{Figure, Found, Row, Told};
+pub use progress::{Figure, Found, Row, Told};
 pub use verdict::{Conclusion, Limit};
 
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::secret::Secret;
 use crate::doctor::Surroundings;
+use crate::doctor::check::Trouble;
 use crate::doctor::client::Port;
-use crate::doctor::finding::Trouble;
 use crate::doctor::round_trip::{OwnRelay, to_open};
 use crate::doctor::stages::{self, Seen};
 use crate::http::authority::{Authority, Host};
@@ -44,7 +44,7 @@ use crate::tunnel::message::Version;
 use load::Load;
 use measures::{AT_ONCE, STREAMS, Wait};
 use pattern::Pattern;
-use told::figure;
+use progress::figure;
 use verdict::{Samples, judge};
 use wire::LONGEST;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 const HEADER: &str = include_str!("upstreamproxy.h");
 const EXPORTS: &str = include_str!("mod.rs");
-const ANSWERS: &str = include_str!("answers.rs");
+const ANSWERS: &str = include_str!("codes.rs");
 const SETTINGS: &str = include_str!("settings.rs");
 
 /// Each type that an exported function has, and what C calls it.

@@ -8,7 +8,7 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use super::answers::{ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, Wrong, c_string};
+use super::codes::{ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, Wrong, c_string};
 use crate::sys::log_filter::{may_be_shown, one_line};
 
 /// A function of the host's: its own context, the level (1 error to 4 debug), the text.

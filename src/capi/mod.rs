@@ -6,8 +6,8 @@
 // Their names are no secret to the linker, which is all that is unsafe on this page.
 #![allow(unsafe_code, reason = "no_mangle")]
 
-mod answers;
-mod border;
+mod codes;
+mod ffi;
 mod logging;
 mod proxy;
 mod settings;
@@ -17,11 +17,11 @@ use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use answers::{
+use codes::{
     ABI_VERSION, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, Wrong, answer, last,
     text, value,
 };
-use border::{Numbers, Room, Text, Texts};
+use ffi::{Numbers, Room, Text, Texts};
 use logging::Callback;
 use proxy::Proxy;
 use settings::Settings;

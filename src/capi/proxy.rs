@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::answers::{
+use super::codes::{
     ERROR_FORKED, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED, STATE_STOPPING, Wrong, c_string,
 };
-use super::border::{Array, with_signals_blocked};
+use super::ffi::{Array, with_signals_blocked};
 use super::logging;
 use super::settings::Settings;
 use crate::config::{Config, Environment};

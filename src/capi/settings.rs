@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString, c_int};
 use std::os::unix::ffi::OsStrExt;
 
-use super::answers::{ERROR_SETTING, ERROR_VALUE, OK, Wrong};
+use super::codes::{ERROR_SETTING, ERROR_VALUE, OK, Wrong};
 use crate::config::{
     Cancel, Config, DEFAULT_BASE_URL, Environment, Reader, UnusableSetting, When, parse_bool,
 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::finding::Trouble;
+use super::check::Trouble;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::crypto::secret::{Credentials, Secret};

@@ -4,25 +4,25 @@
 //! A step that cannot be walked because of an earlier one is skipped and says so, so that every diagnosis has every step.
 //! What is found is a value; nothing is printed here.
 
+pub(crate) mod check;
 pub(crate) mod client;
-pub(crate) mod finding;
 mod hello;
 pub(crate) mod origin;
+mod path;
 pub(crate) mod round_trip;
 pub(crate) mod stages;
 mod variables;
-mod way;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use finding::{Fact, Finding, Step, Verdict};
+pub use check::{Fact, Finding, Step, Verdict};
 pub use stages::check;
 
 use crate::config::Config;
 use crate::http::authority::Authority;
+use check::Opened;
 use client::Port;
-use finding::Opened;
 use origin::Origin;
 use round_trip::OwnRelay;
 use stages::Seen;
@@ -87,7 +87,7 @@ pub fn diagnose(config: &Config, about: &Surroundings, tell: &mut dyn FnMut(Find
         _ => None,
     };
     let far_end = FarEnd::find(about, origin.as_ref(), &seen);
-    let opened = way::walk(config, &seen, far_end.as_ref(), living.is_some(), tell);
+    let opened = path::walk(config, &seen, far_end.as_ref(), living.is_some(), tell);
     if cancelled() {
         return;
     }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::FarEnd;
+use super::check::{Finding, Step, Trouble};
 use super::client::{Port, Tunnel};
-use super::finding::{Finding, Step, Trouble};
 use super::hello::{Answer, Kind, client_hello};
 use super::stages::Seen;
 use crate::config::{Config, Limits};

@@ -8,7 +8,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustls_pki_types::CertificateDer;
 
 use super::Living;
-use super::finding::{Finding, Step, Trouble};
+use super::check::{Finding, Step, Trouble};
 use crate::config::Config;
 use crate::crypto::secret::Secret;
 use crate::error::Error;

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Living;
+use super::check::{Finding, Step, Trouble};
 use super::client::{loopback, url_parts};
-use super::finding::{Finding, Step, Trouble};
 use crate::config::{Config, Environment};
 use crate::http::authority::Authority;
 use crate::setup::child_env::{self, ChildEnv};
@@ -177,7 +177,7 @@ fn absent_files(shell: &Environment) -> Option<Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::Verdict;
+    use crate::doctor::check::Verdict;
     use std::net::{Ipv4Addr, TcpListener};
 
     /// A `serve` whose port answers and whose bundle is there, as long as both are held.

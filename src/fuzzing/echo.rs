@@ -4,7 +4,7 @@
 
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use crate::tunnel::fault::Fault;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Piece, Role};
 
 /// The suite's longest message.

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 use super::settled;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::gateway::Sessions;
-use crate::gateway::door::{self, Door};
-use crate::gateway::hello::{self, FirstBytes};
+use crate::gateway::client_hello::{self, FirstBytes};
+use crate::gateway::upgrade::{self, Door};
 use crate::http::authority::Authority;
 use crate::http::base_url::WS_PATH;
 use crate::http::head::{self, Fields, HEAD_LIMIT};
@@ -40,7 +40,7 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
     let Ok(Some((head, len))) = head::request(bytes) else {
         return;
     };
-    match door::decide(&head, &bytes[..len], &sessions) {
+    match upgrade::decide(&head, &bytes[..len], &sessions) {
         Door::Open { answer, .. } => {
             let value = head.fields.one("authorization").expect("one authorization");
             let value = String::from_utf8_lossy(value).to_lowercase();
@@ -122,7 +122,7 @@ pub(super) fn answer(bytes: &[u8]) {
 /// A client's first bytes: the same answer in any segmentation, and however the hello is cut into records.
 pub(super) fn client_hello(bytes: &[u8]) {
     let answer = settled(bytes, |front| {
-        let answer = hello::read(front);
+        let answer = client_hello::read(front);
         (answer != FirstBytes::NeedMore).then_some(answer)
     });
     match answer {
@@ -131,7 +131,7 @@ pub(super) fn client_hello(bytes: &[u8]) {
                 assert!(!name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase()));
             }
             for fragment in [100, 1_000] {
-                let again = hello::read(&recut(bytes, fragment));
+                let again = client_hello::read(&recut(bytes, fragment));
                 assert_eq!(
                     again,
                     FirstBytes::Hello(found.clone()),

@@ -4,7 +4,7 @@ use super::reference::{self, End, Said};
 use super::segments;
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, Start};
-use crate::tunnel::fault::Fault;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::{FrameReader, Piece, Role};
 use crate::tunnel::message::{Budget, Messages, PeerClose, Version};
 

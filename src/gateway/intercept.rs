@@ -8,14 +8,14 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::{CertificateError, Error as TlsError};
 
 use super::Shared;
-use super::hello::{self, ClientHello, FirstBytes, description};
+use super::client_hello::{self, ClientHello, FirstBytes, description};
 use crate::control::deadline::Deadline;
 use crate::control::outcome::{Ending, How, Party};
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
-use crate::tunnel::converse::{Watch, converse};
-use crate::tunnel::fault::Fault;
+use crate::tunnel::drive::{Watch, converse};
+use crate::tunnel::error::Fault;
 use crate::tunnel::pump::Pump;
 use crate::tunnel::transport::Tls;
 
@@ -31,7 +31,7 @@ pub(super) fn begin<'a>(
 ) -> Result<Box<Pump<'a>>, Ending> {
     let mut seen = FirstBytes::NeedMore;
     let mut pump = pump.peek(|bytes| {
-        seen = hello::read(bytes);
+        seen = client_hello::read(bytes);
         !matches!(seen, FirstBytes::NeedMore)
     })?;
     let refused = match seen {
@@ -68,7 +68,7 @@ struct Refused {
 impl Refused {
     fn new(description: u8, by: Party, why: impl Into<String>) -> Self {
         Self {
-            alert: hello::alert(description).to_vec(),
+            alert: client_hello::alert(description).to_vec(),
             by,
             why: why.into(),
         }

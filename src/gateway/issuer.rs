@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-use super::shown::{Cache, Shown};
+use super::cert_cache::{Cache, Shown};
 use crate::crypto::{pem, random, tls};
 use crate::http::authority::Host;
 
@@ -387,7 +387,7 @@ mod tests {
 
     use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConnection};
 
-    use super::super::shown::HOST_LIMIT;
+    use super::super::cert_cache::HOST_LIMIT;
     use super::*;
 
     fn host(text: &str) -> Host {

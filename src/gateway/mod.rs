@@ -5,14 +5,14 @@
 //! `policy` where they may go, `intercept` TLS interception with the certificates of `issuer`. The relay's code is never used here.
 
 mod auth;
-pub(crate) mod door;
-pub(crate) mod hello;
+mod cert_cache;
+pub(crate) mod client_hello;
 mod intercept;
 mod issuer;
-mod newcomers;
 pub(crate) mod policy;
 mod session;
-mod shown;
+mod unauthenticated;
+pub(crate) mod upgrade;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -41,8 +41,8 @@ use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 
 use issuer::Issuer;
-use newcomers::Newcomers;
 use policy::Policy;
+use unauthenticated::Newcomers;
 
 /// Everything that [`start_gateway`](crate::start_gateway) can be told.
 #[derive(Debug)]

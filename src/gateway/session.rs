@@ -7,7 +7,7 @@ use rustls::server::UnbufferedServerConnection;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::auth::Bearer;
-use super::door::{self, Door};
+use super::upgrade::{self, Door};
 use super::{Shared, intercept};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
@@ -17,11 +17,11 @@ use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError, Reply};
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Buffer;
+use crate::tunnel::conn::Link;
 use crate::tunnel::connect::connect;
-use crate::tunnel::converse::{Watch, converse, dismiss, farewell};
-use crate::tunnel::fault::{Fault, exhausted};
+use crate::tunnel::drive::{Watch, converse, dismiss, farewell};
+use crate::tunnel::error::{Fault, exhausted};
 use crate::tunnel::frame::Role;
-use crate::tunnel::link::Link;
 use crate::tunnel::message::{Messages, Version};
 use crate::tunnel::opening::{Asked, ESTABLISHED};
 use crate::tunnel::pump::{self, Pump};
@@ -170,7 +170,7 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
         Ok(match head::request(received.filled()) {
             Ok(None) => None,
             Ok(Some((head, len))) => {
-                let door = door::decide(&head, &received.filled()[..len], &sessions);
+                let door = upgrade::decide(&head, &received.filled()[..len], &sessions);
                 received.consume(len);
                 Some(door)
             }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
-use super::leaving::Leaving;
+use super::lingering_close::Leaving;
 use super::workers::{Job, Workers};
 use super::{Room, Service, Slot};
 use crate::control::metrics::Counters;

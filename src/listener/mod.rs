@@ -4,7 +4,7 @@
 //! that it had to refuse. `supervisor` owns every worker. What a connection means is its [`Service`]'s.
 
 mod acceptor;
-mod leaving;
+mod lingering_close;
 mod supervisor;
 mod workers;
 
@@ -24,7 +24,7 @@ use crate::control::outcome::Outcome;
 use crate::control::stop::{Abort, Stop};
 use crate::sys::memory;
 use acceptor::Acceptor;
-use leaving::Leaving;
+use lingering_close::Leaving;
 use supervisor::Supervisor;
 use workers::Workers;
 

@@ -3,11 +3,11 @@
 //! `worker` is the life of one connection, `entry` who may use the port, `dial` the way to the gateway, `standby` what was
 //! dialled ahead, `refusal` what is said when there is no way. The gateway's code is never used here.
 
+mod access;
 pub(crate) mod dial;
-mod entry;
-mod owner;
+mod peer_uid;
 mod refusal;
-mod standby;
+mod warm_pool;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,9 +17,9 @@ use std::{fmt, io};
 
 use rustls::ClientConfig;
 
+pub(crate) use access::Entry;
 pub(crate) use dial::{Passed, trace};
-pub(crate) use entry::Entry;
-use standby::Standby;
+use warm_pool::Standby;
 
 use crate::config::Limits;
 use crate::control::metrics::{Counters, Stats};

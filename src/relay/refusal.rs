@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::head::Reply;
-use crate::tunnel::fault::{Fault, exhausted};
+use crate::tunnel::error::{Fault, exhausted};
 
 /// The answer 401 and its kin to the upgrade.
 pub(super) const UNAUTHORIZED: &str = "the upstream does not accept this session's token";

@@ -13,10 +13,10 @@ use crate::control::phase::Phase;
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, HeadError, Reply, RequestHead};
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::converse::{Watch, converse, dismiss};
-use crate::tunnel::fault::Fault;
+use crate::tunnel::conn::Link;
+use crate::tunnel::drive::{Watch, converse, dismiss};
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::Role;
-use crate::tunnel::link::Link;
 use crate::tunnel::opening::ESTABLISHED;
 use crate::tunnel::pump::{Pump, Shared};
 

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::converse::Watch;
-use super::fault::Fault;
+use super::drive::Watch;
+use super::error::Fault;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::net::wait::{OVER, wait};

@@ -10,7 +10,7 @@ use std::io::Cursor;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use super::fault::Fault;
+use super::error::Fault;
 use crate::crypto::random;
 
 /// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).

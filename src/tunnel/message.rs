@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::buffer::Buffer;
 use super::chunk::{self, Start};
-use super::fault::Fault;
+use super::error::Fault;
 use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
 
 /// How the wire's two versions differ: only the second has `fin`.

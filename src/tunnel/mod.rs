@@ -5,12 +5,12 @@
 
 pub(crate) mod buffer;
 pub(crate) mod chunk;
+pub(crate) mod conn;
 pub(crate) mod connect;
-pub(crate) mod converse;
-pub(crate) mod fault;
+pub(crate) mod drive;
+pub(crate) mod error;
 pub(crate) mod frame;
-pub(crate) mod life;
-pub(crate) mod link;
+pub(crate) mod keepalive;
 pub(crate) mod message;
 pub(crate) mod opening;
 pub(crate) mod pump;

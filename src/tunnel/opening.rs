@@ -6,7 +6,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::fault::Fault;
+use super::error::Fault;
 use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError};

@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 use rustls_pki_types::CertificateDer;
 
 use super::buffer::{Buffer, Pool};
-use super::fault::Fault;
+use super::error::Fault;
 
 /// What a record costs beyond its plain bytes, at most: header 5, explicit nonce 8, tag 16, content type 1.
 const RECORD_OVERHEAD: usize = 30;

@@ -7,8 +7,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Turn};
 use crate::control::outcome::{Ending, How, Party};
-use crate::tunnel::converse::farewell;
-use crate::tunnel::fault::Fault;
+use crate::tunnel::drive::farewell;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::Role;
 use crate::tunnel::message::Version;
 

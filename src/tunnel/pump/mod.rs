@@ -20,10 +20,10 @@ use crate::control::outcome::{Ending, How};
 use crate::control::stop::Stop;
 use crate::net::wait::{OVER, wait};
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::fault::Fault;
+use crate::tunnel::conn::Link;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::Role;
-use crate::tunnel::life::Life;
-use crate::tunnel::link::Link;
+use crate::tunnel::keepalive::Life;
 use crate::tunnel::message::{Messages, PeerClose, Version};
 
 /// How many busy turns may pass before the sockets are looked at all the same: while one side floods without a pause, the

@@ -12,9 +12,9 @@ use crate::control::outcome::How;
 use crate::control::phase::Phase;
 use crate::net::sockets::Delivery;
 use crate::sys::memory;
-use crate::tunnel::fault::Fault;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame::Role;
-use crate::tunnel::life::Verdict;
+use crate::tunnel::keepalive::Verdict;
 use crate::tunnel::message::Version;
 
 /// How long a tunnel must have been silent, without so much as a ping, before the memory that it does not need is given back.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::buffer::Buffer;
-use super::fault::Fault;
-use super::life::{Life, Verdict};
-use super::link::Link;
+use super::conn::Link;
+use super::error::Fault;
+use super::keepalive::{Life, Verdict};
 use super::message::Messages;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;

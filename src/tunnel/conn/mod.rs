@@ -13,7 +13,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::tunnel::buffer::{Buffer, Class, Pool};
 use crate::tunnel::chunk;
-use crate::tunnel::fault::Fault;
+use crate::tunnel::error::Fault;
 use crate::tunnel::frame;
 use crate::tunnel::message::Messages;
 use crate::tunnel::transport::Tls;

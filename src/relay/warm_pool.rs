@@ -20,7 +20,7 @@ use super::Shared;
 use super::dial;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::link::Link;
+use crate::tunnel::conn::Link;
 use crate::tunnel::message::Messages;
 
 /// How long a CONNECT counts as demand: from one step of an installation to the next.

@@ -8,7 +8,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::FarEnd;
-use super::finding::{Finding, Opened, Step, Trouble, Verdict};
+use super::check::{Finding, Opened, Step, Trouble, Verdict};
 use super::stages::Seen;
 use crate::config::Config;
 use crate::control::phase::Phase;

@@ -6,7 +6,7 @@
 use std::net::TcpStream;
 use std::{fmt, io};
 
-use super::owner::Owners;
+use super::peer_uid::Owners;
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::random;
