@@ -43,8 +43,8 @@ impl EmbeddedOptions {
     /// What `environment` and `config` say of an embedded gateway. The roots of `config` are for its targets then; what
     /// cannot be used is added to [`Config::unusable`].
     pub fn from_environment(environment: &Environment, config: &mut Config) -> Self {
-        let Reach { intercept, resolve } =
-            Reach::from_environment(environment, &mut config.unusable);
+        let TargetOptions { intercept, resolve } =
+            TargetOptions::from_environment(environment, &mut config.unusable);
         Self {
             intercept,
             resolve,
@@ -58,14 +58,14 @@ impl EmbeddedOptions {
 
 /// What every gateway can be told by an environment: whose TLS it intercepts, and where it finds them.
 #[derive(Clone, Debug, Default)]
-pub struct Reach {
+pub struct TargetOptions {
     /// `UPSTREAMPROXY_INTERCEPT`: patterns, or `none` alone. `None`: the gateway's default.
     pub intercept: Option<Vec<Pattern>>,
     /// `UPSTREAMPROXY_RESOLVE`: names whose addresses are fixed.
     pub resolve: Vec<Override>,
 }
 
-impl Reach {
+impl TargetOptions {
     /// Reads both; what cannot be used is added to `unusable`.
     pub fn from_environment(
         environment: &Environment,
@@ -115,7 +115,7 @@ pub struct Embedded {
     cap: usize,
     // Before the folder, so that the gateway has ended when its folder goes.
     gateway: Option<Gateway>,
-    folder: PrivateFolder,
+    folder: PrivateDirectory,
 }
 
 impl Embedded {
@@ -136,7 +136,8 @@ impl Embedded {
             Some(file) => ca::with_further(&base_roots, file, "--upstream-ca")?,
             None => base_roots,
         };
-        let folder = PrivateFolder::create().map_err(|error| failed("no private folder", error))?;
+        let folder =
+            PrivateDirectory::create().map_err(|error| failed("no private folder", error))?;
         let token = random::hex::<32>().map_err(|error| failed("no randomness", error))?;
         let session_id = format!(
             "embedded-{}",
@@ -268,9 +269,9 @@ fn write_token(path: &Path, token: &str) -> io::Result<()> {
 
 /// A folder that only this user can enter, removed with all that is in it.
 #[derive(Debug)]
-struct PrivateFolder(PathBuf);
+struct PrivateDirectory(PathBuf);
 
-impl PrivateFolder {
+impl PrivateDirectory {
     fn create() -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random::hex::<8>()?));
         // Made, never found: whoever guessed the name first gets an error of ours, not our token.
@@ -283,7 +284,7 @@ impl PrivateFolder {
     }
 }
 
-impl Drop for PrivateFolder {
+impl Drop for PrivateDirectory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             log::warn!(

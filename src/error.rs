@@ -1,6 +1,6 @@
 //! Why a stage was not satisfied: one error type, whose text says what failed, where, and what to do.
 //!
-//! What goes wrong inside one tunnel is `tunnel::Fault`, which never ends the lifecycle.
+//! What goes wrong inside one tunnel is `tunnel::TunnelError`, which never ends the lifecycle.
 
 use std::fmt;
 

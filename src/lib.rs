@@ -46,7 +46,7 @@
 //!     command.args(["-c", "echo $HTTPS_PROXY"]);
 //!     relay.apply_to(&mut command);
 //!     let said = String::from_utf8(command.output()?.stdout)?;
-//!     assert_eq!(said.trim(), format!("http://{}", relay.address()));
+//!     assert_eq!(said.trim(), format!("http://{}", relay.local_addr()));
 //!     relay.shutdown(Duration::from_secs(10));
 //! }
 //! gateway.shutdown();
@@ -127,7 +127,9 @@ mod sys;
 mod tunnel;
 
 #[cfg(feature = "bench")]
-pub use bench::{BenchOrigin, BenchPlan, Conclusion, Figure, Found, Limit, Row, Told, benchmark};
+pub use bench::{
+    BenchOrigin, BenchPlan, BenchProgress, Conclusion, Figure, Found, Limit, Row, benchmark,
+};
 pub use config::{
     Cancel, Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE, Environment, Limits, UnusableSetting,
     When,
@@ -135,14 +137,14 @@ pub use config::{
 pub use control::metrics::Stats;
 pub use control::stop::Abort;
 pub use crypto::secret::{Credentials, Secret};
-pub use doctor::{Fact, Finding, Living, Step, Surroundings, Verdict, check, diagnose};
+pub use doctor::{Check, DoctorOptions, Fact, RunningServe, Step, Verdict, check, diagnose};
 #[cfg(feature = "gateway")]
-pub use embedded::{Embedded, EmbeddedOptions, Reach, start_gateway};
+pub use embedded::{Embedded, EmbeddedOptions, TargetOptions, start_gateway};
 pub use error::{Error, Stage};
 #[cfg(feature = "gateway")]
 pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
 pub use http::authority::{Authority, AuthorityError, Host, Pattern};
-pub use listener::Report;
+pub use listener::ShutdownReport;
 pub use net::resolver::{Override, OverrideError};
 pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
 pub use setup::child_env::documentation;

@@ -24,9 +24,9 @@ use crate::crypto::tls;
 use crate::error::Error;
 use crate::error::Stage;
 use crate::http::base_url::BaseUrl;
-use crate::listener::{self, Report};
+use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
-use crate::relay::{self, Entry, Running, Upstream};
+use crate::relay::{self, AccessControl, Running, Upstream};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
@@ -162,7 +162,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
 
     // Hundreds of certificates have come and gone.
     memory::give_back_heap();
-    let listener = relay.address();
+    let listener = relay.local_addr();
     log::info!(
         "relay listens on {listener}, CA bundle {}",
         trust.bundle.display()
@@ -236,7 +236,7 @@ pub(crate) fn bind(config: &Config) -> Result<TcpListener, Error> {
 pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running, Error> {
     let socket = bind(config)?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
-    let started = Entry::new(config)
+    let started = AccessControl::new(config)
         .and_then(|entry| relay::start(socket, entry, upstream, config.limits, cap));
     started.map_err(|error| {
         Error::new(
@@ -254,13 +254,13 @@ impl Handle {
     }
 
     /// Where the relay listens.
-    pub fn address(&self) -> SocketAddr {
-        self.relay.address()
+    pub fn local_addr(&self) -> SocketAddr {
+        self.relay.local_addr()
     }
 
     /// The relay's port.
     pub fn port(&self) -> u16 {
-        self.relay.address().port()
+        self.relay.local_addr().port()
     }
 
     /// The merged CA bundle; it stays when the handle goes, as a child may outlive it.
@@ -305,7 +305,7 @@ impl Handle {
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
-    pub fn shutdown(self, drain: Duration) -> Report {
+    pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.relay.shutdown(drain)
     }
 }

@@ -10,7 +10,7 @@ use super::origin::{send, take};
 use super::pattern::Pattern;
 use super::wire::{GREETING, Work};
 use crate::control::deadline::Deadline;
-use crate::doctor::check::Trouble;
+use crate::doctor::check::Problem;
 use crate::doctor::client::{Port, Tunnel};
 use crate::http::authority::Authority;
 
@@ -41,7 +41,7 @@ pub(super) struct Visit {
 
 impl Way {
     /// A connection over it; the far end has said nothing yet.
-    pub(super) fn open(&self) -> Result<Visit, Trouble> {
+    pub(super) fn open(&self) -> Result<Visit, Problem> {
         let (stream, came) = match self {
             Self::Direct(address) => {
                 let stream = TcpStream::connect_timeout(address, PATIENCE);
@@ -70,7 +70,7 @@ impl Visit {
     }
 
     /// Waits for the greeting, which is known to come.
-    pub(super) fn greeted(&mut self) -> Result<(), Trouble> {
+    pub(super) fn greeted(&mut self) -> Result<(), Problem> {
         self.greeting(PATIENCE).map_err(|error| broke(&error))
     }
 
@@ -114,7 +114,7 @@ impl Visit {
     }
 
     /// Says what is wanted of the origin.
-    pub(super) fn ask(&mut self, work: Work) -> Result<(), Trouble> {
+    pub(super) fn ask(&mut self, work: Work) -> Result<(), Problem> {
         let line = format!("{work}\n");
         self.stream
             .write_all(line.as_bytes())
@@ -122,7 +122,7 @@ impl Visit {
     }
 
     /// The same connection for another thread.
-    pub(super) fn half(&self) -> Result<Self, Trouble> {
+    pub(super) fn half(&self) -> Result<Self, Problem> {
         let stream = self.stream.try_clone().map_err(|error| broke(&error))?;
         Ok(Self {
             stream,
@@ -131,7 +131,7 @@ impl Visit {
     }
 
     /// One byte there and back.
-    pub(super) fn round_trip(&mut self, byte: u8) -> Result<Duration, Trouble> {
+    pub(super) fn round_trip(&mut self, byte: u8) -> Result<Duration, Problem> {
         let since = Instant::now();
         let mut back = [!byte];
         let mut trip = |stream: &mut TcpStream| {
@@ -146,7 +146,7 @@ impl Visit {
     }
 
     /// Takes the pattern to its end: how many bytes came.
-    pub(super) fn receive(&mut self, pattern: &Pattern) -> Result<u64, Trouble> {
+    pub(super) fn receive(&mut self, pattern: &Pattern) -> Result<u64, Problem> {
         take(&self.stream, pattern).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => wrong(),
             _ => broke(&error),
@@ -154,7 +154,7 @@ impl Visit {
     }
 
     /// Sends the pattern for so long, and its end.
-    pub(super) fn send(&mut self, pattern: &Pattern, time: Duration) -> Result<u64, Trouble> {
+    pub(super) fn send(&mut self, pattern: &Pattern, time: Duration) -> Result<u64, Problem> {
         send(&self.stream, pattern, time)
             .and_then(|sent| {
                 self.stream.shutdown(Shutdown::Write)?;
@@ -164,7 +164,7 @@ impl Visit {
     }
 
     /// Waits for the origin's word that all of the `sent` bytes came.
-    pub(super) fn confirmed(&mut self, sent: u64) -> Result<(), Trouble> {
+    pub(super) fn confirmed(&mut self, sent: u64) -> Result<(), Problem> {
         let mut answer = String::new();
         // A number of 64 bits and its line's end.
         let read = (&self.stream).take(32).read_to_string(&mut answer);
@@ -176,15 +176,15 @@ impl Visit {
     }
 }
 
-fn broke(error: &io::Error) -> Trouble {
-    Trouble::new(
+fn broke(error: &io::Error) -> Problem {
+    Problem::new(
         format!("a connection of the load broke: {error}"),
         "look at the logs of the relay (-v) and of the gateway",
     )
 }
 
-fn wrong() -> Trouble {
-    Trouble::new(
+fn wrong() -> Problem {
+    Problem::new(
         "what came is not what was sent",
         "see whether something on the way changes or loses bytes",
     )

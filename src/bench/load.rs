@@ -9,7 +9,7 @@ use super::client::{Visit, Way};
 use super::pattern::Pattern;
 use super::wire::Work;
 use crate::config::Cancel;
-use crate::doctor::check::Trouble;
+use crate::doctor::check::Problem;
 
 /// The fewest and the most samples of what is counted.
 const SAMPLES: (usize, usize) = (5, 5000);
@@ -43,7 +43,7 @@ impl Load {
         self: &Arc<Self>,
         at_once: usize,
         ready: impl Fn() + Clone + Send + 'static,
-    ) -> Result<Vec<Duration>, Trouble> {
+    ) -> Result<Vec<Duration>, Problem> {
         let until = Instant::now() + self.time;
         let latencies = crew(at_once, || {
             let (load, ready) = (Arc::clone(self), ready.clone());
@@ -67,7 +67,7 @@ impl Load {
     }
 
     /// So many connections that have carried a byte and are left alone: dropping them ends them.
-    pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<Visit>, Trouble> {
+    pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<Visit>, Problem> {
         crew(count, || {
             let load = Arc::clone(self);
             move || {
@@ -82,7 +82,7 @@ impl Load {
     }
 
     /// Single bytes there and back over one connection, one after the other, for its time.
-    pub(super) fn echoes(&self) -> Result<Vec<Duration>, Trouble> {
+    pub(super) fn echoes(&self) -> Result<Vec<Duration>, Problem> {
         let mut visit = self.visit()?;
         visit.ask(Work::Echo)?;
         let until = Instant::now() + self.time;
@@ -102,7 +102,7 @@ impl Load {
         self: &Arc<Self>,
         bulk: Bulk,
         streams: usize,
-    ) -> Result<(u64, Duration), Trouble> {
+    ) -> Result<(u64, Duration), Problem> {
         let visits = crew(streams, || {
             let load = Arc::clone(self);
             move || load.visit()
@@ -156,7 +156,7 @@ impl Load {
         }
     }
 
-    fn visit(&self) -> Result<Visit, Trouble> {
+    fn visit(&self) -> Result<Visit, Problem> {
         let mut visit = self.way.open()?;
         if self.speaks {
             visit.greeted()?;
@@ -166,9 +166,9 @@ impl Load {
 }
 
 /// Does so many works at the same time, each on a thread of its own: what each came to, or the first trouble.
-fn crew<T: Send + 'static, F>(count: usize, mut work: impl FnMut() -> F) -> Result<Vec<T>, Trouble>
+fn crew<T: Send + 'static, F>(count: usize, mut work: impl FnMut() -> F) -> Result<Vec<T>, Problem>
 where
-    F: FnOnce() -> Result<T, Trouble> + Send + 'static,
+    F: FnOnce() -> Result<T, Problem> + Send + 'static,
 {
     let threads: Vec<_> = (0..count)
         .map(|_| {
@@ -178,15 +178,15 @@ where
         })
         .collect();
     // All are joined before the first trouble is told.
-    let done: Vec<Result<T, Trouble>> = threads
+    let done: Vec<Result<T, Problem>> = threads
         .into_iter()
         .map(|thread| match thread.map(JoinHandle::join) {
             Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(Trouble::new(
+            Ok(Err(_)) => Err(Problem::new(
                 "a thread of the load panicked",
                 "please report it with its message",
             )),
-            Err(error) => Err(Trouble::new(
+            Err(error) => Err(Problem::new(
                 format!("no thread could be started for the load: {error}"),
                 "raise the limit on processes, or ask for fewer --streams",
             )),

@@ -9,7 +9,7 @@ use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
 use super::progress::{figure, quantile, quantiles};
 use super::verdict::{Moved, Samples};
-use crate::doctor::check::Trouble;
+use crate::doctor::check::Problem;
 use crate::doctor::round_trip::OwnRelay;
 
 /// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
@@ -31,7 +31,7 @@ impl Run<'_> {
         if !self.goes_on(&what, path) {
             return;
         }
-        let held = || -> Result<Option<f64>, Trouble> {
+        let held = || -> Result<Option<f64>, Problem> {
             // What is made once and kept belongs to what was there before.
             load.idle(1)?
                 .into_iter()
@@ -153,7 +153,7 @@ impl Run<'_> {
             return None;
         }
         if bulk != Bulk::Down && !load.half_close {
-            let trouble = Trouble::new(
+            let trouble = Problem::new(
                 "the gateway speaks version 1 of the wire, which cannot say that a client has sent all",
                 "measure it through a gateway that speaks version 2",
             );

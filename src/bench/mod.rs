@@ -25,21 +25,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use origin::BenchOrigin;
-pub use progress::{Figure, Found, Row, Told};
+pub use progress::{BenchProgress, Figure, Found, Row};
 pub use verdict::{Conclusion, Limit};
 
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::secret::Secret;
-use crate::doctor::Surroundings;
-use crate::doctor::check::Trouble;
+use crate::doctor::DoctorOptions;
+use crate::doctor::check::Problem;
 use crate::doctor::client::Port;
 use crate::doctor::round_trip::{OwnRelay, to_open};
 use crate::doctor::stages::{self, Seen};
 use crate::http::authority::{Authority, Host};
 use crate::net::resolver::Resolver;
 use crate::orchestrator::upstream;
-use crate::relay::{Passed, trace};
+use crate::relay::{DialEvent, trace};
 use crate::tunnel::message::Version;
 use load::Load;
 use measures::{AT_ONCE, STREAMS, Wait};
@@ -81,9 +81,9 @@ pub struct BenchPlan {
 /// ```
 pub fn benchmark(
     config: &Config,
-    about: &Surroundings,
+    about: &DoctorOptions,
     plan: &BenchPlan,
-    tell: &mut dyn FnMut(Told),
+    tell: &mut dyn FnMut(BenchProgress),
 ) -> Option<Conclusion> {
     let mut run = Run {
         config,
@@ -107,13 +107,13 @@ pub fn benchmark(
 }
 
 /// What could not be measured, over what, and why.
-type Stopped = (String, &'static str, Trouble);
+type Stopped = (String, &'static str, Problem);
 
 struct Run<'a> {
     config: &'a Config,
-    about: &'a Surroundings,
+    about: &'a DoctorOptions,
     plan: &'a BenchPlan,
-    tell: &'a mut dyn FnMut(Told),
+    tell: &'a mut dyn FnMut(BenchProgress),
     begun: Instant,
     /// Measures, all about as long.
     done: usize,
@@ -129,7 +129,7 @@ impl Run<'_> {
             .map_err(|error| (error.stage().to_string(), "gateway", error.into()))?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let origin = BenchOrigin::start(loopback).map_err(|error| {
-            let trouble = Trouble::new(
+            let trouble = Problem::new(
                 format!("no origin could be started on loopback: {error}"),
                 "raise this user's limits on processes and open files",
             );
@@ -142,12 +142,12 @@ impl Run<'_> {
         let target = match named {
             Some(target) => target,
             None if self.about.own_origin => Authority {
-                host: Host::Address(origin.address().ip()),
-                port: origin.address().port(),
+                host: Host::Address(origin.local_addr().ip()),
+                port: origin.local_addr().port(),
             },
             None => session.base.authority().clone(),
         };
-        (self.tell)(Told::Between {
+        (self.tell)(BenchProgress::Between {
             upstream: session.base.to_string(),
             target: target.to_string(),
         });
@@ -165,7 +165,7 @@ impl Run<'_> {
         let tunnel = self.tunnel(port, &target)?;
         let direct = Arc::new(Load {
             half_close: true,
-            ..self.load(client::Way::Direct(origin.address()), true)
+            ..self.load(client::Way::Direct(origin.local_addr()), true)
         });
         let far = round_trip.is_some_and(|trip| trip >= FAR);
         let cold = if far && living.is_none() {
@@ -196,7 +196,7 @@ impl Run<'_> {
             self.echoes(&direct, &tunnel, &mut samples);
             self.bulks(&direct, &tunnel, &mut samples);
         } else {
-            let trouble = Trouble::new(
+            let trouble = Problem::new(
                 format!("{target} does not speak the benchmark's load"),
                 "run `upstreamproxy bench --origin ADDR:PORT` where the gateway can reach it, and name it with --target",
             );
@@ -232,7 +232,7 @@ impl Run<'_> {
             let mut since = Instant::now();
             let half_close = &mut self.half_close;
             walked = trace(&upstream, &self.config.limits, target, &mut |passed| {
-                if let Passed::Upgrade(version) = passed {
+                if let DialEvent::Upgrade(version) = passed {
                     *half_close = version == Version::V2;
                 }
                 let (phase, took) = (phase(&passed), since.elapsed());
@@ -252,7 +252,7 @@ impl Run<'_> {
             if refusal.is_policy() && self.about.target.is_none() {
                 remedy = "name a far end that it allows with --target HOST:PORT";
             }
-            (phase.to_string(), "gateway", Trouble::new(what, remedy))
+            (phase.to_string(), "gateway", Problem::new(what, remedy))
         })?;
         let of = |wanted| quickest.iter().find(|(phase, _)| *phase == wanted);
         let trip = of(Phase::Upgrade).or_else(|| of(Phase::Connect));
@@ -312,7 +312,7 @@ impl Run<'_> {
             _ => self.plan.time,
         };
         let left = self.planned.saturating_sub(self.done);
-        (self.tell)(Told::Begins {
+        (self.tell)(BenchProgress::Begins {
             what: what.to_owned(),
             done: self.done as f64 / self.planned.max(1) as f64,
             left: pace.saturating_mul(u32::try_from(left).unwrap_or(u32::MAX)),
@@ -333,25 +333,25 @@ impl Run<'_> {
         // What was cut short says nothing.
         if !self.config.cancel.is_requested() {
             let found = Found::Figures(figures);
-            (self.tell)(Told::Row(Row { what, path, found }));
+            (self.tell)(BenchProgress::Row(Row { what, path, found }));
         }
     }
 
-    fn not(&mut self, what: String, path: &'static str, trouble: Trouble) {
-        let Trouble {
+    fn not(&mut self, what: String, path: &'static str, trouble: Problem) {
+        let Problem {
             what: why, remedy, ..
         } = trouble;
         let found = Found::Not { why, remedy };
-        (self.tell)(Told::Row(Row { what, path, found }));
+        (self.tell)(BenchProgress::Row(Row { what, path, found }));
     }
 }
 
-fn phase(passed: &Passed<'_>) -> Phase {
+fn phase(passed: &DialEvent<'_>) -> Phase {
     match passed {
-        Passed::Resolve(_) => Phase::Resolve,
-        Passed::Connect(_) => Phase::Connect,
-        Passed::Tls(_) => Phase::Tls,
-        Passed::Upgrade(_) => Phase::Upgrade,
-        Passed::Opening => Phase::Opening,
+        DialEvent::Resolve(_) => Phase::Resolve,
+        DialEvent::Connect(_) => Phase::Connect,
+        DialEvent::Tls(_) => Phase::Tls,
+        DialEvent::Upgrade(_) => Phase::Upgrade,
+        DialEvent::Opening => Phase::Opening,
     }
 }

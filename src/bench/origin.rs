@@ -35,8 +35,8 @@ impl BenchOrigin {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.0.address()
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr()
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     fn visitor(origin: &BenchOrigin, line: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(origin.address()).unwrap();
+        let mut stream = TcpStream::connect(origin.local_addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut greeting = vec![0; GREETING.len()];
         stream.read_exact(&mut greeting).unwrap();

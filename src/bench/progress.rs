@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What a benchmark tells while it goes on.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Told {
+pub enum BenchProgress {
     /// Between what it measures.
     Between {
         /// The upstream's base URL.

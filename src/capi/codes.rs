@@ -42,13 +42,13 @@ pub(super) const DRAIN_DEFAULT: i64 = -1;
 
 /// Why a call did not do what it was asked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Wrong {
+pub(super) struct ApiError {
     /// One of the `ERROR_` codes.
     pub(super) code: c_int,
     text: String,
 }
 
-impl Wrong {
+impl ApiError {
     /// An error with its sentence.
     pub(super) fn new(code: c_int, text: impl Into<String>) -> Self {
         Self {
@@ -76,17 +76,17 @@ pub(super) fn last() -> *const c_char {
 }
 
 /// Does `call`: its code, or that of what went wrong, which is kept for [`last`]. No panic passes.
-pub(super) fn answer(call: impl FnOnce() -> Result<c_int, Wrong>) -> c_int {
+pub(super) fn answer(call: impl FnOnce() -> Result<c_int, ApiError>) -> c_int {
     attempt(call).unwrap_or_else(|code| code)
 }
 
 /// The same for what answers with a value, and with `otherwise` when something went wrong.
-pub(super) fn value<T>(otherwise: T, call: impl FnOnce() -> Result<T, Wrong>) -> T {
+pub(super) fn value<T>(otherwise: T, call: impl FnOnce() -> Result<T, ApiError>) -> T {
     attempt(call).unwrap_or(otherwise)
 }
 
 /// The same for a string that may be missing: then it is NULL, without an error.
-pub(super) fn text<'a>(call: impl FnOnce() -> Result<Option<&'a CStr>, Wrong>) -> *const c_char {
+pub(super) fn text<'a>(call: impl FnOnce() -> Result<Option<&'a CStr>, ApiError>) -> *const c_char {
     value(None, call).map_or(std::ptr::null(), CStr::as_ptr)
 }
 
@@ -97,11 +97,11 @@ pub(super) fn c_string(text: impl Into<Vec<u8>>) -> CString {
     CString::new(bytes).unwrap_or_default()
 }
 
-fn attempt<T>(call: impl FnOnce() -> Result<T, Wrong>) -> Result<T, c_int> {
+fn attempt<T>(call: impl FnOnce() -> Result<T, ApiError>) -> Result<T, c_int> {
     let wrong = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(wrong)) => wrong,
-        Err(_) => Wrong::new(
+        Err(_) => ApiError::new(
             ERROR_INTERNAL,
             "the library panicked; report it with the message on standard error",
         ),
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn an_error_is_a_code_and_its_words_for_this_thread_alone() {
-        assert_eq!(answer(|| Err(Wrong::null("config"))), ERROR_NULL);
+        assert_eq!(answer(|| Err(ApiError::null("config"))), ERROR_NULL);
         assert_eq!(said(), "config is NULL");
         std::thread::spawn(|| assert_eq!(said(), ""))
             .join()

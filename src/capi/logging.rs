@@ -8,7 +8,7 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use super::codes::{ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, Wrong, c_string};
+use super::codes::{ApiError, ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, c_string};
 use crate::sys::log_filter::{may_be_shown, one_line};
 
 /// A function of the host's: its own context, the level (1 error to 4 debug), the text.
@@ -35,7 +35,7 @@ pub(super) fn log_to(
     callback: Option<Callback>,
     context: *mut c_void,
     level: c_int,
-) -> Result<c_int, Wrong> {
+) -> Result<c_int, ApiError> {
     outside()?;
     let level = match (level, callback) {
         (_, None) | (0, _) => LevelFilter::Off,
@@ -44,14 +44,14 @@ pub(super) fn log_to(
         (3, _) => LevelFilter::Info,
         (4, _) => LevelFilter::Debug,
         _ => {
-            return Err(Wrong::new(
+            return Err(ApiError::new(
                 ERROR_ARGUMENT,
                 format!("level {level} is none from 0, nothing, to 4, debug"),
             ));
         }
     };
     if !OURS.get_or_init(|| log::set_logger(&Forwarder).is_ok()) {
-        return Err(Wrong::new(
+        return Err(ApiError::new(
             ERROR_LOG_TAKEN,
             "this program has a logger for the crate log already; read it there",
         ));
@@ -66,9 +66,9 @@ pub(super) fn log_to(
 }
 
 /// An error in the callback, from which nothing may be called that waits for other threads.
-pub(super) fn outside() -> Result<(), Wrong> {
+pub(super) fn outside() -> Result<(), ApiError> {
     if INSIDE.get() {
-        return Err(Wrong::new(
+        return Err(ApiError::new(
             ERROR_IN_CALLBACK,
             "the log callback may not call this; leave it to another thread",
         ));

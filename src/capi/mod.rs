@@ -18,8 +18,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use codes::{
-    ABI_VERSION, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, Wrong, answer, last,
-    text, value,
+    ABI_VERSION, ApiError, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, answer,
+    last, text, value,
 };
 use ffi::{Numbers, Room, Text, Texts};
 use logging::Callback;
@@ -261,7 +261,7 @@ extern "C" fn upstreamproxy_shutdown(
             Ok(ms) => Some(Duration::from_millis(ms)),
             Err(_) if drain_ms == DRAIN_DEFAULT => None,
             Err(_) => {
-                return Err(Wrong::new(
+                return Err(ApiError::new(
                     ERROR_ARGUMENT,
                     format!(
                         "a drain of {drain_ms} ms; {DRAIN_DEFAULT} stands for the configured one"
@@ -301,15 +301,15 @@ impl Config {
 }
 
 /// The argument called `what`, which must be there.
-fn given<T>(argument: Option<T>, what: &str) -> Result<T, Wrong> {
-    argument.ok_or_else(|| Wrong::null(what))
+fn given<T>(argument: Option<T>, what: &str) -> Result<T, ApiError> {
+    argument.ok_or_else(|| ApiError::null(what))
 }
 
 /// Where the argument called `what` wants a pointer to be written, with NULL in it for now.
 fn emptied<'a, T>(
     room: Option<&'a mut MaybeUninit<Option<T>>>,
     what: &str,
-) -> Result<&'a mut Option<T>, Wrong> {
+) -> Result<&'a mut Option<T>, ApiError> {
     Ok(given(room, what)?.write(None))
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::codes::{
-    ERROR_FORKED, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED, STATE_STOPPING, Wrong, c_string,
+    ApiError, ERROR_FORKED, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED, STATE_STOPPING, c_string,
 };
 use super::ffi::{Array, with_signals_blocked};
 use super::logging;
@@ -19,7 +19,7 @@ use crate::control::metrics::{Counters, Stats};
 use crate::control::stop::Abort;
 use crate::embedded::{Embedded, EmbeddedOptions};
 use crate::error::Stage;
-use crate::listener::Report;
+use crate::listener::ShutdownReport;
 use crate::orchestrator::{Disabled, Handle, Started, start};
 use crate::setup::hardening;
 
@@ -56,7 +56,7 @@ enum Phase {
     Enabled(Box<Up>),
     /// Some thread waits for the end; with the way to end that sooner, which goes when it has come.
     Stopping(Abort),
-    Stopped(Report),
+    Stopped(ShutdownReport),
 }
 
 /// What runs. The relay goes before the gateway that it leads to.
@@ -214,7 +214,7 @@ impl Proxy {
     }
 
     /// Ends at once what a shutdown gives time to, or would.
-    pub(super) fn abort(&self) -> Result<(), Wrong> {
+    pub(super) fn abort(&self) -> Result<(), ApiError> {
         self.is_ours()?;
         match &*self.phase() {
             Phase::Enabled(up) => up.relay.abort().request(),
@@ -225,7 +225,7 @@ impl Proxy {
     }
 
     /// Stops it, and returns when that is done, also if another thread does it. `None`: the configured drain.
-    pub(super) fn shutdown(&self, drain: Option<Duration>) -> Result<Report, Wrong> {
+    pub(super) fn shutdown(&self, drain: Option<Duration>) -> Result<ShutdownReport, ApiError> {
         logging::outside()?;
         self.is_ours()?;
         let waited = self
@@ -235,10 +235,10 @@ impl Proxy {
         let stopping = match &*phase {
             Phase::Enabled(up) => Phase::Stopping(up.relay.abort()),
             Phase::Stopped(report) => return Ok(*report),
-            Phase::Disabled | Phase::Stopping(_) => return Ok(Report::default()),
+            Phase::Disabled | Phase::Stopping(_) => return Ok(ShutdownReport::default()),
         };
         let Phase::Enabled(up) = std::mem::replace(&mut *phase, stopping) else {
-            return Ok(Report::default());
+            return Ok(ShutdownReport::default());
         };
         drop(phase);
         let drain = drain
@@ -256,11 +256,11 @@ impl Proxy {
     }
 
     /// An error in a fork: the threads to wait for are not there, and the descriptors are the parent's too.
-    fn is_ours(&self) -> Result<(), Wrong> {
+    fn is_ours(&self) -> Result<(), ApiError> {
         if self.process == std::process::id() {
             return Ok(());
         }
-        Err(Wrong::new(
+        Err(ApiError::new(
             ERROR_FORKED,
             "this is a fork of the process that started the proxy; stop it there",
         ))
@@ -268,7 +268,7 @@ impl Proxy {
 }
 
 impl Up {
-    fn end(self, drain: Duration) -> Report {
+    fn end(self, drain: Duration) -> ShutdownReport {
         let report = self.relay.shutdown(drain);
         if let Some(gateway) = self.gateway {
             gateway.shutdown();

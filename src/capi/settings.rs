@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString, c_int};
 use std::os::unix::ffi::OsStrExt;
 
-use super::codes::{ERROR_SETTING, ERROR_VALUE, OK, Wrong};
+use super::codes::{ApiError, ERROR_SETTING, ERROR_VALUE, OK};
 use crate::config::{
     Cancel, Config, DEFAULT_BASE_URL, Environment, Reader, UnusableSetting, When, parse_bool,
 };
@@ -61,7 +61,7 @@ impl Settings {
     }
 
     /// Takes one setting, if there is such a one and it can have this value.
-    pub(super) fn set(&mut self, name: &[u8], value: &[u8]) -> Result<c_int, Wrong> {
+    pub(super) fn set(&mut self, name: &[u8], value: &[u8]) -> Result<c_int, ApiError> {
         let known = |known: &&&str| known.as_bytes() == name;
         if name == HARDEN.as_bytes() {
             let value = str::from_utf8(value).unwrap_or_default();
@@ -69,7 +69,7 @@ impl Settings {
             return Ok(OK);
         }
         let Some(name) = NAMES.iter().find(known) else {
-            return Err(Wrong::new(
+            return Err(ApiError::new(
                 ERROR_SETTING,
                 format!(
                     "there is no setting {}; there are {}, {HARDEN}",
@@ -126,8 +126,8 @@ fn variable(name: &str) -> String {
     )
 }
 
-fn refused(name: &str, expected: &str) -> Wrong {
-    Wrong::new(ERROR_VALUE, format!("{name} is not {expected}"))
+fn refused(name: &str, expected: &str) -> ApiError {
+    ApiError::new(ERROR_VALUE, format!("{name} is not {expected}"))
 }
 
 /// Reads all settings of `environment`. What cannot be used is left for the gate to say.
@@ -144,7 +144,7 @@ fn read(environment: &Environment) -> (Config, Option<EmbeddedOptions>) {
 }
 
 /// Whether the setting could have this value, were it the only one.
-fn judge(name: &str, value: &OsStr) -> Result<(), Wrong> {
+fn judge(name: &str, value: &OsStr) -> Result<(), ApiError> {
     let mut alone = Environment::default();
     // The embedded gateway's settings are read only where there is one.
     alone.set(variable("embedded"), "1");
@@ -163,7 +163,7 @@ fn judge(name: &str, value: &OsStr) -> Result<(), Wrong> {
             .session_id
             .get_or_insert_with(|| "session".to_owned());
         gate::check(&config)
-            .map_err(|error| Wrong::new(ERROR_VALUE, format!("{name}: {error}")))?;
+            .map_err(|error| ApiError::new(ERROR_VALUE, format!("{name}: {error}")))?;
     }
     Ok(())
 }
@@ -174,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    fn set(settings: &mut Settings, name: &str, value: &str) -> Result<c_int, Wrong> {
+    fn set(settings: &mut Settings, name: &str, value: &str) -> Result<c_int, ApiError> {
         settings.set(name.as_bytes(), value.as_bytes())
     }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::bench::{BenchOrigin, BenchPlan, Conclusion, Found, Row, Told, benchmark};
+use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Found, Row, benchmark};
 use crate::http::authority::Authority;
 use crate::sys::log_filter::one_line;
 use serde_json::{Map, Value, json};
@@ -47,11 +47,11 @@ pub(crate) fn run(
         let conclusion = benchmark(&config, &about, &plan, &mut |told| {
             let mut heard = listener.lock().unwrap_or_else(PoisonError::into_inner);
             match told {
-                Told::Between { upstream, target } => {
+                BenchProgress::Between { upstream, target } => {
                     (heard.upstream, heard.target) = (upstream, target);
                 }
-                Told::Begins { what, done, left } => progress.tell(&what, done, left),
-                Told::Row(row) => heard.rows.push(row),
+                BenchProgress::Begins { what, done, left } => progress.tell(&what, done, left),
+                BenchProgress::Row(row) => heard.rows.push(row),
             }
         });
         progress.ends();
@@ -90,7 +90,7 @@ pub(crate) fn origin(listen: SocketAddr) -> ExitStatus {
             return fail(&what, ExitStatus::FAILED);
         }
     };
-    let ready = json!({ "origin": origin.address().to_string(), "pid": std::process::id() });
+    let ready = json!({ "origin": origin.local_addr().to_string(), "pid": std::process::id() });
     print(format!("{ready}\n").as_bytes());
     while let Ok(signal) = signals.receiver().recv() {
         if signal.is_fatal() {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::doctor::{Fact, Finding, Verdict, diagnose};
+use crate::doctor::{Check, Fact, Verdict, diagnose};
 use crate::http::authority::Authority;
 use serde_json::{Map, Value, json};
 
@@ -45,7 +45,7 @@ pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> Ex
     if json {
         print(document(&findings).as_bytes());
     }
-    if findings.iter().any(Finding::is_wrong) {
+    if findings.iter().any(Check::is_wrong) {
         ExitStatus::FAILED
     } else {
         ExitStatus::SUCCESS
@@ -53,10 +53,10 @@ pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> Ex
 }
 
 /// `step: ok, DETAIL, N ms`, `step: wrong, WHAT; REMEDY`, `step: skipped, WHY`. One line, whatever came over the network.
-fn line(finding: &Finding) -> String {
+fn line(finding: &Check) -> String {
     let text = match &finding.verdict {
         Verdict::Ok(detail) => format!("ok, {detail}"),
-        Verdict::Wrong { what, remedy } => format!("wrong, {what}; {remedy}"),
+        Verdict::ApiError { what, remedy } => format!("wrong, {what}; {remedy}"),
         Verdict::Skipped(why) => format!("skipped, {why}"),
     };
     let took = match (&finding.verdict, finding.took) {
@@ -75,15 +75,15 @@ fn line(finding: &Finding) -> String {
 }
 
 /// The whole diagnosis; `manual/operations.md` documents the names.
-fn document(findings: &[Finding]) -> String {
+fn document(findings: &[Check]) -> String {
     let all: Vec<Value> = findings.iter().map(object).collect();
-    let well = !findings.iter().any(Finding::is_wrong);
+    let well = !findings.iter().any(Check::is_wrong);
     let mut text = json!({ "well": well, "findings": all }).to_string();
     text.push('\n');
     text
 }
 
-fn object(finding: &Finding) -> Value {
+fn object(finding: &Check) -> Value {
     let mut object = Map::new();
     let mut set = |name: &str, value: Value| object.insert(name.to_owned(), value);
     set("step", finding.step.name().into());
@@ -92,7 +92,7 @@ fn object(finding: &Finding) -> Value {
             set("verdict", "ok".into());
             set("detail", detail.as_str().into());
         }
-        Verdict::Wrong { what, remedy } => {
+        Verdict::ApiError { what, remedy } => {
             set("verdict", "wrong".into());
             set("what", what.as_str().into());
             set("remedy", remedy.as_str().into());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::listener::Report;
+use crate::listener::ShutdownReport;
 use crossbeam_channel::{Receiver, bounded, select};
 use sd_notify::NotifyState;
 
@@ -19,7 +19,7 @@ pub(crate) fn drain_down(
     drain: Duration,
     abort: impl Fn(),
     means_something_else: impl Fn(Signal) -> bool,
-    stop: impl FnOnce(Duration) -> Report + Send + 'static,
+    stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
     notify(NotifyState::Stopping);
     let (sender, drained) = bounded(1);
@@ -51,7 +51,7 @@ pub(crate) fn drain_down(
     }
 }
 
-fn outcome(report: Option<Report>) -> ExitStatus {
+fn outcome(report: Option<ShutdownReport>) -> ExitStatus {
     match report {
         Some(report) if report.cut == 0 => ExitStatus::SUCCESS,
         Some(report) => {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Limits, UnusableSetting};
 pub(crate) use crate::embedded::{Embedded, EmbeddedOptions};
-use crate::embedded::{Reach, start_gateway};
+use crate::embedded::{TargetOptions, start_gateway};
 use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
 use crate::http::authority::Pattern;
 use crate::net::resolver::Override;
@@ -79,7 +79,7 @@ pub(crate) fn settings(mut layers: Layers<'_>) -> Result<GatewaySettings, UsageE
     })?;
     let target_ca = path("target-ca");
     let listen = layers.lookup("listen").map_or(LISTEN, |_| config.listen);
-    let reach = Reach::from_environment(&layers.environment, &mut layers.unusable);
+    let reach = TargetOptions::from_environment(&layers.environment, &mut layers.unusable);
     let settings = GatewaySettings {
         listen,
         allow_plaintext: layers.switch("allow-plaintext"),
@@ -143,26 +143,26 @@ pub(crate) fn run(settings: GatewaySettings) -> ExitStatus {
 
 /// Reads the files that the settings name.
 fn configure(settings: GatewaySettings) -> Result<GatewayConfig, String> {
-    let mut config = GatewayConfig::default();
-    config.listen = settings.listen;
-    config.allow_plaintext = settings.allow_plaintext;
-    config.sessions = Sessions::load(&settings.sessions).map_err(|error| error.to_string())?;
     let identity = |(cert, key): (PathBuf, PathBuf)| {
         Ok::<_, String>(TlsIdentity {
             cert_pem: read_text(&cert)?.to_string(),
             key_pem: read_text(&key)?,
         })
     };
-    config.tls = settings.tls.map(identity).transpose()?;
-    config.interception_ca = settings.ca.map(identity).transpose()?;
-    if let Some(patterns) = settings.intercept {
-        config.intercept = patterns;
-    }
-    config.target_ca = settings.target_ca;
-    config.resolve = settings.resolve;
-    config.allow_private = settings.allow_private;
-    config.limits = settings.limits;
-    Ok(config)
+    let defaults = GatewayConfig::default();
+    Ok(GatewayConfig {
+        listen: settings.listen,
+        allow_plaintext: settings.allow_plaintext,
+        sessions: Sessions::load(&settings.sessions).map_err(|error| error.to_string())?,
+        tls: settings.tls.map(identity).transpose()?,
+        interception_ca: settings.ca.map(identity).transpose()?,
+        intercept: settings.intercept.unwrap_or(defaults.intercept),
+        target_ca: settings.target_ca,
+        resolve: settings.resolve,
+        allow_private: settings.allow_private,
+        limits: settings.limits,
+        ..defaults
+    })
 }
 
 /// The whole file, in memory that is wiped: it may be a key. The room is taken at once, since growing would leave copies.
@@ -208,7 +208,7 @@ fn reload(gateway: &Gateway, sessions: &Path) {
 fn ready_line(gateway: &Gateway) -> String {
     format!(
         "{{\"listening\":{},\"base_url\":{},\"pid\":{}}}\n",
-        json_string(&gateway.address().to_string()),
+        json_string(&gateway.local_addr().to_string()),
         json_string(&gateway.base_url()),
         std::process::id()
     )

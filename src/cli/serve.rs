@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::Stage;
-use crate::listener::Report;
+use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
@@ -61,7 +61,7 @@ pub(crate) fn run(session: Session) -> ExitStatus {
 /// Tells the world that we are ready: the state file, then standard output, so that who reads the line finds the file.
 fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
     let line = Line {
-        relay: handle.address(),
+        relay: handle.local_addr(),
         proxy: handle.proxy_url(),
         ca_bundle: handle.ca_bundle(),
         env: &handle.env(),
@@ -102,7 +102,7 @@ fn until_stopped(
     signals: &Receiver<Signal>,
     drain: Duration,
     abort: impl Fn(),
-    stop: impl FnOnce(Duration) -> Report + Send + 'static,
+    stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
     while let Ok(signal) = signals.recv() {
         if signal.is_fatal() {
@@ -209,11 +209,16 @@ mod tests {
     fn a_drain_in_which_all_tunnels_ended_is_success_and_one_that_cut_is_not() {
         let (sender, signals) = unbounded();
         sender.send(signal(SIGTERM)).unwrap();
-        let status = until_stopped(&signals, Duration::ZERO, || {}, |_| Report::default());
+        let status = until_stopped(
+            &signals,
+            Duration::ZERO,
+            || {},
+            |_| ShutdownReport::default(),
+        );
         assert_eq!(status, ExitStatus::SUCCESS);
-        let cut = Report {
+        let cut = ShutdownReport {
             cut: 1,
-            ..Report::default()
+            ..ShutdownReport::default()
         };
         sender.send(signal(SIGTERM)).unwrap();
         assert_eq!(
@@ -234,7 +239,7 @@ mod tests {
             || {},
             move |_| {
                 let _ = blocked.recv();
-                Report::default()
+                ShutdownReport::default()
             },
         );
         assert_eq!(status, ExitStatus::new(130));

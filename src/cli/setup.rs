@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::config::{Cancel, Config};
-use crate::doctor::Surroundings;
+use crate::doctor::DoctorOptions;
 use crate::error::{Error, Stage};
 use crate::http::authority::Authority;
 use crate::orchestrator::{Handle, Started};
@@ -46,11 +46,11 @@ pub(crate) enum SetUp {
 pub(crate) fn looked_at(
     session: Session,
     target: Option<Authority>,
-) -> Result<(Config, Option<Embedded>, Surroundings), ExitStatus> {
+) -> Result<(Config, Option<Embedded>, DoctorOptions), ExitStatus> {
     let mut config = session.config;
     let embedded = start_embedded(session.embedded, &mut config)
         .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
-    let about = Surroundings {
+    let about = DoctorOptions {
         target,
         own_origin: embedded.is_some(),
         living: match &embedded {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::Environment;
-use crate::doctor::Living;
+use crate::doctor::RunningServe;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
@@ -33,7 +33,7 @@ pub(crate) fn home(environment: &Environment) -> Option<PathBuf> {
 }
 
 /// The first living `serve` under `home`.
-pub(crate) fn living(home: &Path) -> Option<Living> {
+pub(crate) fn living(home: &Path) -> Option<RunningServe> {
     (1..=NAMES).find_map(|number| {
         let path = path(home, number);
         let state = read(&path)?;
@@ -178,7 +178,7 @@ fn is_held(path: &Path) -> bool {
 }
 
 /// What a state file says, if it is one of our own user's making: what it says ends up in a shell.
-fn read(path: &Path) -> Option<Living> {
+fn read(path: &Path) -> Option<RunningServe> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
@@ -192,7 +192,7 @@ fn read(path: &Path) -> Option<Living> {
     let mut text = String::new();
     file.take(SIZE_LIMIT).read_to_string(&mut text).ok()?;
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;
-    Some(Living {
+    Some(RunningServe {
         pid: value.get("pid")?.as_u64()?.try_into().ok()?,
         relay: value.get("relay")?.as_str()?.parse().ok()?,
         proxy: value.get("proxy")?.as_str()?.to_owned(),

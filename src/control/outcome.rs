@@ -32,7 +32,7 @@ impl Party {
 
 /// How one connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum EndReason {
     /// Both directions ended in order.
     Clean,
     /// Version 1: nothing more came after the client's end of stream.
@@ -71,9 +71,9 @@ pub(crate) enum How {
 
 /// What a tunnel came to.
 #[derive(Debug)]
-pub(crate) struct Ending {
+pub(crate) struct TunnelSummary {
     /// How it ended.
-    pub(crate) how: How,
+    pub(crate) how: EndReason,
     /// Bytes from client to target.
     pub(crate) up: u64,
     /// Bytes from target to client.
@@ -86,7 +86,7 @@ pub(crate) struct Outcome {
     /// What the tunnel was for; none if that was never known.
     pub(crate) authority: Option<String>,
     /// How it ended.
-    pub(crate) how: How,
+    pub(crate) how: EndReason,
     /// Bytes from client to target.
     pub(crate) up: u64,
     /// Bytes from target to client.
@@ -100,10 +100,10 @@ impl Outcome {
     pub(crate) fn new(
         since: Instant,
         authority: Option<String>,
-        came_to: Result<Ending, How>,
+        came_to: Result<TunnelSummary, EndReason>,
     ) -> Self {
         let (how, up, down) = match came_to {
-            Ok(Ending { how, up, down }) => (how, up, down),
+            Ok(TunnelSummary { how, up, down }) => (how, up, down),
             Err(how) => (how, 0, 0),
         };
         Self {
@@ -121,11 +121,11 @@ impl Outcome {
         let took = Millis(self.since.elapsed());
         let (up, down) = (self.up, self.down);
         match &self.how {
-            How::Refused { .. } => log::info!("{who}: {authority} {}, {took}", self.how),
-            How::Answered | How::Abandoned => {
+            EndReason::Refused { .. } => log::info!("{who}: {authority} {}, {took}", self.how),
+            EndReason::Answered | EndReason::Abandoned => {
                 log::debug!("{who}: {authority} {}, {took}", self.how);
             }
-            How::Panicked => log::error!(
+            EndReason::Panicked => log::error!(
                 "{who}: {authority} {}, {took}; this is a fault of this program",
                 self.how
             ),
@@ -134,7 +134,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for How {
+impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Clean => f.write_str("ended"),

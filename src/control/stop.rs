@@ -34,7 +34,7 @@ impl Stop {
     }
 
     /// Asks every thread to end, and to have ended by `deadline`. The first to ask sets the deadline.
-    pub(crate) fn ask(&self, deadline: Deadline) {
+    pub(crate) fn request(&self, deadline: Deadline) {
         if self.deadline.set(deadline).is_ok() {
             raise(&self.wake);
         }
@@ -42,14 +42,14 @@ impl Stop {
 
     /// Takes back what time was given: every thread is to end now.
     pub(crate) fn cut(&self) {
-        self.ask(Deadline::after(Duration::ZERO));
+        self.request(Deadline::after(Duration::ZERO));
         if !self.is_cut.swap(true, Ordering::SeqCst) {
             raise(&self.cut);
         }
     }
 
     /// The deadline, once a stop was asked for.
-    pub(crate) fn asked(&self) -> Option<Deadline> {
+    pub(crate) fn requested(&self) -> Option<Deadline> {
         if self.is_cut.load(Ordering::SeqCst) {
             return Some(Deadline::after(Duration::ZERO));
         }
@@ -57,7 +57,7 @@ impl Stop {
     }
 
     /// What becomes readable when there is something new to know for one who knows this much.
-    pub(crate) fn news(&self, asked: Option<Deadline>) -> BorrowedFd<'_> {
+    pub(crate) fn wake_fd(&self, asked: Option<Deadline>) -> BorrowedFd<'_> {
         if asked.is_some() {
             self.cut.as_fd()
         } else {

@@ -93,7 +93,7 @@ pub enum Verdict {
     /// It is well; what was found, in a few words.
     Ok(String),
     /// It is not.
-    Wrong {
+    ApiError {
         /// What is wrong and where, without a full stop.
         what: String,
         /// What to do about it, as an imperative without a full stop.
@@ -126,7 +126,7 @@ pub(super) enum Opened {
 /// One finding. A step has one, `variables` one for each thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Finding {
+pub struct Check {
     /// What was looked at.
     pub step: Step,
     /// What it came to.
@@ -137,16 +137,16 @@ pub struct Finding {
     pub facts: Vec<(&'static str, Fact)>,
 }
 
-/// What is wrong, and what to do about it: a [`Verdict::Wrong`] on its way.
+/// What is wrong, and what to do about it: a [`Verdict::ApiError`] on its way.
 #[derive(Debug)]
-pub(crate) struct Trouble {
+pub(crate) struct Problem {
     pub(crate) what: String,
     pub(crate) remedy: String,
     /// It is the gateway's policy, and so nothing between here and there.
     pub(crate) policy: bool,
 }
 
-impl Trouble {
+impl Problem {
     pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -156,13 +156,13 @@ impl Trouble {
     }
 }
 
-impl From<Error> for Trouble {
+impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         Self::new(error.what(), error.remedy())
     }
 }
 
-impl Finding {
+impl Check {
     fn new(step: Step, verdict: Verdict) -> Self {
         Self {
             step,
@@ -176,16 +176,16 @@ impl Finding {
         Self::new(step, Verdict::Ok(detail.into()))
     }
 
-    pub(super) fn wrong(step: Step, trouble: Trouble) -> Self {
-        let Trouble { what, remedy, .. } = trouble;
-        Self::new(step, Verdict::Wrong { what, remedy })
+    pub(super) fn wrong(step: Step, trouble: Problem) -> Self {
+        let Problem { what, remedy, .. } = trouble;
+        Self::new(step, Verdict::ApiError { what, remedy })
     }
 
     pub(super) fn skipped(step: Step, why: impl Into<String>) -> Self {
         Self::new(step, Verdict::Skipped(why.into()))
     }
 
-    pub(super) fn of<E: Into<Trouble>>(step: Step, found: Result<String, E>) -> Self {
+    pub(super) fn of<E: Into<Problem>>(step: Step, found: Result<String, E>) -> Self {
         match found {
             Ok(detail) => Self::ok(step, detail),
             Err(error) => Self::wrong(step, error.into()),
@@ -216,7 +216,7 @@ impl Finding {
 
     /// Whether something is wrong.
     pub fn is_wrong(&self) -> bool {
-        matches!(self.verdict, Verdict::Wrong { .. })
+        matches!(self.verdict, Verdict::ApiError { .. })
     }
 }
 

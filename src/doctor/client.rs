@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::check::Trouble;
+use super::check::Problem;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::crypto::secret::{Credentials, Secret};
@@ -71,9 +71,9 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     /// Asks the relay at `port` for a tunnel to `target`.
-    pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Trouble> {
+    pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Problem> {
         let answer = Self::ask(port, target, within).map_err(|error| {
-            Trouble::new(
+            Problem::new(
                 format!("the relay on {} does not answer: {error}", port.address),
                 "look at its log; if it hangs, start it again",
             )
@@ -88,12 +88,12 @@ impl Tunnel {
                 let text = opening::plain_text(came.get(len..).unwrap_or_default());
                 let (what, remedy) = Reply::parts(text.trim());
                 let what = format!("{target} was refused with {}: {what}", head.status);
-                Err(Trouble {
+                Err(Problem {
                     policy: head.status == 403 && names_opening(&head.fields),
-                    ..Trouble::new(what, remedy)
+                    ..Problem::new(what, remedy)
                 })
             }
-            _ => Err(Trouble::new(
+            _ => Err(Problem::new(
                 format!("what {} answered is not HTTP", port.address),
                 "see what else listens on that port",
             )),
@@ -267,7 +267,7 @@ mod tests {
         (port, thread)
     }
 
-    fn ask(port: &Port) -> Result<Tunnel, Trouble> {
+    fn ask(port: &Port) -> Result<Tunnel, Problem> {
         Tunnel::open(port, &"example.com:443".parse().unwrap(), PATIENCE)
     }
 

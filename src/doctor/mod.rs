@@ -16,7 +16,7 @@ mod variables;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use check::{Fact, Finding, Step, Verdict};
+pub use check::{Check, Fact, Step, Verdict};
 pub use stages::check;
 
 use crate::config::Config;
@@ -29,7 +29,7 @@ use stages::Seen;
 
 /// A `serve` that is running, as its state file tells of it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Living {
+pub struct RunningServe {
     /// Its process.
     pub pid: u32,
     /// Where its relay listens.
@@ -42,7 +42,7 @@ pub struct Living {
     pub wgetrc: Option<PathBuf>,
 }
 
-impl std::fmt::Debug for Living {
+impl std::fmt::Debug for RunningServe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Living")
             .field("pid", &self.pid)
@@ -53,13 +53,13 @@ impl std::fmt::Debug for Living {
 
 /// What a diagnosis is about, besides the settings.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct DoctorOptions {
     /// The far end of the round trip; `None`: the base URL's host, or an origin of our own.
     pub target: Option<Authority>,
     /// With no target named, the round trip goes to an origin inside this process: for a gateway inside it too.
     pub own_origin: bool,
     /// The `serve` beside which this is asked: the token is with it, and the round trip goes through its port.
-    pub living: Option<Living>,
+    pub living: Option<RunningServe>,
 }
 
 /// Walks every step, and tells of each when it is known. Writes, burns and changes nothing.
@@ -75,7 +75,7 @@ pub struct Surroundings {
 /// diagnose(&Config::default(), &Surroundings::default(), &mut |finding| findings.push(finding));
 /// assert!(findings[0].step == Step::Gate && findings[0].is_wrong());
 /// ```
-pub fn diagnose(config: &Config, about: &Surroundings, tell: &mut dyn FnMut(Finding)) {
+pub fn diagnose(config: &Config, about: &DoctorOptions, tell: &mut dyn FnMut(Check)) {
     let living = about.living.as_ref();
     let cancelled = || config.cancel.is_requested();
     let seen = stages::walk(config, living, tell);
@@ -110,7 +110,7 @@ struct FarEnd {
 
 impl FarEnd {
     /// The one that was asked for, else our own origin, else the base URL's host.
-    fn find(about: &Surroundings, origin: Option<&Origin>, seen: &Seen) -> Option<Self> {
+    fn find(about: &DoctorOptions, origin: Option<&Origin>, seen: &Seen) -> Option<Self> {
         let base = seen.session.as_ref().map(|session| &session.base);
         let authority = about
             .target
@@ -130,11 +130,11 @@ impl FarEnd {
 /// Through the living relay's port, else through one of our own.
 fn round_trips(
     config: &Config,
-    living: Option<&Living>,
+    living: Option<&RunningServe>,
     seen: &Seen,
     opened: Opened,
     far_end: Option<&FarEnd>,
-    tell: &mut dyn FnMut(Finding),
+    tell: &mut dyn FnMut(Check),
 ) {
     let Some(far_end) = far_end else {
         return round_trip::skip("the gate is closed, and no --target is named", tell);
@@ -152,9 +152,9 @@ fn round_trips(
         Ok(Some(relay)) => round_trip::walk(&relay.port(), far_end, &config.limits, tell),
         Ok(None) => round_trip::skip("there is no token to show, see token", tell),
         Err(error) => {
-            tell(Finding::wrong(Step::RoundTrip, error.into()));
+            tell(Check::wrong(Step::RoundTrip, error.into()));
             for step in [Step::PostQuantumHello, Step::EchHello] {
-                tell(Finding::skipped(step, "the round trip failed"));
+                tell(Check::skipped(step, "the round trip failed"));
             }
         }
     }

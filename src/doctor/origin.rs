@@ -30,7 +30,7 @@ impl Origin {
 
     /// Where it is.
     pub(super) fn authority(&self) -> Authority {
-        let address = self.0.address();
+        let address = self.0.local_addr();
         Authority {
             host: Host::Address(address.ip()),
             port: address.port(),
@@ -69,14 +69,14 @@ impl Hosted {
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.address
     }
 }
 
 impl Drop for Hosted {
     fn drop(&mut self) {
-        self.stop.ask(Deadline::after(Duration::ZERO));
+        self.stop.request(Deadline::after(Duration::ZERO));
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so on standard error.
             let _ = thread.join();
@@ -119,7 +119,7 @@ pub(crate) fn ready(socket: &impl AsFd, stop: &Stop, until: Option<Instant>) -> 
             PollFd::new(socket, PollFlags::IN),
             PollFd::new(stop, PollFlags::IN),
         ];
-        if wait(&mut fds, until).is_err() || stop.asked().is_some() {
+        if wait(&mut fds, until).is_err() || stop.requested().is_some() {
             return false;
         }
         let [ours, _] = fds.map(|fd| fd.revents());
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn sends_back_what_it_gets_and_ends_with_a_connection_open() {
         let origin = Origin::start().unwrap();
-        let mut stream = TcpStream::connect(origin.0.address()).unwrap();
+        let mut stream = TcpStream::connect(origin.0.local_addr()).unwrap();
         stream.write_all(b"there and back").unwrap();
         let mut came = [0; 14];
         stream.read_exact(&mut came).unwrap();

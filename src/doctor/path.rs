@@ -8,14 +8,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::FarEnd;
-use super::check::{Finding, Opened, Step, Trouble, Verdict};
+use super::check::{Check, Opened, Problem, Step, Verdict};
 use super::stages::Seen;
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::secret::Secret;
 use crate::net::resolver::Resolver;
 use crate::orchestrator::upstream;
-use crate::relay::{Passed, trace};
+use crate::relay::{DialEvent, trace};
 use crate::tunnel::message::Version;
 use crate::tunnel::transport::Tls;
 
@@ -34,9 +34,9 @@ pub(super) fn walk(
     seen: &Seen,
     target: Option<&FarEnd>,
     burnt: bool,
-    tell: &mut dyn FnMut(Finding),
+    tell: &mut dyn FnMut(Check),
 ) -> Opened {
-    let mut told = Told {
+    let mut told = Reached {
         tell,
         since: Instant::now(),
         next: 0,
@@ -63,7 +63,7 @@ pub(super) fn walk(
     let upstream = match upstream(id, base, token, roots, Resolver::new()) {
         Ok(upstream) => upstream,
         Err(error) => {
-            told.pass(|step| Finding::wrong(step, error.into()));
+            told.pass(|step| Check::wrong(step, error.into()));
             told.skip_rest("the roots cannot be used");
             return Opened::No;
         }
@@ -71,8 +71,8 @@ pub(super) fn walk(
     told.since = Instant::now();
     let traced = trace(&upstream, &config.limits, authority, &mut |passed| {
         told.pass(|step| found(step, &passed));
-        if matches!(passed, Passed::Connect(_)) && !secure {
-            told.pass(|step| Finding::skipped(step, "plain http, which is for loopback only"));
+        if matches!(passed, DialEvent::Connect(_)) && !secure {
+            told.pass(|step| Check::skipped(step, "plain http, which is for loopback only"));
         }
     });
     match traced {
@@ -88,16 +88,16 @@ pub(super) fn walk(
         Err((Phase::Opening, refusal))
             if refusal.is_policy() && target.is_some_and(|far_end| !far_end.named) =>
         {
-            told.pass(|step| Finding::ok(step, "the gateway answers, and forbids its own host"));
+            told.pass(|step| Check::ok(step, "the gateway answers, and forbids its own host"));
             Opened::Forbidden
         }
         Err((phase, refusal)) => {
             let (what, remedy) = refusal.told();
             let trouble = match (phase, authority) {
-                (Phase::Opening, Some(target)) => Trouble::new(format!("{target}: {what}"), remedy),
-                _ => Trouble::new(what, remedy),
+                (Phase::Opening, Some(target)) => Problem::new(format!("{target}: {what}"), remedy),
+                _ => Problem::new(what, remedy),
             };
-            told.pass(|step| Finding::wrong(step, trouble));
+            told.pass(|step| Check::wrong(step, trouble));
             told.skip_rest(&format!("{phase} failed"));
             Opened::No
         }
@@ -105,14 +105,14 @@ pub(super) fn walk(
 }
 
 /// Tells each phase once, in order, with the time since the one before.
-struct Told<'a> {
-    tell: &'a mut dyn FnMut(Finding),
+struct Reached<'a> {
+    tell: &'a mut dyn FnMut(Check),
     since: Instant,
     next: usize,
 }
 
-impl Told<'_> {
-    fn pass(&mut self, finding: impl FnOnce(Step) -> Finding) {
+impl Reached<'_> {
+    fn pass(&mut self, finding: impl FnOnce(Step) -> Check) {
         let Some(&step) = PHASES.get(self.next) else {
             return;
         };
@@ -127,44 +127,44 @@ impl Told<'_> {
 
     fn skip_rest(&mut self, why: &str) {
         for &step in PHASES.get(self.next..).unwrap_or_default() {
-            (self.tell)(Finding::skipped(step, why));
+            (self.tell)(Check::skipped(step, why));
         }
         self.next = PHASES.len();
     }
 }
 
-fn found(step: Step, passed: &Passed<'_>) -> Finding {
+fn found(step: Step, passed: &DialEvent<'_>) -> Check {
     match passed {
-        Passed::Resolve(addresses) => {
+        DialEvent::Resolve(addresses) => {
             let list: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
             let list = list.join(", ");
-            Finding::ok(step, list.as_str()).text("addresses", list)
+            Check::ok(step, list.as_str()).text("addresses", list)
         }
-        Passed::Connect(address) => {
-            Finding::ok(step, address.to_string()).text("address", address.to_string())
+        DialEvent::Connect(address) => {
+            Check::ok(step, address.to_string()).text("address", address.to_string())
         }
-        Passed::Tls(tls) => secured(step, tls),
-        Passed::Upgrade(version) => {
+        DialEvent::Tls(tls) => secured(step, tls),
+        DialEvent::Upgrade(version) => {
             let version = match version {
                 Version::V1 => 1,
                 Version::V2 => 2,
             };
-            Finding::ok(step, format!("version {version} of the wire")).number("wire", version)
+            Check::ok(step, format!("version {version} of the wire")).number("wire", version)
         }
-        Passed::Opening => Finding::ok(step, "the gateway reached the target"),
+        DialEvent::Opening => Check::ok(step, "the gateway reached the target"),
     }
 }
 
-fn secured(step: Step, tls: &Tls) -> Finding {
+fn secured(step: Step, tls: &Tls) -> Check {
     let version = tls
         .version()
         .and_then(|version| version.as_str().map(str::to_owned))
         .unwrap_or_default();
     let shown = tls.certificate().and_then(Shown::of);
     let Some(Shown { issuer, expires }) = shown else {
-        return Finding::ok(step, version.as_str()).text("version", version);
+        return Check::ok(step, version.as_str()).text("version", version);
     };
-    Finding::ok(
+    Check::ok(
         step,
         format!("{version}, certificate of {issuer} until {expires}"),
     )

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::FarEnd;
-use super::check::{Finding, Step, Trouble};
+use super::check::{Check, Problem, Step};
 use super::client::{Port, Tunnel};
 use super::hello::{Answer, Kind, client_hello};
 use super::stages::Seen;
@@ -52,7 +52,7 @@ impl OwnRelay {
 
     /// Where it listens.
     pub(crate) fn port(&self) -> Port {
-        Port::open(self.0.address())
+        Port::open(self.0.local_addr())
     }
 
     /// What has gone through it so far.
@@ -63,14 +63,14 @@ impl OwnRelay {
 }
 
 /// Says of every round trip why there is none.
-pub(super) fn skip(why: &str, tell: &mut dyn FnMut(Finding)) {
+pub(super) fn skip(why: &str, tell: &mut dyn FnMut(Check)) {
     for step in [Step::RoundTrip, Step::PostQuantumHello, Step::EchHello] {
-        tell(Finding::skipped(step, why));
+        tell(Check::skipped(step, why));
     }
 }
 
 /// Goes through `port` to the far end: once as a round trip, then once with each large hello.
-pub(super) fn walk(port: &Port, far_end: &FarEnd, limits: &Limits, tell: &mut dyn FnMut(Finding)) {
+pub(super) fn walk(port: &Port, far_end: &FarEnd, limits: &Limits, tell: &mut dyn FnMut(Check)) {
     let since = Instant::now();
     let first = trip(port, far_end, Kind::Ordinary, limits);
     if !far_end.named && matches!(&first, Err(trouble) if trouble.policy) {
@@ -99,7 +99,7 @@ pub(super) fn walk(port: &Port, far_end: &FarEnd, limits: &Limits, tell: &mut dy
                     far_end.authority
                 )
             };
-            tell(Finding::skipped(step, why));
+            tell(Check::skipped(step, why));
             continue;
         }
         let since = Instant::now();
@@ -140,16 +140,16 @@ pub(crate) fn to_open(limits: &Limits) -> Duration {
 }
 
 /// One tunnel, bytes up, and what comes down.
-fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Trip, Trouble> {
+fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Trip, Problem> {
     let target = &far_end.authority;
     let broke = |error: &io::Error, sent: usize| {
-        Trouble::new(
+        Problem::new(
             format!("the tunnel to {target} broke with {sent} bytes sent up it: {error}"),
             "look at the lines about it in the logs of the relay (-v) and of the gateway",
         )
     };
     let random = |_| {
-        Trouble::new(
+        Problem::new(
             "this machine has no randomness to give",
             "see that /dev/urandom is there",
         )
@@ -219,42 +219,42 @@ fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Tr
 }
 
 /// The finding of the round trip itself.
-fn ordinary(port: &Port, far_end: &FarEnd, met: Result<Trip, Trouble>) -> Finding {
+fn ordinary(port: &Port, far_end: &FarEnd, met: Result<Trip, Problem>) -> Check {
     let step = Step::RoundTrip;
     let trip = match met {
         Ok(trip) => trip,
-        Err(trouble) => return Finding::wrong(step, trouble),
+        Err(trouble) => return Check::wrong(step, trouble),
     };
     let (target, relay) = (&far_end.authority, port.address);
     let through = format!("a tunnel to {target} through {relay}");
     let finding = match trip.came {
-        Came::Same => Finding::ok(step, format!("{through}, {}, the same", trip.counts())),
+        Came::Same => Check::ok(step, format!("{through}, {}, the same", trip.counts())),
         Came::Tls(answer) if !far_end.echoes => {
-            Finding::ok(step, format!("{through}, {}, {answer}", trip.counts()))
+            Check::ok(step, format!("{through}, {}, {answer}", trip.counts()))
         }
         Came::Other if !far_end.echoes && !far_end.speaks_tls => {
-            Finding::ok(step, format!("{through}, {}, no TLS", trip.counts()))
+            Check::ok(step, format!("{through}, {}, no TLS", trip.counts()))
         }
         Came::End | Came::Silence if !far_end.echoes && !far_end.speaks_tls => {
-            Finding::ok(step, format!("{through}, though nothing there answers TLS"))
+            Check::ok(step, format!("{through}, though nothing there answers TLS"))
         }
         Came::Tls(_) | Came::Other => {
             let what = format!("{through} stands, and what came back is not what belongs there");
             let remedy = "see what else answers for that host, and whether something on the way changes bytes";
-            Finding::wrong(step, Trouble::new(what, remedy))
+            Check::wrong(step, Problem::new(what, remedy))
         }
         Came::End => {
             let what = format!("{through} stands, and the far end closed it without a byte");
-            Finding::wrong(
+            Check::wrong(
                 step,
-                Trouble::new(what, "look at the gateway's log, and at the far end"),
+                Problem::new(what, "look at the gateway's log, and at the far end"),
             )
         }
         Came::Silence => {
             let what = format!("{through} stands, and nothing comes back");
-            Finding::wrong(
+            Check::wrong(
                 step,
-                Trouble::new(what, "look at the gateway's log, and at the far end"),
+                Problem::new(what, "look at the gateway's log, and at the far end"),
             )
         }
     };
@@ -262,17 +262,17 @@ fn ordinary(port: &Port, far_end: &FarEnd, met: Result<Trip, Trouble>) -> Findin
 }
 
 /// The finding of a large hello, where an ordinary one was answered.
-fn hello(step: Step, far_end: &FarEnd, met: Result<Trip, Trouble>) -> Finding {
+fn hello(step: Step, far_end: &FarEnd, met: Result<Trip, Problem>) -> Check {
     const REMEDY: &str = "something between here and the far end does not take a ClientHello that is large and comes in pieces: \
                           look at the gateway's log and for a middlebox; until then switch the feature off in the client";
     let trip = match met {
         Ok(trip) => trip,
-        Err(trouble) => return Finding::wrong(step, Trouble::new(trouble.what, REMEDY)),
+        Err(trouble) => return Check::wrong(step, Problem::new(trouble.what, REMEDY)),
     };
     let up = trip.up;
     let finding = match trip.came {
-        Came::Same => Finding::ok(step, format!("{up} bytes in pieces, back as they were")),
-        Came::Tls(answer) => Finding::ok(step, format!("{up} bytes in pieces, {answer}")),
+        Came::Same => Check::ok(step, format!("{up} bytes in pieces, back as they were")),
+        Came::Tls(answer) => Check::ok(step, format!("{up} bytes in pieces, {answer}")),
         Came::Other | Came::End | Came::Silence => {
             let how = match trip.came {
                 Came::End => "closed without an answer",
@@ -283,7 +283,7 @@ fn hello(step: Step, far_end: &FarEnd, met: Result<Trip, Trouble>) -> Finding {
             let what = format!(
                 "a ClientHello of {up} bytes to {target} was {how}, and an ordinary one was answered"
             );
-            Finding::wrong(step, Trouble::new(what, REMEDY))
+            Check::wrong(step, Problem::new(what, REMEDY))
         }
     };
     trip.facts(finding)
@@ -296,7 +296,7 @@ impl Trip {
         format!("{up} bytes up, {down} down, the first after {first} ms")
     }
 
-    fn facts(&self, finding: Finding) -> Finding {
+    fn facts(&self, finding: Check) -> Check {
         let finding = finding
             .number("bytes_up", self.up)
             .number("bytes_down", self.down)

@@ -7,8 +7,8 @@ use std::time::Instant;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustls_pki_types::CertificateDer;
 
-use super::Living;
-use super::check::{Finding, Step, Trouble};
+use super::RunningServe;
+use super::check::{Check, Problem, Step};
 use crate::config::Config;
 use crate::crypto::secret::Secret;
 use crate::error::Error;
@@ -66,17 +66,17 @@ pub(crate) fn see(config: &Config, burnt: bool) -> Result<Seen, Error> {
 /// Every stage in turn. Beside a living `serve` the token is burnt already, and the relay is its.
 pub(super) fn walk(
     config: &Config,
-    living: Option<&Living>,
-    tell: &mut dyn FnMut(Finding),
+    living: Option<&RunningServe>,
+    tell: &mut dyn FnMut(Check),
 ) -> Seen {
     let session = session(config);
-    tell(Finding::of(
+    tell(Check::of(
         Step::Gate,
         session.as_ref().map(opened).map_err(Clone::clone),
     ));
     let Ok(session) = session else {
         for step in [Step::Token, Step::Ca, Step::Relay, Step::Burn] {
-            tell(Finding::skipped(step, "the gate is closed"));
+            tell(Check::skipped(step, "the gate is closed"));
         }
         return Seen {
             session: None,
@@ -85,14 +85,14 @@ pub(super) fn walk(
         };
     };
 
-    let burnt = |living: &Living| {
+    let burnt = |living: &RunningServe| {
         Ok(format!(
             "burnt, the serve with process id {} has it",
             living.pid
         ))
     };
     let token = living.is_none().then(|| read_token(config));
-    tell(Finding::of(
+    tell(Check::of(
         Step::Token,
         match (&token, living) {
             (Some(Err(error)), _) => Err(error.clone()),
@@ -110,27 +110,27 @@ pub(super) fn walk(
     let took = since.elapsed();
     tell(
         match found {
-            Ok(merged) => Finding::ok(Step::Ca, merged.detail)
+            Ok(merged) => Check::ok(Step::Ca, merged.detail)
                 .number("base_roots", merged.base)
                 .number("upstream_roots", merged.upstream)
                 .number("bundle_roots", merged.all),
-            Err(error) => Finding::wrong(Step::Ca, error.into()),
+            Err(error) => Check::wrong(Step::Ca, error.into()),
         }
         .after(took),
     );
 
     tell(match living {
-        Some(living) => Finding::of(Step::Relay, listens(config, living)),
-        None => Finding::of(Step::Relay, can_listen(config)),
+        Some(living) => Check::of(Step::Relay, listens(config, living)),
+        None => Check::of(Step::Relay, can_listen(config)),
     });
 
     tell(match (&token, living) {
-        (_, Some(living)) => Finding::of::<Trouble>(
+        (_, Some(living)) => Check::of::<Problem>(
             Step::Burn,
             burnt(living).map_err(|error: Error| error.into()),
         ),
-        (Some(Ok(token)), None) => Finding::of(Step::Burn, can_burn(config, token)),
-        _ => Finding::skipped(Step::Burn, "there is no token file to delete, see token"),
+        (Some(Ok(token)), None) => Check::of(Step::Burn, can_burn(config, token)),
+        _ => Check::skipped(Step::Burn, "there is no token file to delete, see token"),
     });
     Seen {
         session: Some(session),
@@ -234,12 +234,12 @@ fn can_listen(config: &Config) -> Result<String, Error> {
 }
 
 /// Whether the living `serve` takes connections.
-fn listens(config: &Config, living: &Living) -> Result<String, Trouble> {
-    let Living { pid, relay, .. } = living;
+fn listens(config: &Config, living: &RunningServe) -> Result<String, Problem> {
+    let RunningServe { pid, relay, .. } = living;
     TcpStream::connect_timeout(relay, config.limits.connect_timeout)
         .map(|_| format!("the serve with process id {pid} listens on {relay}"))
         .map_err(|error| {
-            Trouble::new(
+            Problem::new(
                 format!("the serve with process id {pid} does not answer on {relay}: {error}"),
                 "look at its log, and start it again with a fresh token",
             )

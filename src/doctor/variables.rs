@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Living;
-use super::check::{Finding, Step, Trouble};
+use super::RunningServe;
+use super::check::{Check, Problem, Step};
 use super::client::{loopback, url_parts};
 use crate::config::{Config, Environment};
 use crate::http::authority::Authority;
@@ -18,7 +18,7 @@ use crate::setup::child_env::{self, ChildEnv};
 const FURTHER_PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Holds the environment of this process against what it should have; one finding for each thing that is wrong.
-pub(super) fn walk(config: &Config, living: Option<&Living>, tell: &mut dyn FnMut(Finding)) {
+pub(super) fn walk(config: &Config, living: Option<&RunningServe>, tell: &mut dyn FnMut(Check)) {
     let shell = &config.inherited;
     let troubles = [
         living.and_then(|living| missing(shell, living)),
@@ -29,14 +29,14 @@ pub(super) fn walk(config: &Config, living: Option<&Living>, tell: &mut dyn FnMu
     let mut well = true;
     for trouble in troubles.into_iter().flatten() {
         well = false;
-        tell(Finding::wrong(Step::Variables, trouble));
+        tell(Check::wrong(Step::Variables, trouble));
     }
     if well {
-        tell(Finding::ok(Step::Variables, what_is_set(shell, living)));
+        tell(Check::ok(Step::Variables, what_is_set(shell, living)));
     }
 }
 
-fn what_is_set(shell: &Environment, living: Option<&Living>) -> String {
+fn what_is_set(shell: &Environment, living: Option<&RunningServe>) -> String {
     if let Some(living) = living {
         return format!("those of the serve with process id {}", living.pid);
     }
@@ -49,7 +49,7 @@ fn what_is_set(shell: &Environment, living: Option<&Living>) -> String {
 }
 
 /// What a shell beside this `serve` should have.
-fn expected(shell: &Environment, living: &Living) -> Vec<(String, OsString)> {
+fn expected(shell: &Environment, living: &RunningServe) -> Vec<(String, OsString)> {
     ChildEnv {
         proxy: living.proxy.clone(),
         bundle: living.ca_bundle.clone(),
@@ -60,7 +60,7 @@ fn expected(shell: &Environment, living: &Living) -> Vec<(String, OsString)> {
 
 const EVALUATE: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and start again what was started in it before";
 
-fn missing(shell: &Environment, living: &Living) -> Option<Trouble> {
+fn missing(shell: &Environment, living: &RunningServe) -> Option<Problem> {
     let expected = expected(shell, living);
     let names: Vec<&str> = expected
         .iter()
@@ -69,21 +69,21 @@ fn missing(shell: &Environment, living: &Living) -> Option<Trouble> {
         .collect();
     match names.len() {
         0 => None,
-        n if n == expected.len() => Some(Trouble::new(
+        n if n == expected.len() => Some(Problem::new(
             format!(
                 "none of the variables of the serve with process id {} is set in this shell, so its tools go past the proxy",
                 living.pid
             ),
             EVALUATE,
         )),
-        _ => Some(Trouble::new(
+        _ => Some(Problem::new(
             format!("not set in this shell: {}", names.join(", ")),
             EVALUATE,
         )),
     }
 }
 
-fn different(shell: &Environment, living: &Living) -> Option<Trouble> {
+fn different(shell: &Environment, living: &RunningServe) -> Option<Problem> {
     let mut others = Vec::new();
     for (name, should) in expected(shell, living) {
         let Some(is) = shell.lookup(&name).filter(|is| **is != *should) else {
@@ -107,7 +107,7 @@ fn different(shell: &Environment, living: &Living) -> Option<Trouble> {
         });
     }
     (!others.is_empty()).then(|| {
-        Trouble::new(
+        Problem::new(
             format!(
                 "other than the serve with process id {} has it: {}",
                 living.pid,
@@ -119,7 +119,7 @@ fn different(shell: &Environment, living: &Living) -> Option<Trouble> {
 }
 
 /// The proxies on this machine that nobody listens on.
-fn dead_proxies(shell: &Environment, within: Duration) -> Option<Trouble> {
+fn dead_proxies(shell: &Environment, within: Duration) -> Option<Problem> {
     let mut named: BTreeMap<SocketAddr, Vec<&str>> = BTreeMap::new();
     for name in child_env::proxy_variables().chain(FURTHER_PROXIES) {
         let authority = shell
@@ -137,7 +137,7 @@ fn dead_proxies(shell: &Environment, within: Duration) -> Option<Trouble> {
         })
         .collect();
     (!dead.is_empty()).then(|| {
-        Trouble::new(
+        Problem::new(
             format!("no proxy listens where this shell has one: {}", dead.join("; ")),
             "its serve or run has ended: unset these variables, or start another one and evaluate its variables",
         )
@@ -145,7 +145,7 @@ fn dead_proxies(shell: &Environment, within: Duration) -> Option<Trouble> {
 }
 
 /// The CA files that are named and cannot be read.
-fn absent_files(shell: &Environment) -> Option<Trouble> {
+fn absent_files(shell: &Environment) -> Option<Problem> {
     let mut named: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
     for name in child_env::ca_variables().chain(["WGETRC"]) {
         if let Some(path) = shell.lookup(name) {
@@ -164,7 +164,7 @@ fn absent_files(shell: &Environment) -> Option<Trouble> {
         })
         .collect();
     (!absent.is_empty()).then(|| {
-        Trouble::new(
+        Problem::new(
             format!(
                 "files that this shell's variables name cannot be found: {}",
                 absent.join("; ")
@@ -181,11 +181,11 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     /// A `serve` whose port answers and whose bundle is there, as long as both are held.
-    fn serve() -> (Living, TcpListener, tempfile::NamedTempFile) {
+    fn serve() -> (RunningServe, TcpListener, tempfile::NamedTempFile) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let bundle = tempfile::NamedTempFile::new().unwrap();
         let relay = listener.local_addr().unwrap();
-        let living = Living {
+        let living = RunningServe {
             pid: 7,
             relay,
             proxy: format!("http://upstreamproxy:canary@{relay}"),
@@ -195,13 +195,13 @@ mod tests {
         (living, listener, bundle)
     }
 
-    fn evaluated(living: &Living) -> Environment {
+    fn evaluated(living: &RunningServe) -> Environment {
         expected(&Environment::default(), living)
             .into_iter()
             .collect()
     }
 
-    fn findings(shell: Environment, living: Option<&Living>) -> Vec<Finding> {
+    fn findings(shell: Environment, living: Option<&RunningServe>) -> Vec<Check> {
         let config = Config {
             inherited: shell,
             ..Config::default()
@@ -213,11 +213,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn what_is_wrong(shell: Environment, living: Option<&Living>) -> String {
+    fn what_is_wrong(shell: Environment, living: Option<&RunningServe>) -> String {
         match &findings(shell, living)[..] {
             [
-                Finding {
-                    verdict: Verdict::Wrong { what, remedy },
+                Check {
+                    verdict: Verdict::ApiError { what, remedy },
                     ..
                 },
             ] if !remedy.is_empty() => what.clone(),

@@ -4,7 +4,7 @@
 
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use crate::tunnel::error::Fault;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Piece, Role};
 
 /// The suite's longest message.
@@ -69,7 +69,7 @@ impl Echo {
         out
     }
 
-    fn piece(&mut self, piece: Piece<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn piece(&mut self, piece: Piece<'_>, out: &mut Vec<u8>) -> Result<(), TunnelError> {
         match piece {
             Piece::Frame { last, .. } => self.is_last = last,
             Piece::Payload(bytes, mut mask) => {
@@ -110,7 +110,7 @@ fn send(
     opcode: OpCode,
     payload: &[u8],
     out: &mut Vec<u8>,
-) -> Result<(), Fault> {
+) -> Result<(), TunnelError> {
     let mut header = [0; MAX_HEADER];
     let (n, mut mask) = writer.header(opcode, payload.len(), &mut header)?;
     out.extend_from_slice(&header[..n]);

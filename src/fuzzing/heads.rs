@@ -9,12 +9,12 @@ use super::settled;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::gateway::Sessions;
 use crate::gateway::client_hello::{self, FirstBytes};
-use crate::gateway::upgrade::{self, Door};
+use crate::gateway::upgrade::{self, UpgradeDecision};
 use crate::http::authority::Authority;
 use crate::http::base_url::WS_PATH;
 use crate::http::head::{self, Fields, HEAD_LIMIT};
 use crate::relay::dial;
-use crate::tunnel::opening::{self, Answer, Asked};
+use crate::tunnel::opening::{self, ConnectRequest, ConnectResponse};
 
 /// The key of the upgrade whose answer is read: RFC 6455's own.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -41,7 +41,7 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
         return;
     };
     match upgrade::decide(&head, &bytes[..len], &sessions) {
-        Door::Open { answer, .. } => {
+        UpgradeDecision::Open { answer, .. } => {
             let value = head.fields.one("authorization").expect("one authorization");
             let value = String::from_utf8_lossy(value).to_lowercase();
             assert_eq!(
@@ -56,8 +56,8 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
             let answered = head::response(&answer).expect("a head").expect("whole");
             assert_eq!((answered.0.status, answered.1), (101, answer.len()));
         }
-        Door::CaCertificates => assert_eq!(head.method, "GET"),
-        Door::Shut(reply) => {
+        UpgradeDecision::CaCertificates => assert_eq!(head.method, "GET"),
+        UpgradeDecision::Shut(reply) => {
             let refusal = reply.to_bytes();
             let answered = head::response(&refusal).expect("a head").expect("whole");
             assert!(answered.0.status >= 400);
@@ -87,8 +87,8 @@ pub(super) fn upgrade_response(bytes: &[u8]) {
 
 /// The relay's opening as the gateway reads it; what it names can be written and read again.
 pub(super) fn opening(bytes: &[u8]) {
-    settled(bytes, |front| said(Asked::read(front)));
-    let Ok(Some(asked)) = Asked::read(bytes) else {
+    settled(bytes, |front| said(ConnectRequest::read(front)));
+    let Ok(Some(asked)) = ConnectRequest::read(bytes) else {
         return;
     };
     assert!(asked.len <= bytes.len().min(HEAD_LIMIT));
@@ -97,7 +97,9 @@ pub(super) fn opening(bytes: &[u8]) {
         token: Secret::new(Zeroizing::new("token".to_owned())),
     };
     let written = opening::request(&asked.authority, &credentials);
-    let again = Asked::read(&written).expect("a head").expect("whole");
+    let again = ConnectRequest::read(&written)
+        .expect("a head")
+        .expect("whole");
     assert_eq!(
         (again.authority, again.len),
         (asked.authority.clone(), written.len())
@@ -110,8 +112,8 @@ pub(super) fn opening(bytes: &[u8]) {
 
 /// The gateway's answer as the relay reads it, and the text of a refusal, which is harmless whatever it was.
 pub(super) fn answer(bytes: &[u8]) {
-    settled(bytes, |front| said(Answer::read(front)));
-    if let Ok(Some(answer)) = Answer::read(bytes) {
+    settled(bytes, |front| said(ConnectResponse::read(front)));
+    if let Ok(Some(answer)) = ConnectResponse::read(bytes) {
         assert!(answer.status >= 200 && answer.len <= bytes.len());
     }
     let text = opening::plain_text(bytes);

@@ -102,7 +102,7 @@ pub(super) enum End {
     /// A close.
     Close,
     /// A fault, a text message among them.
-    Fault,
+    TunnelError,
 }
 
 /// What tungstenite makes of the bytes that the peer of `role` sent.
@@ -130,7 +130,7 @@ pub(super) fn read(role: Role, wire: &[u8]) -> (Vec<Said>, End) {
             Err(Error::Protocol(
                 tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
             )) => return (said, End::Bytes),
-            Ok(_) | Err(_) => return (said, End::Fault),
+            Ok(_) | Err(_) => return (said, End::TunnelError),
         });
     }
 }

@@ -4,9 +4,9 @@ use super::reference::{self, End, Said};
 use super::segments;
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, Start};
-use crate::tunnel::error::Fault;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::{FrameReader, Piece, Role};
-use crate::tunnel::message::{Budget, Messages, PeerClose, Version};
+use crate::tunnel::message::{Budget, PeerClose, Version, WsCodec};
 
 /// Frames: the first byte chooses the role and the segmentation, the rest is the wire.
 pub(super) fn frames(bytes: &[u8]) {
@@ -25,7 +25,7 @@ pub(super) fn frames(bytes: &[u8]) {
         said.len() <= expected.len(),
         "{said:?}, expected {expected:?}"
     );
-    if end != End::Fault {
+    if end != End::TunnelError {
         assert_eq!((said.len(), end), (expected.len(), their_end));
     }
 }
@@ -119,7 +119,7 @@ fn read<'a>(role: Role, parts: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Said>
                     said.push(Said::Close(code));
                     return (said, End::Close);
                 }
-                Err(_) => return (said, End::Fault),
+                Err(_) => return (said, End::TunnelError),
             }
         }
         assert!(part.is_empty(), "bytes are left though more were asked for");
@@ -141,9 +141,9 @@ struct Opened {
 fn open<'a>(role: Role, version: Version, parts: impl IntoIterator<Item = &'a [u8]>) -> Opened {
     let pool = Pool::default();
     let mut plain = Buffer::new(&pool);
-    let mut messages = Messages::new(role, version, &Budget::default());
+    let mut messages = WsCodec::new(role, version, &Budget::default());
     let mut parts = parts.into_iter();
-    let fault: Option<Fault> = parts.find_map(|part| messages.open(part, &mut plain).err());
+    let fault: Option<TunnelError> = parts.find_map(|part| messages.open(part, &mut plain).err());
     let mut pong = Buffer::new(&pool);
     messages.pong(&mut pong).expect("a pong can be written");
     Opened {
@@ -182,7 +182,7 @@ fn resealed(role: Role, version: Version, data: &[u8], choice: u8) {
         Role::Server => Role::Client,
     };
     let pool = Pool::default();
-    let mut sender = Messages::new(peer, version, &Budget::default());
+    let mut sender = WsCodec::new(peer, version, &Budget::default());
     let mut wire = Buffer::new(&pool);
     for part in segments(data, choice) {
         let mut plain = Buffer::new(&pool);

@@ -48,7 +48,7 @@ impl Sessions {
         let text = read_file(path).map_err(at)?;
         let text = std::str::from_utf8(&text).map_err(|error| {
             let good = text.get(..error.valid_up_to()).unwrap_or_default();
-            at(Problem::Line {
+            at(SessionsProblem::Line {
                 number: good.split(|&byte| byte == b'\n').count(),
             })
         })?;
@@ -121,7 +121,7 @@ fn behind_scheme<'a>(header_value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     (named && !rest.is_empty()).then_some(rest)
 }
 
-fn parse_lines(text: &str) -> Result<Sessions, Problem> {
+fn parse_lines(text: &str) -> Result<Sessions, SessionsProblem> {
     let mut sessions: Vec<Credentials> = Vec::new();
     let mut known = HashSet::new();
     for (line, number) in text.lines().zip(1..) {
@@ -131,14 +131,14 @@ fn parse_lines(text: &str) -> Result<Sessions, Problem> {
         }
         let mut words = line.split_ascii_whitespace();
         let (Some(id), Some(token), None) = (words.next(), words.next(), words.next()) else {
-            return Err(Problem::Line { number });
+            return Err(SessionsProblem::Line { number });
         };
         // A colon in the id would end it early inside `Basic`.
         if !is_visible_ascii(id) || !is_visible_ascii(token) || id.contains(':') {
-            return Err(Problem::Line { number });
+            return Err(SessionsProblem::Line { number });
         }
         if !known.insert(id) {
-            return Err(Problem::Twice { number });
+            return Err(SessionsProblem::Twice { number });
         }
         sessions.push(Credentials {
             session_id: id.to_owned(),
@@ -146,7 +146,7 @@ fn parse_lines(text: &str) -> Result<Sessions, Problem> {
         });
     }
     if sessions.is_empty() {
-        return Err(Problem::Empty);
+        return Err(SessionsProblem::Empty);
     }
     Ok(Sessions(sessions))
 }
@@ -155,19 +155,19 @@ fn is_visible_ascii(word: &str) -> bool {
     word.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsProblem> {
     // Without NONBLOCK, opening a pipe that nobody writes to would wait for ever.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| Problem::Unreadable(error.into()))?;
+        .map_err(|error| SessionsProblem::Unreadable(error.into()))?;
     let file = File::from(file);
-    let metadata = file.metadata().map_err(Problem::Unreadable)?;
+    let metadata = file.metadata().map_err(SessionsProblem::Unreadable)?;
     if !metadata.is_file() {
-        return Err(Problem::NotAFile);
+        return Err(SessionsProblem::NotAFile);
     }
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > FILE_LIMIT {
-        return Err(Problem::TooLarge);
+        return Err(SessionsProblem::TooLarge);
     }
     if metadata.permissions().mode() & READABLE_BY_OTHERS != 0 {
         log::warn!(
@@ -179,7 +179,7 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
     let mut text = Zeroizing::new(Vec::with_capacity(size + 1));
     file.take(size as u64)
         .read_to_end(&mut text)
-        .map_err(Problem::Unreadable)?;
+        .map_err(SessionsProblem::Unreadable)?;
     Ok(text)
 }
 
@@ -187,11 +187,11 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
 #[derive(Debug)]
 pub struct SessionsError {
     path: Option<PathBuf>,
-    problem: Problem,
+    problem: SessionsProblem,
 }
 
 #[derive(Debug)]
-enum Problem {
+enum SessionsProblem {
     Unreadable(std::io::Error),
     NotAFile,
     TooLarge,
@@ -207,18 +207,24 @@ impl fmt::Display for SessionsError {
             None => f.write_str("sessions: ")?,
         }
         match &self.problem {
-            Problem::Unreadable(error) => write!(f, "{error}; make it readable for the gateway"),
-            Problem::NotAFile => f.write_str("not a regular file; name one"),
-            Problem::TooLarge => write!(f, "over {FILE_LIMIT} bytes; is it the right file?"),
-            Problem::Line { number } => write!(
+            SessionsProblem::Unreadable(error) => {
+                write!(f, "{error}; make it readable for the gateway")
+            }
+            SessionsProblem::NotAFile => f.write_str("not a regular file; name one"),
+            SessionsProblem::TooLarge => {
+                write!(f, "over {FILE_LIMIT} bytes; is it the right file?")
+            }
+            SessionsProblem::Line { number } => write!(
                 f,
                 "line {number} is not `SESSION_ID TOKEN`; write two words of visible ASCII, no colon in the first"
             ),
-            Problem::Twice { number } => write!(
+            SessionsProblem::Twice { number } => write!(
                 f,
                 "line {number} has a session id that came before; keep one of them"
             ),
-            Problem::Empty => f.write_str("no session in it; write `SESSION_ID TOKEN` on a line"),
+            SessionsProblem::Empty => {
+                f.write_str("no session in it; write `SESSION_ID TOKEN` on a line")
+            }
         }
     }
 }

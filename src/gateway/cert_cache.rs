@@ -22,20 +22,20 @@ const ALPN_LIMIT: usize = 4;
 
 /// What hosts are shown; the least recently used is forgotten first.
 #[derive(Default)]
-pub(crate) struct Cache {
-    hosts: HashMap<Host, Shown>,
+pub(crate) struct CertCache {
+    hosts: HashMap<Host, HostCert>,
     uses: u64,
 }
 
-impl Cache {
+impl CertCache {
     /// Takes out what `host` is shown, if it is still good; what is not is forgotten.
-    pub(crate) fn take(&mut self, host: &Host, now: OffsetDateTime) -> Option<Shown> {
+    pub(crate) fn take(&mut self, host: &Host, now: OffsetDateTime) -> Option<HostCert> {
         let shown = self.hosts.remove(host)?;
         shown.good.contains(&now).then_some(shown)
     }
 
     /// Keeps what `host` is shown, as the one used last.
-    pub(crate) fn keep(&mut self, host: &Host, mut shown: Shown) {
+    pub(crate) fn keep(&mut self, host: &Host, mut shown: HostCert) {
         if self.hosts.len() >= HOST_LIMIT {
             let oldest = self.hosts.iter().min_by_key(|(_, shown)| shown.last_use);
             if let Some(host) = oldest.map(|(host, _)| host.clone()) {
@@ -49,14 +49,14 @@ impl Cache {
 }
 
 /// What one host's clients are shown: one certificate, in a configuration for each ALPN choice.
-pub(crate) struct Shown {
+pub(crate) struct HostCert {
     certificate: Arc<SingleCertAndKey>,
     good: Range<OffsetDateTime>,
     configs: Vec<(Option<Vec<u8>>, Arc<ServerConfig>)>,
     last_use: u64,
 }
 
-impl Shown {
+impl HostCert {
     /// A certificate that new clients are shown at the times in `good`; outside it, when the clock was set back far, say,
     /// another is made.
     pub(crate) fn new(certificate: CertifiedKey, good: Range<OffsetDateTime>) -> Self {
@@ -104,12 +104,12 @@ mod tests {
 
     const NOON: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-    fn shown() -> Shown {
+    fn shown() -> HostCert {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let chain = vec![made.cert.der().clone()];
         let certificate = CertifiedKey::from_der(chain, key, &tls::provider()).unwrap();
-        Shown::new(certificate, NOON - Duration::HOUR..NOON + Duration::HOUR)
+        HostCert::new(certificate, NOON - Duration::HOUR..NOON + Duration::HOUR)
     }
 
     #[test]
@@ -117,8 +117,8 @@ mod tests {
         let nth = |n: u32| Host::Address(IpAddr::from(n.to_be_bytes()));
         let limit = u32::try_from(HOST_LIMIT).unwrap();
         let one = shown();
-        let mut cache = Cache::default();
-        let copy = || Shown {
+        let mut cache = CertCache::default();
+        let copy = || HostCert {
             certificate: one.certificate.clone(),
             good: one.good.clone(),
             configs: Vec::new(),
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_no_longer_or_not_yet_good_is_forgotten() {
         let host = Host::parse("example.com").unwrap();
-        let mut cache = Cache::default();
+        let mut cache = CertCache::default();
         for now in [NOON + Duration::HOUR, NOON - Duration::HOUR * 2] {
             cache.keep(&host, shown());
             assert!(cache.take(&host, now).is_none());

@@ -10,12 +10,12 @@ use rustls::{CertificateError, Error as TlsError};
 use super::Shared;
 use super::client_hello::{self, ClientHello, FirstBytes, description};
 use crate::control::deadline::Deadline;
-use crate::control::outcome::{Ending, How, Party};
+use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
-use crate::tunnel::drive::{Watch, converse};
-use crate::tunnel::error::Fault;
+use crate::tunnel::drive::{WaitContext, converse};
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::pump::Pump;
 use crate::tunnel::transport::Tls;
 
@@ -28,7 +28,7 @@ pub(super) fn begin<'a>(
     gateway: &Shared,
     authority: &Authority,
     pump: Box<Pump<'a>>,
-) -> Result<Box<Pump<'a>>, Ending> {
+) -> Result<Box<Pump<'a>>, TunnelSummary> {
     let mut seen = FirstBytes::NeedMore;
     let mut pump = pump.peek(|bytes| {
         seen = client_hello::read(bytes);
@@ -48,8 +48,8 @@ pub(super) fn begin<'a>(
     };
     log::warn!("{authority} refused: {}", refused.why);
     let ending = pump.end_with(&refused.alert);
-    Err(Ending {
-        how: How::Broken {
+    Err(TunnelSummary {
+        how: EndReason::Broken {
             by: refused.by,
             why: refused.why,
         },
@@ -112,7 +112,7 @@ fn secure(
 
     let (raw, ws, outbound, inbound) = pump.parts();
     raw.secure(Tls::client(connection, &gateway.pool));
-    let watch = Watch {
+    let watch = WaitContext {
         stop: &gateway.stop,
         client: Some(ws.socket()),
         deadline: Deadline::after(gateway.limits.connect_timeout),
@@ -160,17 +160,17 @@ fn secure(
 /// The alert that tells a client what is wrong with the target ([RFC 8446, section 6.2]).
 ///
 /// [RFC 8446, section 6.2]: https://www.rfc-editor.org/rfc/rfc8446#section-6.2
-fn alert_for(fault: &Fault) -> u8 {
+fn alert_for(fault: &TunnelError) -> u8 {
     match fault {
-        Fault::Tls(TlsError::InvalidCertificate(error)) => match error {
+        TunnelError::Tls(TlsError::InvalidCertificate(error)) => match error {
             CertificateError::UnknownIssuer => description::UNKNOWN_CA,
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 description::CERTIFICATE_EXPIRED
             }
             _ => description::BAD_CERTIFICATE,
         },
-        Fault::Tls(TlsError::AlertReceived(alert)) => u8::from(*alert),
-        Fault::Tls(_) => description::HANDSHAKE_FAILURE,
+        TunnelError::Tls(TlsError::AlertReceived(alert)) => u8::from(*alert),
+        TunnelError::Tls(_) => description::HANDSHAKE_FAILURE,
         _ => description::INTERNAL_ERROR,
     }
 }

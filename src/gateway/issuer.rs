@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-use super::cert_cache::{Cache, Shown};
+use super::cert_cache::{CertCache, HostCert};
 use crate::crypto::{pem, random, tls};
 use crate::http::authority::Host;
 
@@ -54,7 +54,7 @@ pub(crate) struct Issuer {
     intermediates: Vec<CertificateDer<'static>>,
     leaf_key: KeyPair,
     leaf_signer: Arc<dyn rustls::sign::SigningKey>,
-    cache: Mutex<Cache>,
+    cache: Mutex<CertCache>,
     minted: AtomicU64,
 }
 
@@ -181,12 +181,12 @@ impl Issuer {
         Ok(config)
     }
 
-    fn mint(&self, host: &Host, now: OffsetDateTime) -> Result<Shown, IssuerError> {
+    fn mint(&self, host: &Host, now: OffsetDateTime) -> Result<HostCert, IssuerError> {
         let leaf = self.sign_leaf(host, now)?;
         let chain = std::iter::once(leaf).chain(self.intermediates.iter().cloned());
         let certified = CertifiedKey::new(chain.collect(), Arc::clone(&self.leaf_signer));
         let good = now.saturating_sub(BACKDATE)..now.saturating_add(LEAF_LIFE - LEAF_REST);
-        Ok(Shown::new(certified, good))
+        Ok(HostCert::new(certified, good))
     }
 
     fn sign_leaf(

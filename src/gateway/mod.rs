@@ -35,14 +35,14 @@ use crate::control::stop::{Abort, Stop};
 use crate::crypto::tls;
 use crate::http::authority::Pattern;
 use crate::http::head::Reply;
-use crate::listener::{self, Listening, Report, Room, Service};
+use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::{Override, Resolver};
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 
 use issuer::Issuer;
 use policy::Policy;
-use unauthenticated::Newcomers;
+use unauthenticated::Unauthenticated;
 
 /// Everything that [`start_gateway`](crate::start_gateway) can be told.
 #[derive(Debug)]
@@ -131,15 +131,15 @@ pub struct Gateway {
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gateway")
-            .field("address", &self.address())
+            .field("address", &self.local_addr())
             .finish_non_exhaustive()
     }
 }
 
 impl Gateway {
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.listening.address()
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listening.local_addr()
     }
 
     /// The base URL that a relay on this machine uses.
@@ -149,7 +149,7 @@ impl Gateway {
         } else {
             "http"
         };
-        format!("{scheme}://{}", self.address())
+        format!("{scheme}://{}", self.local_addr())
     }
 
     /// The interception CA's certificates, as the CA endpoint serves them.
@@ -177,7 +177,7 @@ impl Gateway {
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
-    pub fn shutdown(self, drain: Duration) -> Report {
+    pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }
 }
@@ -191,7 +191,7 @@ struct Shared {
     targets: Arc<ClientConfig>,
     resolver: Resolver,
     policy: Policy,
-    newcomers: Newcomers,
+    newcomers: Unauthenticated,
     limits: Limits,
     stop: Arc<Stop>,
     counters: Arc<Counters>,
@@ -257,7 +257,7 @@ pub(crate) fn start(
             allow_private: config.allow_private,
             own: Some(own),
         },
-        newcomers: Newcomers::default(),
+        newcomers: Unauthenticated::default(),
         limits: config.limits.bounded(),
         stop: Arc::clone(&stop),
         counters: Arc::clone(&counters),
@@ -310,7 +310,7 @@ impl Service for GatewayService {
             .to_bytes()
     }
 
-    fn make_room(&self) -> Room {
+    fn make_room(&self) -> Eviction {
         self.0.newcomers.turn_out()
     }
 }

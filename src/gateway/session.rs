@@ -7,23 +7,23 @@ use rustls::server::UnbufferedServerConnection;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::auth::Bearer;
-use super::upgrade::{self, Door};
+use super::upgrade::{self, UpgradeDecision};
 use super::{Shared, intercept};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
-use crate::control::outcome::{How, Outcome};
+use crate::control::outcome::{EndReason, Outcome};
 use crate::control::phase::Phase;
 use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError, Reply};
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::conn::Link;
+use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
-use crate::tunnel::drive::{Watch, converse, dismiss, farewell};
-use crate::tunnel::error::{Fault, exhausted};
+use crate::tunnel::drive::{WaitContext, converse, dismiss, farewell};
+use crate::tunnel::error::{TunnelError, exhausted};
 use crate::tunnel::frame::Role;
-use crate::tunnel::message::{Messages, Version};
-use crate::tunnel::opening::{Asked, ESTABLISHED};
+use crate::tunnel::message::{Version, WsCodec};
+use crate::tunnel::opening::{ConnectRequest, ESTABLISHED};
 use crate::tunnel::pump::{self, Pump};
 use crate::tunnel::transport::Tls;
 
@@ -53,10 +53,10 @@ fn open<'a>(
     connection: TcpStream,
     peer: SocketAddr,
     asked: &mut Option<String>,
-) -> Result<(Authority, Box<Pump<'a>>), How> {
+) -> Result<(Authority, Box<Pump<'a>>), EndReason> {
     let mut received = Buffer::new(&gateway.pool);
     let (mut ws, bearer, version) = admit(gateway, connection, peer, &mut received)?;
-    let messages = Messages::new(Role::Server, version, &gateway.budget);
+    let messages = WsCodec::new(Role::Server, version, &gateway.budget);
     let heard = ws
         .frame(messages, &mut received)
         .and_then(|()| stand_by(gateway, &mut ws, &mut received));
@@ -83,10 +83,10 @@ fn open<'a>(
     let raw = match dial(gateway, &authority, ws.socket()) {
         Ok(raw) => raw,
         Err((Some(reply), why)) => return Err(refuse(gateway, ws, &reply, why)),
-        Err((None, _)) => return Err(How::Abandoned),
+        Err((None, _)) => return Err(EndReason::Abandoned),
     };
     Counters::add(&gateway.counters.tunnels, 1);
-    tell(gateway, &mut ws, ESTABLISHED).map_err(|_| How::Abandoned)?;
+    tell(gateway, &mut ws, ESTABLISHED).map_err(|_| EndReason::Abandoned)?;
     let shared = pump::Shared {
         limits: &gateway.limits,
         stop: &gateway.stop,
@@ -103,14 +103,14 @@ fn admit(
     connection: TcpStream,
     peer: SocketAddr,
     received: &mut Buffer,
-) -> Result<(Link, Bearer, Version), How> {
+) -> Result<(Conn, Bearer, Version), EndReason> {
     let _newcomer = gateway.newcomers.add(&connection);
-    let mut ws = Link::new(connection, &gateway.pool);
+    let mut ws = Conn::new(connection, &gateway.pool);
     match enter(gateway, &mut ws, received) {
         Ok(Entered::Open(bearer, version)) => Ok((ws, bearer, version)),
         Ok(Entered::Answered) => {
             dismiss(ws, &gateway.stop, FAREWELL);
-            Err(How::Answered)
+            Err(EndReason::Answered)
         }
         Ok(Entered::Refused(status)) => {
             dismiss(ws, &gateway.stop, FAREWELL);
@@ -119,26 +119,26 @@ fn admit(
         }
         Err(fault) => {
             log::debug!("a connection from {peer} ended before its upgrade: {fault}");
-            Err(How::Abandoned)
+            Err(EndReason::Abandoned)
         }
     }
 }
 
 /// No opening came: what is said depends on why.
-fn unheard(gateway: &Shared, mut ws: Link, peer: SocketAddr, fault: &Fault) -> How {
-    if let Fault::Head(_) = fault {
+fn unheard(gateway: &Shared, mut ws: Conn, peer: SocketAddr, fault: &TunnelError) -> EndReason {
+    if let TunnelError::Head(_) = fault {
         let reply = Reply::new(400, "the opening is not a CONNECT that can be served");
         return refuse(gateway, ws, &reply, fault.to_string());
     }
     log::debug!("a WebSocket from {peer} ended before its opening: {fault}");
     let code = match fault {
-        Fault::TimedOut(_) | Fault::Stopped => CloseCode::Away,
+        TunnelError::TimedOut(_) | TunnelError::Stopped => CloseCode::Away,
         _ => fault.close_code(),
     };
     if ws.close(code).is_ok() {
         farewell(ws, &gateway.stop, gateway.limits.close_timeout);
     }
-    How::Abandoned
+    EndReason::Abandoned
 }
 
 /// What became of a connection at the door.
@@ -149,8 +149,8 @@ enum Entered {
 }
 
 /// TLS, where there is any, and the request head: all within one deadline, as nothing is known of the peer yet.
-fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Entered, Fault> {
-    let watch = Watch {
+fn enter(gateway: &Shared, ws: &mut Conn, received: &mut Buffer) -> Result<Entered, TunnelError> {
+    let watch = WaitContext {
         stop: &gateway.stop,
         client: None,
         deadline: Deadline::after(gateway.limits.head_timeout),
@@ -174,16 +174,18 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
                 received.consume(len);
                 Some(door)
             }
-            Err(HeadError::TooLarge) => {
-                Some(Door::Shut(Reply::new(431, "the request head is too large")))
-            }
-            Err(HeadError::Malformed(_)) => {
-                Some(Door::Shut(Reply::new(400, "this is no HTTP/1.1 request")))
-            }
+            Err(HeadError::TooLarge) => Some(UpgradeDecision::Shut(Reply::new(
+                431,
+                "the request head is too large",
+            ))),
+            Err(HeadError::Malformed(_)) => Some(UpgradeDecision::Shut(Reply::new(
+                400,
+                "this is no HTTP/1.1 request",
+            ))),
         })
     })?;
     match door {
-        Door::Open {
+        UpgradeDecision::Open {
             bearer,
             version,
             answer,
@@ -191,7 +193,7 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
             tell(gateway, ws, &answer)?;
             Ok(Entered::Open(bearer, version))
         }
-        Door::CaCertificates => {
+        UpgradeDecision::CaCertificates => {
             let pem = gateway.issuer.ca_pem();
             let head = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/x-pem-file\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{pem}",
@@ -200,7 +202,7 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
             tell(gateway, ws, head.as_bytes())?;
             Ok(Entered::Answered)
         }
-        Door::Shut(reply) => {
+        UpgradeDecision::Shut(reply) => {
             tell(gateway, ws, &reply.to_bytes())?;
             Ok(Entered::Refused(reply.status))
         }
@@ -208,8 +210,12 @@ fn enter(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Enter
 }
 
 /// Waits for the opening; an authenticated peer may take its time, as long as it answers pings.
-fn stand_by(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<Asked, Fault> {
-    let watch = Watch {
+fn stand_by(
+    gateway: &Shared,
+    ws: &mut Conn,
+    received: &mut Buffer,
+) -> Result<ConnectRequest, TunnelError> {
+    let watch = WaitContext {
         stop: &gateway.stop,
         client: None,
         deadline: Deadline::after(gateway.limits.standby_timeout),
@@ -218,7 +224,7 @@ fn stand_by(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<As
         drains: false,
     };
     converse(ws, received, &watch, |_, received| {
-        Asked::read(received.filled())
+        ConnectRequest::read(received.filled())
     })
 }
 
@@ -226,20 +232,20 @@ fn stand_by(gateway: &Shared, ws: &mut Link, received: &mut Buffer) -> Result<As
 type NotDialled = (Option<Reply>, String);
 
 /// Opens the TCP connection to the target: every address is checked after the look-up, and the very one that was checked is dialled.
-fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Link, NotDialled> {
+fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Conn, NotDialled> {
     let failed = |phase| {
-        move |fault: Fault| {
+        move |fault: TunnelError| {
             let reply = not_reached(phase, &fault);
             (reply, fault.to_string())
         }
     };
     let timeout = gateway.limits.connect_timeout;
-    let wanted = || gateway.stop.asked().is_none();
+    let wanted = || gateway.stop.requested().is_none();
     let until = Deadline::after(timeout);
     let addresses = gateway
         .resolver
         .resolve_while(&authority.host, authority.port, until, &wanted)
-        .map_err(Fault::of_lookup)
+        .map_err(TunnelError::of_lookup)
         .map_err(failed(Phase::Resolve))?;
     let permitted = gateway.policy.choose(addresses).map_err(|refusal| {
         let reply = Reply::new(
@@ -249,7 +255,7 @@ fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Li
         let reply = reply.because("destination_ip_prohibited", Phase::Connect);
         (Some(reply), refusal.to_string())
     })?;
-    let watch = Watch {
+    let watch = WaitContext {
         stop: &gateway.stop,
         client: Some(relay),
         deadline: Deadline::after(timeout),
@@ -259,16 +265,16 @@ fn dial(gateway: &Shared, authority: &Authority, relay: &TcpStream) -> Result<Li
     };
     let (stream, _) = connect(&permitted, &watch).map_err(failed(Phase::Connect))?;
     probe_every(&stream, gateway.limits.keepalive);
-    Ok(Link::new(stream, &gateway.pool))
+    Ok(Conn::new(stream, &gateway.pool))
 }
 
 /// What the relay is told of a target that was not reached in `phase`; nothing once it has left. What is our own doing is
 /// not said of the target.
-fn not_reached(phase: Phase, fault: &Fault) -> Option<Reply> {
+fn not_reached(phase: Phase, fault: &TunnelError) -> Option<Reply> {
     let (status, sentence, error) = match fault {
-        Fault::ClientLeft => return None,
-        Fault::Stopped => (503, "the gateway is stopping", "proxy_internal_response"),
-        Fault::Io(error) if exhausted(error) => (
+        TunnelError::ClientLeft => return None,
+        TunnelError::Stopped => (503, "the gateway is stopping", "proxy_internal_response"),
+        TunnelError::Io(error) if exhausted(error) => (
             503,
             "the gateway has no descriptor, thread or memory left for it",
             "proxy_internal_error",
@@ -296,14 +302,14 @@ fn not_reached(phase: Phase, fault: &Fault) -> Option<Reply> {
 }
 
 /// Seals `bytes` for the peer, at its present layer.
-fn tell(gateway: &Shared, ws: &mut Link, bytes: &[u8]) -> Result<(), Fault> {
+fn tell(gateway: &Shared, ws: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
     let mut plain = Buffer::new(&gateway.pool);
     plain.extend(bytes);
     ws.seal(&mut plain)
 }
 
 /// Answers the opening with a refusal, and closes.
-fn refuse(gateway: &Shared, mut ws: Link, reply: &Reply, why: String) -> How {
+fn refuse(gateway: &Shared, mut ws: Conn, reply: &Reply, why: String) -> EndReason {
     let code = if matches!(reply.status, 403 | 407) {
         CloseCode::Policy
     } else {
@@ -318,8 +324,8 @@ fn refuse(gateway: &Shared, mut ws: Link, reply: &Reply, why: String) -> How {
     refused(reply.status, Phase::Opening, why)
 }
 
-fn refused(status: u16, phase: Phase, why: String) -> How {
-    How::Refused { status, phase, why }
+fn refused(status: u16, phase: Phase, why: String) -> EndReason {
+    EndReason::Refused { status, phase, why }
 }
 
 #[cfg(test)]
@@ -330,20 +336,24 @@ mod tests {
 
     #[test]
     fn a_target_is_blamed_for_what_is_its_own_and_for_nothing_else() {
-        let of = |kind: io::ErrorKind| Fault::Io(kind.into());
-        let errno = |errno: rustix::io::Errno| Fault::Io(errno.into());
+        let of = |kind: io::ErrorKind| TunnelError::Io(kind.into());
+        let errno = |errno: rustix::io::Errno| TunnelError::Io(errno.into());
         for (phase, fault, expected) in [
             (
                 Phase::Resolve,
-                Fault::of_lookup(io::ErrorKind::Interrupted.into()),
+                TunnelError::of_lookup(io::ErrorKind::Interrupted.into()),
                 Some(503),
             ),
             (Phase::Resolve, of(io::ErrorKind::TimedOut), Some(504)),
             (Phase::Resolve, of(io::ErrorKind::NotFound), Some(502)),
             (Phase::Resolve, errno(rustix::io::Errno::AGAIN), Some(503)),
-            (Phase::Connect, Fault::Stopped, Some(503)),
-            (Phase::Connect, Fault::ClientLeft, None),
-            (Phase::Connect, Fault::TimedOut(Phase::Connect), Some(504)),
+            (Phase::Connect, TunnelError::Stopped, Some(503)),
+            (Phase::Connect, TunnelError::ClientLeft, None),
+            (
+                Phase::Connect,
+                TunnelError::TimedOut(Phase::Connect),
+                Some(504),
+            ),
             (
                 Phase::Connect,
                 of(io::ErrorKind::ConnectionRefused),

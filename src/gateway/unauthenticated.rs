@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::listener::Room;
+use crate::listener::Eviction;
 
 /// How long a newcomer is left in peace: TLS and the upgrade take three round trips, and one who is on the way to show a
 /// token must not be turned out for the sake of one who has not even begun.
@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// Who has shown no token yet, in the order in which they came.
 #[derive(Debug, Default)]
-pub(crate) struct Newcomers(Mutex<Waiting>);
+pub(crate) struct Unauthenticated(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -25,11 +25,11 @@ struct Waiting {
 /// One newcomer's place in the list, given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
-    newcomers: &'a Newcomers,
+    newcomers: &'a Unauthenticated,
     id: u64,
 }
 
-impl Newcomers {
+impl Unauthenticated {
     /// Puts a connection that has just come on the list. It holds a second descriptor while it is there, which is no more
     /// than a tunnel has; one for which there is none cannot be turned out before its time.
     pub(crate) fn add(&self, connection: &TcpStream) -> Place<'_> {
@@ -47,19 +47,19 @@ impl Newcomers {
     }
 
     /// Turns out the one that came first, if it has had its grace.
-    pub(crate) fn turn_out(&self) -> Room {
+    pub(crate) fn turn_out(&self) -> Eviction {
         let mut waiting = self.lock();
         let Some(first) = waiting.connections.first_entry() else {
-            return Room::None;
+            return Eviction::None;
         };
         let grace_ends = first.get().0 + GRACE;
         if Instant::now() < grace_ends {
-            return Room::NotBefore(grace_ends);
+            return Eviction::NotBefore(grace_ends);
         }
         let (_, connection) = first.remove();
         // Its worker reads the end. Where that fails there is no connection any more.
         let _ = connection.shutdown(Shutdown::Both);
-        Room::Made
+        Eviction::Made
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -84,8 +84,8 @@ mod tests {
     fn the_first_that_came_is_turned_out_first_and_not_before_its_grace() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let newcomers = Newcomers::default();
-        assert_eq!(newcomers.turn_out(), Room::None);
+        let newcomers = Unauthenticated::default();
+        assert_eq!(newcomers.turn_out(), Eviction::None);
         let come = || {
             let client = TcpStream::connect(address).unwrap();
             (client, listener.accept().unwrap().0)
@@ -96,10 +96,10 @@ mod tests {
         drop(admitted_place);
         loop {
             match newcomers.turn_out() {
-                Room::NotBefore(time) => {
+                Eviction::NotBefore(time) => {
                     std::thread::sleep(time.saturating_duration_since(Instant::now()));
                 }
-                room => break assert_eq!(room, Room::Made),
+                room => break assert_eq!(room, Eviction::Made),
             }
         }
         assert_eq!(first.0.read(&mut [0]).unwrap(), 0);

@@ -14,7 +14,7 @@ use crate::http::head::{Reply, RequestHead};
 use crate::tunnel::message::{SUBPROTOCOL_V2, Version};
 
 /// What is done with a connection.
-pub(crate) enum Door {
+pub(crate) enum UpgradeDecision {
     /// The CA's certificates are sent, and that is all.
     CaCertificates,
     /// It becomes a WebSocket after this answer.
@@ -31,13 +31,13 @@ pub(crate) enum Door {
 }
 
 /// Decides by the request's `head`, whose own bytes are `raw`.
-pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Door {
-    let refuse = |status, sentence: &str| Door::Shut(Reply::new(status, sentence));
+pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> UpgradeDecision {
+    let refuse = |status, sentence: &str| UpgradeDecision::Shut(Reply::new(status, sentence));
     match head.target.as_str() {
-        CA_CERT_PATH | WS_PATH if head.method != "GET" => {
-            Door::Shut(Reply::new(405, "this endpoint takes GET only").with("Allow", "GET"))
-        }
-        CA_CERT_PATH => Door::CaCertificates,
+        CA_CERT_PATH | WS_PATH if head.method != "GET" => UpgradeDecision::Shut(
+            Reply::new(405, "this endpoint takes GET only").with("Allow", "GET"),
+        ),
+        CA_CERT_PATH => UpgradeDecision::CaCertificates,
         WS_PATH => upgrade(head, raw, sessions),
         _ => refuse(
             404,
@@ -46,10 +46,10 @@ pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Doo
     }
 }
 
-fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Door {
+fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> UpgradeDecision {
     // RFC 6455, section 10.2: a browser names the page's origin. No page has any business here.
     if head.fields.has("origin") {
-        return Door::Shut(
+        return UpgradeDecision::Shut(
             Reply::new(403, "browsers are not served here")
                 .because("http_request_denied", Phase::Upgrade),
         );
@@ -60,7 +60,7 @@ fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Door {
         .and_then(|value| sessions.bearer(value))
     else {
         // No detail: which part was wrong is nobody's business who does not hold a token.
-        return Door::Shut(
+        return UpgradeDecision::Shut(
             Reply::new(401, "a valid session token is needed")
                 .because("http_request_denied", Phase::Upgrade)
                 .with("WWW-Authenticate", "Bearer"),
@@ -68,10 +68,10 @@ fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Door {
     };
     let response = match Request::try_parse(raw) {
         Ok(Some((_, request))) => create_response(&request),
-        _ => return Door::Shut(not_an_upgrade()),
+        _ => return UpgradeDecision::Shut(not_an_upgrade()),
     };
     let Ok(mut response) = response else {
-        return Door::Shut(not_an_upgrade());
+        return UpgradeDecision::Shut(not_an_upgrade());
     };
     let offered = head
         .fields
@@ -85,9 +85,9 @@ fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Door {
     }
     let mut answer = Vec::with_capacity(256);
     if write_response(&mut answer, &response).is_err() {
-        return Door::Shut(not_an_upgrade());
+        return UpgradeDecision::Shut(not_an_upgrade());
     }
-    Door::Open {
+    UpgradeDecision::Open {
         bearer,
         version: if offered { Version::V2 } else { Version::V1 },
         answer,
@@ -111,7 +111,7 @@ mod tests {
     const GOOD: &str = "Host: g\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer t\r\n";
 
-    fn door(request_line: &str, fields: &str) -> Door {
+    fn door(request_line: &str, fields: &str) -> UpgradeDecision {
         let raw = format!("{request_line} HTTP/1.1\r\n{fields}\r\n");
         let (head, _) = head::request(raw.as_bytes())
             .expect("no fault")
@@ -125,9 +125,9 @@ mod tests {
 
     fn status(request_line: &str, fields: &str) -> u16 {
         match door(request_line, fields) {
-            Door::CaCertificates => 200,
-            Door::Open { .. } => 101,
-            Door::Shut(reply) => reply.status,
+            UpgradeDecision::CaCertificates => 200,
+            UpgradeDecision::Open { .. } => 101,
+            UpgradeDecision::Shut(reply) => reply.status,
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
             } else {
                 format!("{GOOD}Sec-WebSocket-Protocol: {offer}\r\n")
             };
-            let Door::Open {
+            let UpgradeDecision::Open {
                 version, answer, ..
             } = door(&ws, &fields)
             else {

@@ -12,9 +12,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
-use super::lingering_close::Leaving;
+use super::lingering_close::LingeringClose;
 use super::workers::{Job, Workers};
-use super::{Room, Service, Slot};
+use super::{Eviction, Service, Slot};
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
 use crate::net::wait::wait;
@@ -34,14 +34,14 @@ pub(super) struct Acceptor<S> {
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,
     pub(super) workers: Workers<S>,
-    pub(super) leaving: Leaving,
+    pub(super) leaving: LingeringClose,
     pub(super) complained: Option<Instant>,
 }
 
 impl<S: Service> Acceptor<S> {
     pub(super) fn run(mut self) {
         let mut back_off = BACK_OFF.0;
-        while self.stop.asked().is_none() {
+        while self.stop.requested().is_none() {
             let slot = self.slot();
             match accept(&self.socket) {
                 Ok((connection, peer)) => {
@@ -90,19 +90,19 @@ impl<S: Service> Acceptor<S> {
     /// A slot that the service makes free for a connection which has come already.
     fn slot_soon(&self) -> Option<Slot> {
         let until = Instant::now() + ROOM_PATIENCE;
-        let mut room = Room::None;
-        while self.stop.asked().is_none() && Instant::now() < until {
+        let mut room = Eviction::None;
+        while self.stop.requested().is_none() && Instant::now() < until {
             // One may have become free by itself: then nobody need be turned out.
             if let Some(slot) = self.slot() {
                 return Some(slot);
             }
-            if room != Room::Made {
+            if room != Eviction::Made {
                 room = self.service.make_room();
             }
             let wake = match room {
-                Room::None => return None,
-                Room::NotBefore(time) => until.min(time),
-                Room::Made => until,
+                Eviction::None => return None,
+                Eviction::NotBefore(time) => until.min(time),
+                Eviction::Made => until,
             };
             thread::park_timeout(wake.saturating_duration_since(Instant::now()));
         }

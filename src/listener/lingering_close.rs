@@ -16,7 +16,7 @@ const BYTES: usize = 64 << 10;
 
 /// Those who leave, the longest there first.
 #[derive(Default)]
-pub(super) struct Leaving(VecDeque<Leaver>);
+pub(super) struct LingeringClose(VecDeque<Leaver>);
 
 /// One whose last bytes are still to be read.
 struct Leaver {
@@ -25,7 +25,7 @@ struct Leaver {
     left: usize,
 }
 
-impl Leaving {
+impl LingeringClose {
     /// Sends `answer` without waiting, and sees the connection, a non-blocking one, off. One too many pushes the oldest out.
     pub(super) fn add(&mut self, connection: TcpStream, answer: &[u8]) {
         if (&connection).write_all(answer).is_err() {

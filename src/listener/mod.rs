@@ -24,7 +24,7 @@ use crate::control::outcome::Outcome;
 use crate::control::stop::{Abort, Stop};
 use crate::sys::memory;
 use acceptor::Acceptor;
-use lingering_close::Leaving;
+use lingering_close::LingeringClose;
 use supervisor::Supervisor;
 use workers::Workers;
 
@@ -46,14 +46,14 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn refusal(&self) -> Vec<u8>;
 
     /// Asked when no slot is free: turns out a connection that holds one and has shown no right to it.
-    fn make_room(&self) -> Room {
-        Room::None
+    fn make_room(&self) -> Eviction {
+        Eviction::None
     }
 }
 
 /// What a service can do about a missing slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
+pub(crate) enum Eviction {
     /// Nothing: whoever holds a slot has a right to it.
     None,
     /// Nothing before this time.
@@ -64,7 +64,7 @@ pub(crate) enum Room {
 
 /// What came of the connections that were open when a stop was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ShutdownReport {
     /// Those that ended by themselves, or were ended in order because they were silent.
     pub ended: u64,
     /// Those that were cut at the deadline.
@@ -100,12 +100,12 @@ pub(crate) struct Listening {
     drain: Duration,
     stop: Arc<Stop>,
     requests: Sender<Duration>,
-    supervisor: Option<JoinHandle<Report>>,
+    supervisor: Option<JoinHandle<ShutdownReport>>,
 }
 
 impl Listening {
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
@@ -115,13 +115,13 @@ impl Listening {
     }
 
     /// Stops accepting, gives open connections `drain` to end, and returns when every thread is joined.
-    pub(crate) fn shutdown(mut self, drain: Duration) -> Report {
+    pub(crate) fn shutdown(mut self, drain: Duration) -> ShutdownReport {
         self.stop(drain)
     }
 
-    fn stop(&mut self, drain: Duration) -> Report {
+    fn stop(&mut self, drain: Duration) -> ShutdownReport {
         let Some(supervisor) = self.supervisor.take() else {
-            return Report::default();
+            return ShutdownReport::default();
         };
         // A supervisor that is gone has nothing left to stop.
         let _ = self.requests.send(drain);
@@ -167,7 +167,7 @@ pub(crate) fn start<S: Service>(
         stop: Arc::clone(stop),
         counters: Arc::clone(&counters),
         workers: Workers::new(service, events),
-        leaving: Leaving::default(),
+        leaving: LingeringClose::default(),
         complained: None,
     };
     let [supervisor_name, acceptor_name, _] = S::THREADS;
@@ -189,7 +189,7 @@ pub(crate) fn start<S: Service>(
         .stack_size(memory::STACK)
         .spawn(move || supervisor.run());
     if spawned.is_err() {
-        stop.ask(Deadline::after(Duration::ZERO));
+        stop.request(Deadline::after(Duration::ZERO));
     }
     Ok(Listening {
         address,

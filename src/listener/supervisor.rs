@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never, select};
 
-use super::{Event, Report};
+use super::{Event, ShutdownReport};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
-use crate::control::outcome::{How, Outcome};
+use crate::control::outcome::{EndReason, Outcome};
 use crate::control::stop::Stop;
 use crate::sys::memory;
 
@@ -33,11 +33,11 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Counts every outcome and joins every worker, until a stop was asked for and nobody is left.
-    pub(super) fn run(mut self) -> Report {
+    pub(super) fn run(mut self) -> ShutdownReport {
         // A worker may be gone before the acceptor has told of it: `None` stands for one that left without a thread.
         let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
         let mut most = 0;
-        let mut report = Report::default();
+        let mut report = ShutdownReport::default();
         loop {
             select! {
                 recv(self.reports) -> event => match event {
@@ -51,7 +51,7 @@ impl Supervisor {
                     }
                     Ok(Event::Ended(outcome)) => {
                         self.note(&outcome);
-                        if self.stop.asked().is_some() {
+                        if self.stop.requested().is_some() {
                             count(&outcome, &mut report);
                         }
                     }
@@ -70,10 +70,10 @@ impl Supervisor {
                 },
                 recv(self.requested) -> drain => {
                     self.requested = never();
-                    self.stop.ask(Deadline::after(drain.unwrap_or(self.drain)));
+                    self.stop.request(Deadline::after(drain.unwrap_or(self.drain)));
                 }
             }
-            if self.reports.is_empty() && self.stop.asked().is_none() {
+            if self.reports.is_empty() && self.stop.requested().is_none() {
                 thread::sleep(BREATH);
             }
         }
@@ -85,18 +85,20 @@ impl Supervisor {
     fn note(&self, outcome: &Outcome) {
         let counters = &self.counters;
         match &outcome.how {
-            How::Refused { .. } => Counters::add(&counters.refused, 1),
-            How::Broken { .. } | How::Cut | How::Panicked => Counters::add(&counters.broken, 1),
+            EndReason::Refused { .. } => Counters::add(&counters.refused, 1),
+            EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => {
+                Counters::add(&counters.broken, 1);
+            }
             _ => {}
         }
         outcome.log(self.who);
     }
 }
 
-fn count(outcome: &Outcome, report: &mut Report) {
+fn count(outcome: &Outcome, report: &mut ShutdownReport) {
     match outcome.how {
-        How::Cut => report.cut += 1,
-        How::Answered | How::Abandoned | How::Refused { .. } => {}
+        EndReason::Cut => report.cut += 1,
+        EndReason::Answered | EndReason::Abandoned | EndReason::Refused { .. } => {}
         _ => report.ended += 1,
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::{Event, Service, Slot};
-use crate::control::outcome::{How, Outcome};
+use crate::control::outcome::{EndReason, Outcome};
 use crate::sys::memory;
 
 /// How many wait at most: as many as a package manager opens connections at once, and as many that end meanwhile.
@@ -196,7 +196,7 @@ impl<S: Service> Worker<S> {
         } = job;
         let served = catch_unwind(AssertUnwindSafe(|| self.service.serve(connection, peer)));
         drop(slot);
-        served.unwrap_or_else(|_| Outcome::new(since, None, Err(How::Panicked)))
+        served.unwrap_or_else(|_| Outcome::new(since, None, Err(EndReason::Panicked)))
     }
 
     /// The next connection, if one comes while this thread may wait.

@@ -48,11 +48,11 @@ const TRIES: u8 = 3;
 
 /// The way to the table; one question at a time.
 #[derive(Debug)]
-pub(crate) struct Table(OwnedFd);
+pub(crate) struct SocketTable(OwnedFd);
 
 /// What the table says of one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct SocketEntry {
     /// Its owner.
     pub(crate) uid: u32,
     /// Zero for a socket that its process has closed: the kernel then names root, whoever it was.
@@ -75,7 +75,7 @@ pub(crate) enum Delivery {
     Unanswered,
 }
 
-impl Table {
+impl SocketTable {
     /// Opens the way.
     ///
     /// # Errors
@@ -94,12 +94,12 @@ impl Table {
     ///
     /// # Errors
     /// This system does not tell.
-    pub(crate) fn ask(&self, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<Entry>> {
+    pub(crate) fn ask(&self, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<SocketEntry>> {
         ask(&self.0, own, peer)
     }
 }
 
-impl Entry {
+impl SocketEntry {
     fn delivery(self, long: Duration) -> Delivery {
         let tried = self.tries >= TRIES;
         let unanswered = match (self.timer, self.times) {
@@ -139,7 +139,7 @@ pub(crate) fn probe_every(socket: &impl AsFd, interval: Duration) {
 pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
     let asked = || {
         let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
-        Table::open()?.ask(own, peer)
+        SocketTable::open()?.ask(own, peer)
     };
     match asked() {
         Ok(Some(entry)) => entry.delivery(long),
@@ -148,7 +148,7 @@ pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
 }
 
 /// One question over netlink: the socket whose own address is `own` and whose peer is `peer`.
-fn ask(kernel: &OwnedFd, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<Entry>> {
+fn ask(kernel: &OwnedFd, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<SocketEntry>> {
     let (own, peer) = (unmapped(own), unmapped(peer));
     let mut question = Vec::with_capacity(72);
     question.extend(72_u32.to_ne_bytes());
@@ -189,7 +189,7 @@ fn ask(kernel: &OwnedFd, own: SocketAddr, peer: SocketAddr) -> io::Result<Option
         let kind = number(answer, 4)
             .map(|both| u16::from_ne_bytes([both.to_ne_bytes()[0], both.to_ne_bytes()[1]]));
         return match (kind, number(answer, UID_AT), number(answer, INODE_AT)) {
-            (Some(SOCK_DIAG_BY_FAMILY), Some(uid), Some(inode)) => Ok(Some(Entry {
+            (Some(SOCK_DIAG_BY_FAMILY), Some(uid), Some(inode)) => Ok(Some(SocketEntry {
                 uid,
                 inode: inode.into(),
                 timer: answer.get(TIMER_AT).copied().unwrap_or(0),
@@ -288,7 +288,7 @@ mod tests {
             (WINDOW_CLOSED, 3, Some((long, recent)), Delivery::UnderWay),
             (WINDOW_CLOSED, 3, sent_first, Delivery::Unanswered),
         ] {
-            let entry = Entry {
+            let entry = SocketEntry {
                 uid: 0,
                 inode: 1,
                 timer,

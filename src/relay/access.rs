@@ -6,7 +6,7 @@
 use std::net::TcpStream;
 use std::{fmt, io};
 
-use super::peer_uid::Owners;
+use super::peer_uid::PeerUid;
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::random;
@@ -19,9 +19,9 @@ const ROOT: u32 = 0;
 
 /// The rules at the door.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct AccessControl {
     /// Who the kernel says is there; `None`: everybody may come.
-    owners: Option<Owners>,
+    owners: Option<PeerUid>,
     /// Other machines may come, whose sockets no table of ours holds.
     from_afar: bool,
     own_uid: u32,
@@ -40,7 +40,7 @@ impl fmt::Debug for Password {
     }
 }
 
-impl Entry {
+impl AccessControl {
     /// The rules that `config` asks for.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Entry {
         let owners = if config.allow_any_user {
             None
         } else {
-            Some(Owners::new())
+            Some(PeerUid::new())
         };
         let owners = owners.filter(|owners| {
             let can_tell = owners.can_tell();

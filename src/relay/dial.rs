@@ -22,28 +22,28 @@ use crate::crypto::{random, tls};
 use crate::http::authority::Authority;
 use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
-use crate::tunnel::conn::Link;
+use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
-use crate::tunnel::drive::{Watch, converse, farewell};
-use crate::tunnel::error::Fault;
+use crate::tunnel::drive::{WaitContext, converse, farewell};
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::message::{Budget, Messages, SUBPROTOCOL_V2, Version};
-use crate::tunnel::opening::{self, Answer};
+use crate::tunnel::message::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
+use crate::tunnel::opening::{self, ConnectResponse};
 use crate::tunnel::transport::Tls;
 
 /// How long the text of a refusal may take after its head.
 const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An open way to the target.
-pub(super) struct Dialled {
+pub(super) struct DialedTunnel {
     /// The WebSocket.
-    pub(super) link: Link,
+    pub(super) link: Conn,
     /// What the target has already sent.
     pub(super) received: Buffer,
 }
 
 /// A phase that was passed, and what was learnt in it.
-pub(crate) enum Passed<'a> {
+pub(crate) enum DialEvent<'a> {
     /// The gateway's name has these addresses.
     Resolve(&'a [SocketAddr]),
     /// This one answered.
@@ -61,15 +61,15 @@ pub(super) fn open(
     relay: &Relay,
     target: &Authority,
     client: &TcpStream,
-) -> Result<Dialled, Refusal> {
+) -> Result<DialedTunnel, Refusal> {
     let shared = &relay.shared;
     if let Some(link) = relay.standby.take(shared) {
-        let mut way = Way::new(shared, Some(client));
+        let mut way = Dialer::new(shared, Some(client));
         // One whose host has vanished is found out in the time that a dial may take.
         link.set_user_timeout(shared.limits.connect_timeout);
         match way.ask(link, Buffer::new(&shared.pool), target) {
             // Nothing of the client's was passed on, so that a second try can do no harm.
-            Err(fault @ (Fault::Io(_) | Fault::Ended | Fault::Closed(_))) => {
+            Err(fault @ (TunnelError::Io(_) | TunnelError::Ended | TunnelError::Closed(_))) => {
                 log::debug!("relay: {target}: what stood by was dead: {fault}; dialling");
             }
             Err(fault) => return Err(Refusal::of(way.phase, &fault)),
@@ -82,21 +82,21 @@ pub(super) fn open(
         }
     }
     let mut since = Instant::now();
-    let mut watcher = |passed: Passed<'_>| match passed {
-        Passed::Upgrade(_) => relay.standby.note_distance(shared, since.elapsed()),
+    let mut watcher = |passed: DialEvent<'_>| match passed {
+        DialEvent::Upgrade(_) => relay.standby.note_distance(shared, since.elapsed()),
         _ => since = Instant::now(),
     };
-    let mut way = Way {
+    let mut way = Dialer {
         watcher: Some(&mut watcher),
-        ..Way::new(shared, Some(client))
+        ..Dialer::new(shared, Some(client))
     };
     way.walk(target)
         .map_err(|fault| Refusal::of(way.phase, &fault))?
 }
 
 /// A WebSocket to the gateway on which nothing was asked for yet.
-pub(super) fn stand_by(shared: &Shared) -> Result<Link, Fault> {
-    let mut way = Way::new(shared, None);
+pub(super) fn stand_by(shared: &Shared) -> Result<Conn, TunnelError> {
+    let mut way = Dialer::new(shared, None);
     let (mut link, mut received) = way.reach()?;
     way.upgrade(&mut link, &mut received)?;
     Ok(link)
@@ -108,12 +108,12 @@ pub(crate) fn trace(
     upstream: &Upstream,
     limits: &Limits,
     target: Option<&Authority>,
-    watcher: &mut dyn FnMut(Passed<'_>),
+    watcher: &mut dyn FnMut(DialEvent<'_>),
 ) -> Result<(), (Phase, Refusal)> {
     let begins = Phase::Resolve;
     let stop = Stop::new().map_err(|error| (begins, Refusal::of(begins, &error.into())))?;
     let (pool, budget) = (Pool::default(), Budget::default());
-    let mut way = Way {
+    let mut way = Dialer {
         upstream,
         limits,
         stop: &stop,
@@ -137,7 +137,7 @@ pub(crate) fn trace(
 }
 
 /// One walk to the gateway.
-struct Way<'a> {
+struct Dialer<'a> {
     upstream: &'a Upstream,
     limits: &'a Limits,
     stop: &'a Stop,
@@ -148,10 +148,10 @@ struct Way<'a> {
     /// Where it stands.
     phase: Phase,
     /// Told of each phase when it is passed.
-    watcher: Option<&'a mut dyn FnMut(Passed<'_>)>,
+    watcher: Option<&'a mut dyn FnMut(DialEvent<'_>)>,
 }
 
-impl<'a> Way<'a> {
+impl<'a> Dialer<'a> {
     /// From the beginning, with nobody who wants to know.
     fn new(shared: &'a Shared, client: Option<&'a TcpStream>) -> Self {
         Self {
@@ -167,14 +167,14 @@ impl<'a> Way<'a> {
     }
 
     /// Every phase in turn. The inner error is the gateway's own refusal.
-    fn walk(&mut self, target: &Authority) -> Result<Result<Dialled, Refusal>, Fault> {
+    fn walk(&mut self, target: &Authority) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
         let (mut link, mut received) = self.reach()?;
         self.upgrade(&mut link, &mut received)?;
         self.ask(link, received, target)
     }
 
     /// Name, TCP and TLS: all that needs no credentials.
-    fn reach(&mut self) -> Result<(Link, Buffer), Fault> {
+    fn reach(&mut self) -> Result<(Conn, Buffer), TunnelError> {
         let (upstream, stop) = (self.upstream, self.stop);
         let limit = self.limits.connect_timeout;
         let authority = upstream.base.authority();
@@ -185,15 +185,15 @@ impl<'a> Way<'a> {
                 &authority.host,
                 authority.port,
                 Deadline::after(limit),
-                &|| stop.asked().is_none(),
+                &|| stop.requested().is_none(),
             )
-            .map_err(Fault::of_lookup)?;
-        self.pass(Passed::Resolve(&addresses));
+            .map_err(TunnelError::of_lookup)?;
+        self.pass(DialEvent::Resolve(&addresses));
 
         self.phase = Phase::Connect;
         let (stream, address) = connect(&addresses, &self.bounded(limit))?;
-        self.pass(Passed::Connect(address));
-        let mut link = Link::new(stream, self.pool);
+        self.pass(DialEvent::Connect(address));
+        let mut link = Conn::new(stream, self.pool);
         // We speak first, on whichever layer.
         link.readable = false;
         let mut received = Buffer::new(self.pool);
@@ -201,21 +201,21 @@ impl<'a> Way<'a> {
         if let Some(config) = &upstream.tls {
             self.phase = Phase::Tls;
             let name = tls::server_name(&authority.host)
-                .map_err(|_| Fault::Head("no certificate can carry this host's name"))?;
+                .map_err(|_| TunnelError::Head("no certificate can carry this host's name"))?;
             let connection = UnbufferedClientConnection::new(config.clone(), name)?;
             link.secure(Tls::client(connection, self.pool));
             converse(&mut link, &mut received, &self.bounded(limit), |link, _| {
                 Ok(link.tls().is_some_and(Tls::established).then_some(()))
             })?;
             if let Some(tls) = link.tls() {
-                self.pass(Passed::Tls(tls));
+                self.pass(DialEvent::Tls(tls));
             }
         }
         Ok((link, received))
     }
 
     /// The WebSocket.
-    fn upgrade(&mut self, link: &mut Link, received: &mut Buffer) -> Result<(), Fault> {
+    fn upgrade(&mut self, link: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
         self.phase = Phase::Upgrade;
         let key = upgrade_key()?;
         self.send(link, &upgrade_request(self.upstream, &key))?;
@@ -227,21 +227,21 @@ impl<'a> Way<'a> {
             received.consume(len);
             upgraded(&head, &key).map(Some)
         })?;
-        link.frame(Messages::new(Role::Client, version, self.budget), received)?;
-        self.pass(Passed::Upgrade(version));
+        link.frame(WsCodec::new(Role::Client, version, self.budget), received)?;
+        self.pass(DialEvent::Upgrade(version));
         Ok(())
     }
 
     /// The opening inside the WebSocket.
     fn ask(
         &mut self,
-        mut link: Link,
+        mut link: Conn,
         mut received: Buffer,
         target: &Authority,
-    ) -> Result<Result<Dialled, Refusal>, Fault> {
+    ) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
         self.phase = Phase::Opening;
         if !received.is_empty() {
-            return Err(Fault::Head(
+            return Err(TunnelError::Head(
                 "the gateway sent data before it was asked for any",
             ));
         }
@@ -251,16 +251,16 @@ impl<'a> Way<'a> {
         )?;
         let watch = self.bounded(self.limits.opening_timeout);
         let heard = converse(&mut link, &mut received, &watch, |_, received| {
-            Answer::read(received.filled())
+            ConnectResponse::read(received.filled())
         });
         // Without waiting: the client has nothing to gain from our manners.
         let answer = heard.inspect_err(|fault| link.part_with(fault.close_code()))?;
         received.consume(answer.len);
         if answer.is_success() {
-            self.pass(Passed::Opening);
-            return Ok(Ok(Dialled { link, received }));
+            self.pass(DialEvent::Opening);
+            return Ok(Ok(DialedTunnel { link, received }));
         }
-        let watch = Watch {
+        let watch = WaitContext {
             deadline: watch.deadline.min(Deadline::after(TEXT_TIMEOUT)),
             ..watch
         };
@@ -279,15 +279,15 @@ impl<'a> Way<'a> {
         )))
     }
 
-    fn pass(&mut self, phase: Passed<'_>) {
+    fn pass(&mut self, phase: DialEvent<'_>) {
         if let Some(watcher) = &mut self.watcher {
             watcher(phase);
         }
     }
 
     /// What bounds the present phase.
-    fn bounded(&self, timeout: Duration) -> Watch<'_> {
-        Watch {
+    fn bounded(&self, timeout: Duration) -> WaitContext<'_> {
+        WaitContext {
             stop: self.stop,
             client: self.client,
             deadline: Deadline::after(timeout),
@@ -298,7 +298,7 @@ impl<'a> Way<'a> {
     }
 
     /// Seals `bytes` for the link's peer, at its present layer.
-    fn send(&self, link: &mut Link, bytes: &[u8]) -> Result<(), Fault> {
+    fn send(&self, link: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
         let mut plain = Buffer::new(self.pool);
         plain.extend(bytes);
         link.seal(&mut plain)
@@ -306,7 +306,7 @@ impl<'a> Way<'a> {
 }
 
 /// A fresh `Sec-WebSocket-Key`: sixteen random bytes. tungstenite's own would panic where its source of randomness fails.
-fn upgrade_key() -> Result<String, Fault> {
+fn upgrade_key() -> Result<String, TunnelError> {
     let mut bytes = [0; 16];
     random::fill(&mut bytes)?;
     Ok(BASE64.encode(&bytes))
@@ -338,23 +338,27 @@ fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
 }
 
 /// Checks the answer to the upgrade ([RFC 6455, section 4.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.1)).
-pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Fault> {
+pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, TunnelError> {
     match head.status {
         101 => {}
-        401 | 403 | 407 => return Err(Fault::Head(refusal::UNAUTHORIZED)),
+        401 | 403 | 407 => return Err(TunnelError::Head(refusal::UNAUTHORIZED)),
         300..=399 => {
-            return Err(Fault::Head(
+            return Err(TunnelError::Head(
                 "the upstream redirects, and a redirect is not followed: it would carry the token away",
             ));
         }
         404 => {
-            return Err(Fault::Head(
+            return Err(TunnelError::Head(
                 "the upstream has no tunnel endpoint at this base URL",
             ));
         }
-        200..=299 => return Err(Fault::Head(refusal::PAGE)),
-        429 | 500..=599 => return Err(Fault::Head(refusal::UNWELL)),
-        _ => return Err(Fault::Head("the upstream did not switch to WebSocket")),
+        200..=299 => return Err(TunnelError::Head(refusal::PAGE)),
+        429 | 500..=599 => return Err(TunnelError::Head(refusal::UNWELL)),
+        _ => {
+            return Err(TunnelError::Head(
+                "the upstream did not switch to WebSocket",
+            ));
+        }
     }
     let says = |name, word: &[u8]| {
         head.fields
@@ -362,11 +366,15 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Fault>
             .any(|element| element.eq_ignore_ascii_case(word))
     };
     if !says("upgrade", b"websocket") || !says("connection", b"upgrade") {
-        return Err(Fault::Head("the upstream's 101 is not one to WebSocket"));
+        return Err(TunnelError::Head(
+            "the upstream's 101 is not one to WebSocket",
+        ));
     }
     if head.fields.one("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_bytes())
     {
-        return Err(Fault::Head("the upstream's Sec-WebSocket-Accept is wrong"));
+        return Err(TunnelError::Head(
+            "the upstream's Sec-WebSocket-Accept is wrong",
+        ));
     }
     if head
         .fields
@@ -374,14 +382,14 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Fault>
         .next()
         .is_some()
     {
-        return Err(Fault::Head(
+        return Err(TunnelError::Head(
             "the upstream chose a WebSocket extension that was not offered",
         ));
     }
     match head.fields.one("sec-websocket-protocol") {
         None if !head.fields.has("sec-websocket-protocol") => Ok(Version::V1),
         Some(chosen) if chosen == SUBPROTOCOL_V2.as_bytes() => Ok(Version::V2),
-        _ => Err(Fault::Head(
+        _ => Err(TunnelError::Head(
             "the upstream chose a WebSocket subprotocol that was not offered",
         )),
     }

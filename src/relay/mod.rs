@@ -17,9 +17,9 @@ use std::{fmt, io};
 
 use rustls::ClientConfig;
 
-pub(crate) use access::Entry;
-pub(crate) use dial::{Passed, trace};
-use warm_pool::Standby;
+pub(crate) use access::AccessControl;
+pub(crate) use dial::{DialEvent, trace};
+use warm_pool::WarmPool;
 
 use crate::config::Limits;
 use crate::control::metrics::{Counters, Stats};
@@ -29,7 +29,7 @@ use crate::control::stop::{Abort, Stop};
 use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
 use crate::http::head::Reply;
-use crate::listener::{self, Listening, Report, Service};
+use crate::listener::{self, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
@@ -51,9 +51,9 @@ pub(crate) struct Upstream {
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    entry: Entry,
+    entry: AccessControl,
     own_address: SocketAddr,
-    standby: Standby,
+    standby: WarmPool,
     shared: Arc<Shared>,
 }
 
@@ -86,8 +86,8 @@ impl fmt::Debug for Running {
 
 impl Running {
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.listening.address()
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.listening.local_addr()
     }
 
     /// `user:password` for the proxy URL, where the relay asks for it.
@@ -112,7 +112,7 @@ impl Running {
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
-    pub(crate) fn shutdown(self, drain: Duration) -> Report {
+    pub(crate) fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }
 }
@@ -123,7 +123,7 @@ impl Running {
 /// A descriptor or a thread could not be had.
 pub(crate) fn start(
     socket: TcpListener,
-    entry: Entry,
+    entry: AccessControl,
     upstream: Upstream,
     limits: Limits,
     cap: usize,
@@ -136,7 +136,7 @@ pub(crate) fn start(
     let relay = Arc::new(Relay {
         entry,
         own_address: socket.local_addr()?,
-        standby: Standby::new(limits.standby),
+        standby: WarmPool::new(limits.standby),
         shared: Arc::new(Shared {
             upstream,
             limits,

@@ -10,13 +10,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::net::sockets::{Table, unmapped};
+use crate::net::sockets::{SocketTable, unmapped};
 
 /// Asks the kernel who owns a socket.
 #[derive(Debug)]
-pub(super) struct Owners {
+pub(super) struct PeerUid {
     /// The kernel's table, if it can be asked; one question at a time.
-    kernel: Option<Mutex<Table>>,
+    kernel: Option<Mutex<SocketTable>>,
 }
 
 /// The owner of a connected socket.
@@ -27,11 +27,11 @@ struct Owner {
     inode: u64,
 }
 
-impl Owners {
+impl PeerUid {
     /// Opens what is needed; that something is missing shows at the first question.
     pub(super) fn new() -> Self {
         Self {
-            kernel: Table::open().ok().map(Mutex::new),
+            kernel: SocketTable::open().ok().map(Mutex::new),
         }
     }
 
@@ -145,7 +145,7 @@ mod tests {
             ("[::1]:0", IpAddr::V6(Ipv6Addr::LOCALHOST)),
             ("127.0.0.1:0", "::ffff:127.0.0.1".parse().unwrap()),
         ];
-        let owners = Owners::new();
+        let owners = PeerUid::new();
         for (listen, dial) in pairs {
             // Not every machine has an IPv6 loopback.
             let Some((_client, ours)) = connected(listen, dial) else {
@@ -178,8 +178,8 @@ mod tests {
         let (client, ours) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
         let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
         drop(client);
-        let without_netlink = Owners { kernel: None };
-        for owners in [Owners::new(), without_netlink] {
+        let without_netlink = PeerUid { kernel: None };
+        for owners in [PeerUid::new(), without_netlink] {
             assert_eq!(owners.of(peer, own).unwrap(), None, "{owners:?}");
         }
     }
@@ -188,7 +188,7 @@ mod tests {
     fn an_address_pair_that_is_not_connected_has_no_owner() {
         let nobody = "127.0.0.1:9".parse().unwrap();
         let ours = "127.0.0.1:10".parse().unwrap();
-        assert_eq!(Owners::new().of(nobody, ours).unwrap(), None);
+        assert_eq!(PeerUid::new().of(nobody, ours).unwrap(), None);
         assert_eq!(look_up(nobody, ours).unwrap(), None);
     }
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::head::Reply;
-use crate::tunnel::error::{Fault, exhausted};
+use crate::tunnel::error::{TunnelError, exhausted};
 
 /// The answer 401 and its kin to the upgrade.
 pub(super) const UNAUTHORIZED: &str = "the upstream does not accept this session's token";
@@ -27,12 +27,12 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     /// What the client is told of a failure on the way.
-    pub(super) fn of(phase: Phase, fault: &Fault) -> Self {
+    pub(super) fn of(phase: Phase, fault: &TunnelError) -> Self {
         let why = fault.to_string();
-        if matches!(fault, Fault::ClientLeft) {
+        if matches!(fault, TunnelError::ClientLeft) {
             return Self { reply: None, why };
         }
-        if matches!(fault, Fault::Stopped) {
+        if matches!(fault, TunnelError::Stopped) {
             let reply = Reply::new(
                 503,
                 "upstreamproxy is stopping; try again when it runs again",
@@ -43,7 +43,7 @@ impl Refusal {
             };
         }
         let status = match fault {
-            Fault::Io(error) if exhausted(error) => 503,
+            TunnelError::Io(error) if exhausted(error) => 503,
             _ if fault.is_timeout() => 504,
             _ => 502,
         };
@@ -79,14 +79,14 @@ impl Refusal {
 }
 
 /// What happened, what to do, and the error type of `Proxy-Status`.
-fn explained(phase: Phase, fault: &Fault) -> (Cow<'static, str>, &'static str, &'static str) {
+fn explained(phase: Phase, fault: &TunnelError) -> (Cow<'static, str>, &'static str, &'static str) {
     match (phase, fault) {
-        (_, Fault::Io(error)) if exhausted(error) => (
+        (_, TunnelError::Io(error)) if exhausted(error) => (
             "this machine has no descriptor, thread or memory left for another tunnel".into(),
             "try again in a moment",
             "proxy_internal_error",
         ),
-        (_, Fault::Tls(rustls::Error::InvalidCertificate(flaw))) => {
+        (_, TunnelError::Tls(rustls::Error::InvalidCertificate(flaw))) => {
             let (flaw, remedy) = tls::certificate_flaw(flaw);
             let what = format!("the upstream's certificate {flaw}");
             (what.into(), remedy, "tls_certificate_error")
@@ -106,7 +106,7 @@ fn explained(phase: Phase, fault: &Fault) -> (Cow<'static, str>, &'static str, &
             "check the network, or raise --connect-timeout",
             "connection_timeout",
         ),
-        (Phase::Connect, Fault::Io(error))
+        (Phase::Connect, TunnelError::Io(error))
             if error.kind() == std::io::ErrorKind::ConnectionRefused =>
         {
             (
@@ -120,22 +120,22 @@ fn explained(phase: Phase, fault: &Fault) -> (Cow<'static, str>, &'static str, &
             "check the network",
             "destination_ip_unroutable",
         ),
-        (Phase::Tls, Fault::Tls(_)) => (
+        (Phase::Tls, TunnelError::Tls(_)) => (
             "TLS with the upstream failed".into(),
             "check the base URL's scheme and port",
             "tls_protocol_error",
         ),
-        (_, Fault::Head(what)) if *what == UNAUTHORIZED => (
+        (_, TunnelError::Head(what)) if *what == UNAUTHORIZED => (
             UNAUTHORIZED.into(),
             "it may have expired: start a new session",
             "http_request_denied",
         ),
-        (_, Fault::Head(what)) if *what == PAGE => (
+        (_, TunnelError::Head(what)) if *what == PAGE => (
             PAGE.into(),
             "check the base URL, and whether a login page of the network (a captive portal) answers in its place",
             "http_upgrade_failed",
         ),
-        (_, Fault::Head(what)) if *what == UNWELL => {
+        (_, TunnelError::Head(what)) if *what == UNWELL => {
             (UNWELL.into(), "try again later", "http_upgrade_failed")
         }
         (_, _) if fault.is_timeout() => (
@@ -143,10 +143,10 @@ fn explained(phase: Phase, fault: &Fault) -> (Cow<'static, str>, &'static str, &
             "try again later",
             "http_response_timeout",
         ),
-        (Phase::Upgrade, Fault::Head(what)) => {
+        (Phase::Upgrade, TunnelError::Head(what)) => {
             ((*what).into(), "check the base URL", "http_upgrade_failed")
         }
-        (_, Fault::Io(_) | Fault::Ended | Fault::Closed(_)) => (
+        (_, TunnelError::Io(_) | TunnelError::Ended | TunnelError::Closed(_)) => (
             "the upstream broke the connection off".into(),
             "try again later",
             "connection_terminated",
@@ -245,11 +245,11 @@ mod tests {
 
     #[test]
     fn a_failure_on_the_way_is_told_once_and_with_its_remedy() {
-        let refusal = Refusal::of(Phase::Upgrade, &Fault::Head(UNAUTHORIZED));
+        let refusal = Refusal::of(Phase::Upgrade, &TunnelError::Head(UNAUTHORIZED));
         assert_eq!(refusal.why, UNAUTHORIZED);
         assert!(refusal.told().1.contains("new session"));
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let refusal = Refusal::of(Phase::Connect, &Fault::Io(refused));
+        let refusal = Refusal::of(Phase::Connect, &TunnelError::Io(refused));
         let (what, remedy) = refusal.told();
         assert!(
             what.starts_with("the upstream refused the connection: "),
@@ -257,10 +257,10 @@ mod tests {
         );
         assert_eq!(remedy, "see that it runs at the base URL");
         assert_eq!(refusal.reply.unwrap().status, 502);
-        let late = Refusal::of(Phase::Tls, &Fault::TimedOut(Phase::Tls));
+        let late = Refusal::of(Phase::Tls, &TunnelError::TimedOut(Phase::Tls));
         assert_eq!(late.reply.unwrap().status, 504);
         assert!(
-            Refusal::of(Phase::Resolve, &Fault::ClientLeft)
+            Refusal::of(Phase::Resolve, &TunnelError::ClientLeft)
                 .reply
                 .is_none()
         );

@@ -20,8 +20,8 @@ use super::Shared;
 use super::dial;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::conn::Link;
-use crate::tunnel::message::Messages;
+use crate::tunnel::conn::Conn;
+use crate::tunnel::message::WsCodec;
 
 /// How long a CONNECT counts as demand: from one step of an installation to the next.
 const DEMAND: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ const DIALLERS: usize = 4;
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The standby of one relay. Dropping it ends its threads and hangs up on all that waited.
-pub(super) struct Standby(Arc<Store>);
+pub(super) struct WarmPool(Arc<Store>);
 
 /// What it shares with its threads.
 struct Store {
@@ -62,11 +62,11 @@ struct State {
 }
 
 struct Ready {
-    link: Link,
+    link: Conn,
     since: Instant,
 }
 
-impl std::fmt::Debug for Standby {
+impl std::fmt::Debug for WarmPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Standby")
             .field("limit", &self.0.limit)
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Standby {
     }
 }
 
-impl Standby {
+impl WarmPool {
     /// At most `limit` connections; zero: none, ever.
     pub(super) fn new(limit: usize) -> Self {
         Self(Arc::new(Store {
@@ -85,7 +85,7 @@ impl Standby {
 
     /// A connection for a CONNECT that has come, if one is ready and alive as far as can be seen. Others are dialled in its
     /// place.
-    pub(super) fn take(&self, shared: &Arc<Shared>) -> Option<Link> {
+    pub(super) fn take(&self, shared: &Arc<Shared>) -> Option<Conn> {
         if self.0.limit == 0 {
             return None;
         }
@@ -115,7 +115,7 @@ impl Standby {
     }
 }
 
-impl Drop for Standby {
+impl Drop for WarmPool {
     fn drop(&mut self) {
         let (ready, threads) = {
             let mut state = self.0.lock();
@@ -187,7 +187,7 @@ impl Store {
                 let leaving = state.superfluous(now);
                 state.tell(shared);
                 let next = state.next_check();
-                state.kept = next.is_some() && shared.stop.asked().is_none();
+                state.kept = next.is_some() && shared.stop.requested().is_none();
                 if !state.kept {
                     break hang_up(leaving);
                 }
@@ -255,7 +255,7 @@ impl Ready {
                 return false;
             }
         }
-        let closed = link.messages().and_then(Messages::closed_by_peer);
+        let closed = link.messages().and_then(WsCodec::closed_by_peer);
         self.since + AGE > now && said.is_empty() && !link.eof() && closed.is_none()
     }
 }

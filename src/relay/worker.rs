@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use super::dial;
 use super::refusal::Refusal;
-use super::{Entry, Relay};
+use super::{AccessControl, Relay};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
-use crate::control::outcome::{How, Outcome};
+use crate::control::outcome::{EndReason, Outcome};
 use crate::control::phase::Phase;
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, HeadError, Reply, RequestHead};
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::conn::Link;
-use crate::tunnel::drive::{Watch, converse, dismiss};
-use crate::tunnel::error::Fault;
+use crate::tunnel::conn::Conn;
+use crate::tunnel::drive::{WaitContext, converse, dismiss};
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
 use crate::tunnel::opening::ESTABLISHED;
 use crate::tunnel::pump::{Pump, Shared};
@@ -40,11 +40,11 @@ fn open<'a>(
     relay: &'a Relay,
     connection: TcpStream,
     asked: &mut Option<String>,
-) -> Result<Box<Pump<'a>>, How> {
+) -> Result<Box<Pump<'a>>, EndReason> {
     let admitted = relay.entry.admit(&connection);
-    let mut client = Link::new(connection, &relay.shared.pool);
+    let mut client = Conn::new(connection, &relay.shared.pool);
     if let Err(why) = admitted {
-        return Err(refuse(relay, client, (Entry::stranger(), why)));
+        return Err(refuse(relay, client, (AccessControl::stranger(), why)));
     }
     let mut early = Buffer::new(&relay.shared.pool);
     let target = match read_head(relay, &mut client, &mut early)? {
@@ -58,7 +58,7 @@ fn open<'a>(
             reply: Some(reply),
             why,
         }) => return Err(refuse(relay, client, (reply, why))),
-        Err(Refusal { reply: None, .. }) => return Err(How::Abandoned),
+        Err(Refusal { reply: None, .. }) => return Err(EndReason::Abandoned),
     };
     Counters::add(&relay.shared.counters.tunnels, 1);
     let mut answer = Buffer::new(&relay.shared.pool);
@@ -67,7 +67,7 @@ fn open<'a>(
     client
         .seal(&mut answer)
         .and_then(|()| client.flush())
-        .map_err(|_| How::Abandoned)?;
+        .map_err(|_| EndReason::Abandoned)?;
     let shared = Shared {
         limits: &relay.shared.limits,
         stop: &relay.shared.stop,
@@ -89,10 +89,10 @@ type Refused = (Reply, String);
 /// Reads the CONNECT request; what came behind its head stays in `early`.
 fn read_head(
     relay: &Relay,
-    client: &mut Link,
+    client: &mut Conn,
     early: &mut Buffer,
-) -> Result<Result<Authority, Refused>, How> {
-    let watch = Watch {
+) -> Result<Result<Authority, Refused>, EndReason> {
+    let watch = WaitContext {
         stop: &relay.shared.stop,
         client: None,
         deadline: Deadline::after(relay.shared.limits.head_timeout),
@@ -114,18 +114,18 @@ fn read_head(
             }
             tries += 1;
             if tries == PASSWORD_TRIES {
-                return Ok(Some(Err(Entry::challenge())));
+                return Ok(Some(Err(AccessControl::challenge())));
             }
             // RFC 9110, section 11.7.1: the client may repeat the request with the right field, and Maven and git do so here.
             let mut bytes = Buffer::new(&relay.shared.pool);
-            bytes.extend(&Entry::challenge().staying().to_bytes());
+            bytes.extend(&AccessControl::challenge().staying().to_bytes());
             client.seal(&mut bytes)?;
             client.flush()?;
         }
     });
     match met {
         Ok(result) => Ok(result.map_err(|reply| (reply.clone(), reply.sentence))),
-        Err(Fault::TimedOut(_)) => {
+        Err(TunnelError::TimedOut(_)) => {
             let reply = Reply::new(
                 408,
                 "no whole CONNECT request came in time; send one, then wait for the answer",
@@ -135,14 +135,14 @@ fn read_head(
                 "timed out".into(),
             )))
         }
-        Err(Fault::Ended) if !early.is_empty() => {
+        Err(TunnelError::Ended) if !early.is_empty() => {
             let reply = Reply::new(400, "the request ended in the middle of its head");
             Ok(Err((
                 reply.because("http_request_error", Phase::Head),
                 "ended early".into(),
             )))
         }
-        Err(_) => Err(How::Abandoned),
+        Err(_) => Err(EndReason::Abandoned),
     }
 }
 
@@ -205,7 +205,7 @@ fn target(head: &RequestHead, relay: &Relay) -> Result<Authority, Reply> {
 }
 
 /// Sends the refusal and waits a little for the client to have read it, so that no reset overtakes it.
-fn refuse(relay: &Relay, mut client: Link, (reply, why): Refused) -> How {
+fn refuse(relay: &Relay, mut client: Conn, (reply, why): Refused) -> EndReason {
     let (status, phase) = (
         reply.status,
         reply.proxy_status.map_or(Phase::Head, |(_, phase)| phase),
@@ -215,5 +215,5 @@ fn refuse(relay: &Relay, mut client: Link, (reply, why): Refused) -> How {
     if client.seal(&mut bytes).is_ok() {
         dismiss(client, &relay.shared.stop, FAREWELL);
     }
-    How::Refused { status, phase, why }
+    EndReason::Refused { status, phase, why }
 }

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::drive::Watch;
-use super::error::Fault;
+use super::drive::WaitContext;
+use super::error::TunnelError;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::net::wait::{OVER, wait};
@@ -20,9 +20,9 @@ use crate::net::wait::{OVER, wait};
 /// The last address' error; `TimedOut`, `ClientLeft` or `Stopped` from the watch.
 pub(crate) fn connect(
     addresses: &[SocketAddr],
-    watch: &Watch<'_>,
-) -> Result<(TcpStream, SocketAddr), Fault> {
-    let mut last = Fault::Io(io::Error::new(
+    watch: &WaitContext<'_>,
+) -> Result<(TcpStream, SocketAddr), TunnelError> {
+    let mut last = TunnelError::Io(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
     ));
@@ -36,14 +36,18 @@ pub(crate) fn connect(
             });
         match connect_to(address, watch, share) {
             Ok(stream) => return Ok((stream, address)),
-            Err(over @ (Fault::ClientLeft | Fault::Stopped)) => return Err(over),
+            Err(over @ (TunnelError::ClientLeft | TunnelError::Stopped)) => return Err(over),
             Err(fault) => last = fault,
         }
     }
     Err(last)
 }
 
-fn connect_to(address: SocketAddr, watch: &Watch<'_>, until: Deadline) -> Result<TcpStream, Fault> {
+fn connect_to(
+    address: SocketAddr,
+    watch: &WaitContext<'_>,
+    until: Deadline,
+) -> Result<TcpStream, TunnelError> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -58,8 +62,8 @@ fn connect_to(address: SocketAddr, watch: &Watch<'_>, until: Deadline) -> Result
         Err(error) => return Err(error.into()),
     }
     loop {
-        if watch.stop.asked().is_some() {
-            return Err(Fault::Stopped);
+        if watch.stop.requested().is_some() {
+            return Err(TunnelError::Stopped);
         }
         let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
         let mut fds = [
@@ -76,10 +80,10 @@ fn connect_to(address: SocketAddr, watch: &Watch<'_>, until: Deadline) -> Result
             };
         }
         if client.intersects(OVER) {
-            return Err(Fault::ClientLeft);
+            return Err(TunnelError::ClientLeft);
         }
         if until.passed() {
-            return Err(Fault::TimedOut(Phase::Connect));
+            return Err(TunnelError::TimedOut(Phase::Connect));
         }
     }
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::buffer::Buffer;
-use super::conn::Link;
-use super::error::Fault;
-use super::keepalive::{Life, Verdict};
-use super::message::Messages;
+use super::conn::Conn;
+use super::error::TunnelError;
+use super::keepalive::{Keepalive, KeepaliveAction};
+use super::message::WsCodec;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::control::stop::Stop;
@@ -22,7 +22,7 @@ const DISMISSED_LIMIT: usize = 1 << 20;
 
 /// What can end a conversation with one peer, besides the peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Watch<'a> {
+pub(crate) struct WaitContext<'a> {
     /// A stop request.
     pub(crate) stop: &'a Stop,
     /// The client that all this is for: when it is gone, so is the reason to go on.
@@ -37,10 +37,10 @@ pub(crate) struct Watch<'a> {
     pub(crate) drains: bool,
 }
 
-impl Watch<'_> {
+impl WaitContext<'_> {
     /// When a stop ends it; `None` while nobody has asked for one.
     fn stopped(&self) -> Option<Deadline> {
-        let asked = self.stop.asked()?;
+        let asked = self.stop.requested()?;
         Some(if self.drains {
             asked
         } else {
@@ -55,12 +55,12 @@ impl Watch<'_> {
 /// # Errors
 /// What `look` returns and what the link meets; `TimedOut` with the watch's phase; `ClientLeft`, `Stopped`, `Ended`, `Closed`.
 pub(crate) fn converse<T>(
-    link: &mut Link,
+    link: &mut Conn,
     received: &mut Buffer,
-    watch: &Watch<'_>,
-    mut look: impl FnMut(&mut Link, &mut Buffer) -> Result<Option<T>, Fault>,
-) -> Result<T, Fault> {
-    let mut life = Life::new(watch.keepalive, Instant::now());
+    watch: &WaitContext<'_>,
+    mut look: impl FnMut(&mut Conn, &mut Buffer) -> Result<Option<T>, TunnelError>,
+) -> Result<T, TunnelError> {
+    let mut life = Keepalive::new(watch.keepalive, Instant::now());
     loop {
         let met = step(link, received);
         // What came before a failure still counts: a refusal may be followed by a reset.
@@ -72,14 +72,14 @@ pub(crate) fn converse<T>(
             return Ok(found);
         }
         met?;
-        if let Some(close) = link.messages().and_then(Messages::closed_by_peer) {
-            return Err(Fault::Closed(close.code));
+        if let Some(close) = link.messages().and_then(WsCodec::closed_by_peer) {
+            return Err(TunnelError::Closed(close.code));
         }
         if link.eof() {
-            return Err(Fault::Ended);
+            return Err(TunnelError::Ended);
         }
         if watch.stopped().is_some_and(Deadline::passed) {
-            return Err(Fault::Stopped);
+            return Err(TunnelError::Stopped);
         }
         let now = Instant::now();
         if mem::take(&mut link.sent) {
@@ -89,12 +89,12 @@ pub(crate) fn converse<T>(
             life.heard(now);
         }
         match life.verdict(now, true) {
-            Verdict::Ping => link.ping().and_then(|()| link.flush())?,
-            Verdict::Dead => return Err(Fault::TimedOut(Phase::Stream)),
-            Verdict::Wait => {}
+            KeepaliveAction::Ping => link.ping().and_then(|()| link.flush())?,
+            KeepaliveAction::Dead => return Err(TunnelError::TimedOut(Phase::Stream)),
+            KeepaliveAction::Wait => {}
         }
         if watch.deadline.passed() {
-            return Err(Fault::TimedOut(watch.phase));
+            return Err(TunnelError::TimedOut(watch.phase));
         }
         if !link.readable {
             let until = watch
@@ -106,7 +106,7 @@ pub(crate) fn converse<T>(
 }
 
 /// Reads what can be read, and writes what can be written: also when reading failed, as TLS may have an alert to send.
-fn step(link: &mut Link, received: &mut Buffer) -> Result<(), Fault> {
+fn step(link: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
     let read = if link.readable {
         link.fill(received)
     } else {
@@ -116,7 +116,7 @@ fn step(link: &mut Link, received: &mut Buffer) -> Result<(), Fault> {
     read.and(written)
 }
 
-fn pause(link: &mut Link, watch: &Watch<'_>, until: Deadline) -> Result<(), Fault> {
+fn pause(link: &mut Conn, watch: &WaitContext<'_>, until: Deadline) -> Result<(), TunnelError> {
     let mut interest = PollFlags::IN;
     interest.set(PollFlags::OUT, !link.flushed());
     // The client is watched for its end only: what it sends meanwhile waits in its socket.
@@ -124,7 +124,7 @@ fn pause(link: &mut Link, watch: &Watch<'_>, until: Deadline) -> Result<(), Faul
     let stopped = watch.stopped();
     let mut fds = [
         PollFd::from_borrowed_fd(link.fd(), interest),
-        PollFd::from_borrowed_fd(watch.stop.news(stopped), PollFlags::IN),
+        PollFd::from_borrowed_fd(watch.stop.wake_fd(stopped), PollFlags::IN),
         PollFd::from_borrowed_fd(client, PollFlags::empty()),
     ];
     let until = stopped.map_or(until, |stop| until.min(stop));
@@ -132,27 +132,27 @@ fn pause(link: &mut Link, watch: &Watch<'_>, until: Deadline) -> Result<(), Faul
     let [ours, _, client] = fds.map(|fd| fd.revents());
     link.woken(ours);
     if client.intersects(OVER) {
-        Err(Fault::ClientLeft)
+        Err(TunnelError::ClientLeft)
     } else {
         Ok(())
     }
 }
 
 /// Ends the sending direction and reads on until the peer ends its own, so that no reset overtakes what was sent last.
-pub(crate) fn farewell(link: Link, stop: &Stop, at_most: Duration) {
+pub(crate) fn farewell(link: Conn, stop: &Stop, at_most: Duration) {
     read_out(link, stop, at_most, usize::MAX);
 }
 
 /// The same for one that was refused: it has no claim on our reading much of what it sends without end.
-pub(crate) fn dismiss(link: Link, stop: &Stop, at_most: Duration) {
+pub(crate) fn dismiss(link: Conn, stop: &Stop, at_most: Duration) {
     read_out(link, stop, at_most, DISMISSED_LIMIT);
 }
 
-fn read_out(mut link: Link, stop: &Stop, at_most: Duration, mut bytes: usize) {
+fn read_out(mut link: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
     let mut until = Deadline::after(at_most);
     let mut shut = false;
     loop {
-        if let Some(stop) = stop.asked() {
+        if let Some(stop) = stop.requested() {
             until = until.min(stop);
         }
         if link.flush().is_err() || (link.flushed() && link.eof()) {

@@ -9,7 +9,7 @@ use crate::control::phase::Phase;
 
 /// Why a tunnel broke, or did not come to be.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub(crate) enum TunnelError {
     /// The socket failed.
     Io(io::Error),
     /// The stream ended where it must not.
@@ -42,7 +42,7 @@ pub(crate) enum Fault {
     Stopped,
 }
 
-impl Fault {
+impl TunnelError {
     /// The close code that answers this fault ([RFC 6455, section 7.4.1]).
     ///
     /// [RFC 6455, section 7.4.1]: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
@@ -89,25 +89,25 @@ pub(crate) fn exhausted(error: &io::Error) -> bool {
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for TunnelError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl From<rustls::Error> for Fault {
+impl From<rustls::Error> for TunnelError {
     fn from(error: rustls::Error) -> Self {
         Self::Tls(error)
     }
 }
 
-impl From<DecodeError> for Fault {
+impl From<DecodeError> for TunnelError {
     fn from(error: DecodeError) -> Self {
         Self::Chunk(error)
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for TunnelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => error.fmt(f),

@@ -10,7 +10,7 @@ use std::io::Cursor;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use super::error::Fault;
+use super::error::TunnelError;
 use crate::crypto::random;
 
 /// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).
@@ -141,7 +141,10 @@ impl FrameReader {
     }
 
     /// The next piece, taken off the front of `bytes`; `None` when more bytes are needed. After a close everything is dropped.
-    pub(crate) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Fault> {
+    pub(crate) fn next<'a>(
+        &mut self,
+        bytes: &mut &'a [u8],
+    ) -> Result<Option<Piece<'a>>, TunnelError> {
         loop {
             match &mut self.state {
                 State::Header => match self.read_header(bytes)? {
@@ -201,7 +204,10 @@ impl FrameReader {
     }
 
     /// Gathers a header over as many calls as it takes.
-    fn read_header(&mut self, bytes: &mut &[u8]) -> Result<Option<(FrameHeader, u64)>, Fault> {
+    fn read_header(
+        &mut self,
+        bytes: &mut &[u8],
+    ) -> Result<Option<(FrameHeader, u64)>, TunnelError> {
         let held = self.header_len;
         let added = take(&mut { *bytes }, MAX_HEADER - held);
         self.header[held..held + added.len()].copy_from_slice(added);
@@ -217,7 +223,7 @@ impl FrameReader {
                 self.header_len = held + added.len();
                 Ok(None)
             }
-            Err(_) => Err(Fault::Frame("an opcode that is not assigned")),
+            Err(_) => Err(TunnelError::Frame("an opcode that is not assigned")),
         }
     }
 
@@ -241,25 +247,29 @@ impl FrameReader {
         taken
     }
 
-    fn begin(&mut self, header: &FrameHeader, len: u64) -> Result<Option<Piece<'static>>, Fault> {
+    fn begin(
+        &mut self,
+        header: &FrameHeader,
+        len: u64,
+    ) -> Result<Option<Piece<'static>>, TunnelError> {
         // RFC 6455, section 5.2: reserved bits "MUST be 0 unless an extension is negotiated".
         if header.rsv1 || header.rsv2 || header.rsv3 {
-            return Err(Fault::Frame("a reserved bit is set"));
+            return Err(TunnelError::Frame("a reserved bit is set"));
         }
         // RFC 6455, section 5.1: a server closes "upon receiving a frame that is not masked", a client one that is.
         if header.mask.is_some() != (self.role == Role::Server) {
-            return Err(Fault::Frame("wrong masking for this direction"));
+            return Err(TunnelError::Frame("wrong masking for this direction"));
         }
         // RFC 6455, section 5.2: the most significant bit of a 64-bit length "MUST be 0".
         if len >> 63 != 0 {
-            return Err(Fault::Frame("a length over 63 bits"));
+            return Err(TunnelError::Frame("a length over 63 bits"));
         }
         let mask = Mask(header.mask);
         match header.opcode {
             OpCode::Control(control) => {
                 // RFC 6455, section 5.5: "MUST have a payload length of 125 bytes or less and MUST NOT be fragmented".
                 if len > MAX_CONTROL as u64 || !header.is_final {
-                    return Err(Fault::Frame(
+                    return Err(TunnelError::Frame(
                         "a control frame that is fragmented or over 125 bytes",
                     ));
                 }
@@ -274,17 +284,17 @@ impl FrameReader {
             OpCode::Data(data) => {
                 match (data, self.in_message) {
                     (Data::Binary, false) | (Data::Continue, true) => {}
-                    (Data::Text, false) => return Err(Fault::Text),
+                    (Data::Text, false) => return Err(TunnelError::Text),
                     (Data::Continue, false) => {
-                        return Err(Fault::Frame("a continuation of no message"));
+                        return Err(TunnelError::Frame("a continuation of no message"));
                     }
-                    _ => return Err(Fault::Frame("a new message inside a fragmented one")),
+                    _ => return Err(TunnelError::Frame("a new message inside a fragmented one")),
                 }
                 let first = !self.in_message;
                 let before = if first { 0 } else { self.message_len };
-                let len = usize::try_from(len).map_err(|_| Fault::TooBig)?;
+                let len = usize::try_from(len).map_err(|_| TunnelError::TooBig)?;
                 if len > self.limit.saturating_sub(before) {
-                    return Err(Fault::TooBig);
+                    return Err(TunnelError::TooBig);
                 }
                 self.message_len = before + len;
                 self.in_message = !header.is_final;
@@ -309,17 +319,17 @@ fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
 /// The code of a close payload, which is empty or a code and UTF-8 text ([RFC 6455, section 5.5.1]).
 ///
 /// [RFC 6455, section 5.5.1]: https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
-fn close_code(payload: &[u8]) -> Result<Option<u16>, Fault> {
+fn close_code(payload: &[u8]) -> Result<Option<u16>, TunnelError> {
     match payload {
         [] => Ok(None),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             if !CloseCode::from(code).is_allowed() || std::str::from_utf8(reason).is_err() {
-                return Err(Fault::Frame("a close payload that is not allowed"));
+                return Err(TunnelError::Frame("a close payload that is not allowed"));
             }
             Ok(Some(code))
         }
-        [_] => Err(Fault::Frame("a close payload of one byte")),
+        [_] => Err(TunnelError::Frame("a close payload of one byte")),
     }
 }
 
@@ -357,7 +367,7 @@ impl FrameWriter {
         opcode: OpCode,
         len: usize,
         into: &mut [u8; MAX_HEADER],
-    ) -> Result<(usize, Mask), Fault> {
+    ) -> Result<(usize, Mask), TunnelError> {
         let mask = match self.role {
             Role::Client => Some(self.key()?),
             Role::Server => None,
@@ -371,12 +381,12 @@ impl FrameWriter {
         let mut cursor = Cursor::new(&mut into[..]);
         header
             .format(len as u64, &mut cursor)
-            .map_err(|_| Fault::Frame("a header that could not be written"))?;
+            .map_err(|_| TunnelError::Frame("a header that could not be written"))?;
         Ok((cursor.position() as usize, Mask(mask)))
     }
 
     /// A key that nobody can foresee ([RFC 6455, section 5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
-    fn key(&mut self) -> Result<[u8; 4], Fault> {
+    fn key(&mut self) -> Result<[u8; 4], TunnelError> {
         if self.used + 4 > KEYS {
             random::fill(&mut self.keys)?;
             self.used = 0;
@@ -396,7 +406,7 @@ mod tests {
     use super::*;
 
     /// Everything that the pieces of `bytes` say, cut at every `step` bytes: data and control, flattened.
-    fn read(role: Role, bytes: &[u8], step: usize) -> Result<Vec<String>, Fault> {
+    fn read(role: Role, bytes: &[u8], step: usize) -> Result<Vec<String>, TunnelError> {
         let mut reader = FrameReader::new(role, 1 << 20);
         let mut said = Vec::new();
         let mut payload = Vec::new();
@@ -511,17 +521,17 @@ mod tests {
         ];
         for (name, role, bytes) in cases {
             assert!(
-                matches!(read(role, &bytes, 1), Err(Fault::Frame(_))),
+                matches!(read(role, &bytes, 1), Err(TunnelError::Frame(_))),
                 "{name}"
             );
         }
         assert!(matches!(
             read(Role::Client, &[0x81, 0], 1),
-            Err(Fault::Text)
+            Err(TunnelError::Text)
         ));
         assert!(matches!(
             read(Role::Client, &[0x82, 127, 0, 0, 0, 0, 0, 16, 0, 1], 1),
-            Err(Fault::TooBig)
+            Err(TunnelError::TooBig)
         ));
         let mut fragments = frame(binary, false, None, &vec![0; 1 << 19]);
         fragments.extend(frame(
@@ -534,7 +544,7 @@ mod tests {
         fragments.extend([0x80, 1]);
         assert!(matches!(
             read(Role::Client, &fragments, 4096),
-            Err(Fault::TooBig)
+            Err(TunnelError::TooBig)
         ));
     }
 

@@ -9,7 +9,7 @@ const STRIKES: u32 = 3;
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum KeepaliveAction {
     /// Nothing.
     Wait,
     /// Send a ping.
@@ -20,7 +20,7 @@ pub(crate) enum Verdict {
 
 /// Keeps the time of one WebSocket's signs of life.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct Keepalive {
     interval: Option<Duration>,
     /// When we last sent anything.
     sent: Instant,
@@ -29,7 +29,7 @@ pub(crate) struct Life {
     strikes: u32,
 }
 
-impl Life {
+impl Keepalive {
     /// A ping after each silent `interval`; zero: none, ever.
     pub(crate) fn new(interval: Duration, now: Instant) -> Self {
         Self {
@@ -58,9 +58,9 @@ impl Life {
     }
 
     /// What is to be done at `now`. Only intervals in which this end was `reading` count against the peer.
-    pub(crate) fn verdict(&mut self, now: Instant, reading: bool) -> Verdict {
+    pub(crate) fn verdict(&mut self, now: Instant, reading: bool) -> KeepaliveAction {
         let Some(interval) = self.interval else {
-            return Verdict::Wait;
+            return KeepaliveAction::Wait;
         };
         let silent = now >= self.silent_since + interval;
         let quiet = now >= self.sent + interval;
@@ -69,14 +69,14 @@ impl Life {
             self.silent_since = now;
             self.strikes = if reading { self.strikes + 1 } else { 0 };
             if self.strikes >= STRIKES {
-                return Verdict::Dead;
+                return KeepaliveAction::Dead;
             }
         }
         if silent || quiet {
             self.sent = now;
-            return Verdict::Ping;
+            return KeepaliveAction::Ping;
         }
-        Verdict::Wait
+        KeepaliveAction::Wait
     }
 }
 
@@ -89,20 +89,32 @@ mod tests {
     #[test]
     fn three_silent_intervals_end_it_and_each_sends_a_ping() {
         let start = Instant::now();
-        let mut life = Life::new(INTERVAL, start);
+        let mut life = Keepalive::new(INTERVAL, start);
         assert_eq!(life.due(), Some(start + INTERVAL));
-        assert_eq!(life.verdict(start + INTERVAL / 2, true), Verdict::Wait);
-        assert_eq!(life.verdict(start + INTERVAL, true), Verdict::Ping);
-        assert_eq!(life.verdict(start + 2 * INTERVAL, true), Verdict::Ping);
-        assert_eq!(life.verdict(start + 3 * INTERVAL, true), Verdict::Dead);
+        assert_eq!(
+            life.verdict(start + INTERVAL / 2, true),
+            KeepaliveAction::Wait
+        );
+        assert_eq!(life.verdict(start + INTERVAL, true), KeepaliveAction::Ping);
+        assert_eq!(
+            life.verdict(start + 2 * INTERVAL, true),
+            KeepaliveAction::Ping
+        );
+        assert_eq!(
+            life.verdict(start + 3 * INTERVAL, true),
+            KeepaliveAction::Dead
+        );
     }
 
     #[test]
     fn anything_heard_starts_the_count_anew() {
         let start = Instant::now();
-        let mut life = Life::new(INTERVAL, start);
+        let mut life = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
-            assert_eq!(life.verdict(start + n * INTERVAL, true), Verdict::Ping);
+            assert_eq!(
+                life.verdict(start + n * INTERVAL, true),
+                KeepaliveAction::Ping
+            );
             life.heard(start + n * INTERVAL);
         }
     }
@@ -110,28 +122,40 @@ mod tests {
     #[test]
     fn a_long_stop_of_this_process_counts_as_one_interval() {
         let start = Instant::now();
-        let mut life = Life::new(INTERVAL, start);
-        assert_eq!(life.verdict(start + 100 * INTERVAL, true), Verdict::Ping);
-        assert_eq!(life.verdict(start + 100 * INTERVAL, true), Verdict::Wait);
+        let mut life = Keepalive::new(INTERVAL, start);
+        assert_eq!(
+            life.verdict(start + 100 * INTERVAL, true),
+            KeepaliveAction::Ping
+        );
+        assert_eq!(
+            life.verdict(start + 100 * INTERVAL, true),
+            KeepaliveAction::Wait
+        );
     }
 
     #[test]
     fn held_off_intervals_do_not_count_but_still_ping() {
         let start = Instant::now();
-        let mut life = Life::new(INTERVAL, start);
+        let mut life = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
-            assert_eq!(life.verdict(start + n * INTERVAL, false), Verdict::Ping);
+            assert_eq!(
+                life.verdict(start + n * INTERVAL, false),
+                KeepaliveAction::Ping
+            );
         }
     }
 
     #[test]
     fn a_peer_that_only_talks_still_gets_its_ping() {
         let start = Instant::now();
-        let mut life = Life::new(INTERVAL, start);
+        let mut life = Keepalive::new(INTERVAL, start);
         life.heard(start + INTERVAL / 2);
         assert_eq!(life.due(), Some(start + INTERVAL));
-        assert_eq!(life.verdict(start + INTERVAL, true), Verdict::Ping);
+        assert_eq!(life.verdict(start + INTERVAL, true), KeepaliveAction::Ping);
         life.heard(start + INTERVAL);
-        assert_eq!(life.verdict(start + 2 * INTERVAL, true), Verdict::Ping);
+        assert_eq!(
+            life.verdict(start + 2 * INTERVAL, true),
+            KeepaliveAction::Ping
+        );
     }
 }

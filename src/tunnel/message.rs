@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::buffer::Buffer;
 use super::chunk::{self, Start};
-use super::error::Fault;
+use super::error::TunnelError;
 use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
 
 /// How the wire's two versions differ: only the second has `fin`.
@@ -50,10 +50,10 @@ impl Assembly {
     }
 
     /// Adds `bytes`, unless the budget is used up.
-    fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), Fault> {
+    fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), TunnelError> {
         self.counted += bytes.len();
         if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET {
-            return Err(Fault::NoRoom);
+            return Err(TunnelError::NoRoom);
         }
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
@@ -94,7 +94,7 @@ pub(crate) struct PeerClose {
 
 /// The chunk layer of one tunnel.
 #[derive(Debug)]
-pub(crate) struct Messages {
+pub(crate) struct WsCodec {
     version: Version,
     reader: FrameReader,
     writer: FrameWriter,
@@ -108,7 +108,7 @@ pub(crate) struct Messages {
     close_sent: bool,
 }
 
-impl Messages {
+impl WsCodec {
     /// The layer for one end of a WebSocket whose opening handshake is done.
     pub(crate) fn new(role: Role, version: Version, budget: &Budget) -> Self {
         Self {
@@ -151,7 +151,7 @@ impl Messages {
     }
 
     /// Takes what came from below and adds the data in it to `plain`.
-    pub(crate) fn open(&mut self, mut wire: &[u8], plain: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn open(&mut self, mut wire: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
         while let Some(piece) = self.reader.next(&mut wire)? {
             match piece {
                 Piece::Frame {
@@ -185,7 +185,7 @@ impl Messages {
                 Piece::Pong => {}
                 // RFC 6455, section 5.5.1: no more data follows a close, so the rest of this message never comes.
                 Piece::Close(Some(1000 | 1001)) if !matches!(self.inbound, Inbound::Idle) => {
-                    return Err(Fault::Frame("a close in the middle of a message"));
+                    return Err(TunnelError::Frame("a close in the middle of a message"));
                 }
                 Piece::Close(code) => self.closed_by_peer = Some(PeerClose { code }),
             }
@@ -198,7 +198,7 @@ impl Messages {
         mut bytes: &[u8],
         mut mask: Mask,
         plain: &mut Buffer,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), TunnelError> {
         if let Inbound::Start { first, have, len } = &mut self.inbound {
             let mut decided = chunk::start(&first[..*have], *len);
             while decided == Start::Unknown {
@@ -228,7 +228,7 @@ impl Messages {
         }
     }
 
-    fn frame_end(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+    fn frame_end(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         match std::mem::replace(&mut self.inbound, Inbound::Idle) {
             unfinished @ Inbound::Assembly { last: false, .. } => {
                 self.inbound = unfinished;
@@ -241,7 +241,7 @@ impl Messages {
     }
 
     /// A message that was assembled.
-    fn whole(&mut self, message: &[u8], plain: &mut Buffer) -> Result<(), Fault> {
+    fn whole(&mut self, message: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
         let chunk = chunk::decode(message)?;
         self.deliver(&message[chunk.data], Mask::default(), plain)?;
         // Version 1 does not know field 2, and proto3 skips what it does not know.
@@ -249,12 +249,17 @@ impl Messages {
         Ok(())
     }
 
-    fn deliver(&mut self, bytes: &[u8], mut mask: Mask, plain: &mut Buffer) -> Result<(), Fault> {
+    fn deliver(
+        &mut self,
+        bytes: &[u8],
+        mut mask: Mask,
+        plain: &mut Buffer,
+    ) -> Result<(), TunnelError> {
         if bytes.is_empty() {
             return Ok(());
         }
         if self.fin_received {
-            return Err(Fault::AfterFin);
+            return Err(TunnelError::AfterFin);
         }
         mask.copy(bytes, &mut plain.reserve(bytes.len())[..bytes.len()]);
         plain.advance(bytes.len());
@@ -278,7 +283,7 @@ impl Messages {
     }
 
     /// Turns `plain` into messages, in place where it fits into one chunk; the result is again in `plain`.
-    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         let len = plain.len();
         if len == 0 {
             return Ok(());
@@ -305,7 +310,7 @@ impl Messages {
     fn data_header(
         &mut self,
         len: usize,
-    ) -> Result<([u8; frame::MAX_HEADER + chunk::MAX_HEADER], usize, Mask), Fault> {
+    ) -> Result<([u8; frame::MAX_HEADER + chunk::MAX_HEADER], usize, Mask), TunnelError> {
         let mut inner = [0; chunk::MAX_HEADER];
         let inner_len = chunk::header(len, &mut inner);
         let mut outer = [0; frame::MAX_HEADER];
@@ -320,7 +325,7 @@ impl Messages {
     }
 
     /// Adds a `fin` to `wire`, once; version 1 has none.
-    pub(crate) fn fin(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn fin(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         if self.version == Version::V2 && !self.fin_sent {
             self.fin_sent = true;
             self.small(OpCode::Data(Data::Binary), &chunk::FIN, wire)?;
@@ -329,12 +334,12 @@ impl Messages {
     }
 
     /// Adds a ping to `wire`.
-    pub(crate) fn ping(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn ping(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         self.small(OpCode::Control(Control::Ping), b"", wire)
     }
 
     /// Adds the pong that is due to `wire`, if one is.
-    pub(crate) fn pong(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn pong(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         match self.pong_due.take() {
             Some(payload) if !self.close_sent => {
                 self.small(OpCode::Control(Control::Pong), &payload, wire)
@@ -344,7 +349,7 @@ impl Messages {
     }
 
     /// Adds a close with `code` to `wire`, once.
-    pub(crate) fn close(&mut self, code: CloseCode, wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn close(&mut self, code: CloseCode, wire: &mut Buffer) -> Result<(), TunnelError> {
         if std::mem::replace(&mut self.close_sent, true) {
             return Ok(());
         }
@@ -355,7 +360,12 @@ impl Messages {
         )
     }
 
-    fn small(&mut self, opcode: OpCode, payload: &[u8], wire: &mut Buffer) -> Result<(), Fault> {
+    fn small(
+        &mut self,
+        opcode: OpCode,
+        payload: &[u8],
+        wire: &mut Buffer,
+    ) -> Result<(), TunnelError> {
         let mut header = [0; frame::MAX_HEADER];
         let (n, mut mask) = self.writer.header(opcode, payload.len(), &mut header)?;
         wire.extend(&header[..n]);
@@ -379,14 +389,14 @@ mod tests {
     use super::*;
 
     struct End {
-        messages: Messages,
+        messages: WsCodec,
         plain: Buffer,
         wire: Buffer,
     }
 
     fn end(role: Role, version: Version) -> End {
         let pool = Pool::default();
-        let messages = Messages::new(role, version, &Budget::default());
+        let messages = WsCodec::new(role, version, &Budget::default());
         End {
             messages,
             plain: Buffer::new(&pool),
@@ -408,7 +418,11 @@ mod tests {
         bytes
     }
 
-    fn opened(version: Version, wire: &[u8], step: usize) -> Result<(Vec<u8>, Messages), Fault> {
+    fn opened(
+        version: Version,
+        wire: &[u8],
+        step: usize,
+    ) -> Result<(Vec<u8>, WsCodec), TunnelError> {
         let mut client = end(Role::Client, version);
         for part in wire.chunks(step) {
             client.messages.open(part, &mut client.plain)?;
@@ -459,7 +473,7 @@ mod tests {
         wire.extend(frame(0x88, &1000_u16.to_be_bytes()));
         assert!(matches!(
             opened(Version::V1, &wire, 1),
-            Err(Fault::Frame(_))
+            Err(TunnelError::Frame(_))
         ));
         wire.extend(frame(0x80, b"bc"));
         wire[5..].rotate_left(4);
@@ -505,7 +519,7 @@ mod tests {
         wire.extend(frame(0x82, b"\x0a\x01b"));
         assert!(matches!(
             opened(Version::V2, &wire, 1),
-            Err(Fault::AfterFin)
+            Err(TunnelError::AfterFin)
         ));
     }
 
@@ -528,7 +542,7 @@ mod tests {
             let result = client
                 .messages
                 .open(&frame(0x82, broken), &mut client.plain);
-            assert!(matches!(result, Err(Fault::Chunk(_))), "{broken:x?}");
+            assert!(matches!(result, Err(TunnelError::Chunk(_))), "{broken:x?}");
             assert!(client.plain.is_empty());
         }
     }
@@ -540,7 +554,7 @@ mod tests {
         let piece = frame(0x02, &vec![0x18; 60_000]);
         let mut tunnels = Vec::new();
         let refused = (0..2 * BUDGET / 60_000).find(|_| {
-            let mut messages = Messages::new(Role::Client, Version::V1, &budget);
+            let mut messages = WsCodec::new(Role::Client, Version::V1, &budget);
             let result = messages.open(&piece, &mut Buffer::new(&pool));
             tunnels.push(messages);
             result.is_err()

@@ -1,12 +1,12 @@
 //! The opening inside the WebSocket (`manual/protocol.md`): a CONNECT head one way, a status head the other, both plain HTTP/1.1.
 //!
-//! Without I/O. The relay writes [`request`] and reads [`Answer`]; the gateway reads [`Asked`] and writes its answer.
+//! Without I/O. The relay writes [`request`] and reads [`ConnectResponse`]; the gateway reads [`ConnectRequest`] and writes its answer.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::error::Fault;
+use super::error::TunnelError;
 use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError};
@@ -35,7 +35,7 @@ pub(crate) fn request(authority: &Authority, credentials: &Credentials) -> Zeroi
 
 /// What the gateway answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ConnectResponse {
     /// The status.
     pub(crate) status: u16,
     /// The length of the head, after which the tunnel is transparent or the text begins.
@@ -44,14 +44,14 @@ pub(crate) struct Answer {
     pub(crate) text: Option<usize>,
 }
 
-impl Answer {
+impl ConnectResponse {
     /// Reads the answer off the front of `bytes`; `None` when more are needed. Interim answers (1xx) before it are skipped.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
-        let Some((head, len)) = head::final_response(bytes).map_err(Fault::from)? else {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
+        let Some((head, len)) = head::final_response(bytes).map_err(TunnelError::from)? else {
             return Ok(None);
         };
         if head.status < 200 {
-            return Err(Fault::Head(
+            return Err(TunnelError::Head(
                 "the gateway switched protocols where it was asked for a tunnel",
             ));
         }
@@ -73,7 +73,7 @@ impl Answer {
 }
 
 /// What a relay asked for.
-pub(crate) struct Asked {
+pub(crate) struct ConnectRequest {
     /// The target.
     pub(crate) authority: Authority,
     /// The value of `Proxy-Authorization`, if there is exactly one.
@@ -82,7 +82,7 @@ pub(crate) struct Asked {
     pub(crate) len: usize,
 }
 
-impl fmt::Debug for Asked {
+impl fmt::Debug for ConnectRequest {
     /// Without the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Asked")
@@ -92,19 +92,19 @@ impl fmt::Debug for Asked {
     }
 }
 
-impl Asked {
+impl ConnectRequest {
     /// Reads the relay's head off the front of `bytes`; `None` when more are needed. Fields that are not known are ignored.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
-        let Some((head, len)) = head::request(bytes).map_err(Fault::from)? else {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
+        let Some((head, len)) = head::request(bytes).map_err(TunnelError::from)? else {
             return Ok(None);
         };
         if head.method != "CONNECT" {
-            return Err(Fault::Head("the opening is not a CONNECT"));
+            return Err(TunnelError::Head("the opening is not a CONNECT"));
         }
         let authority = head
             .target
             .parse()
-            .map_err(|_| Fault::Head("the opening names no authority"))?;
+            .map_err(|_| TunnelError::Head("the opening names no authority"))?;
         let authorization = head
             .fields
             .one("proxy-authorization")
@@ -117,7 +117,7 @@ impl Asked {
     }
 }
 
-impl From<HeadError> for Fault {
+impl From<HeadError> for TunnelError {
     fn from(error: HeadError) -> Self {
         Self::Head(match error {
             HeadError::Malformed(what) => what,
@@ -167,7 +167,9 @@ mod tests {
             );
             let len = head.len();
             head.extend_from_slice(b"early");
-            let asked = Asked::read(&head).expect("no fault").expect("whole");
+            let asked = ConnectRequest::read(&head)
+                .expect("no fault")
+                .expect("whole");
             assert_eq!((asked.authority, asked.len), (authority, len));
             assert_eq!(
                 asked.authorization.as_deref().map(Vec::as_slice),
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let read = |text: &str| Answer::read(text.as_bytes());
+        let read = |text: &str| ConnectResponse::read(text.as_bytes());
         assert!(read("HTTP/1.1 200 OK").expect("no fault").is_none());
         let answer = read("HTTP/1.1 204 No Content\r\n\r\ndata")
             .expect("no fault")
@@ -189,7 +191,7 @@ mod tests {
             .expect("whole");
         assert_eq!(
             refusal,
-            Answer {
+            ConnectResponse {
                 status: 403,
                 len: 45,
                 text: Some(5)
@@ -211,7 +213,7 @@ mod tests {
         let head =
             b"CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: a\r\nProxy-Authorization: b\r\n\r\n";
         assert!(
-            Asked::read(head)
+            ConnectRequest::read(head)
                 .expect("no fault")
                 .expect("whole")
                 .authorization
@@ -242,7 +244,7 @@ mod tests {
             let len = head.len();
             head.extend_from_slice(&early);
             for end in 0..=head.len() {
-                let asked = Asked::read(&head[..end]).expect("no fault");
+                let asked = ConnectRequest::read(&head[..end]).expect("no fault");
                 prop_assert_eq!(asked.is_some(), end >= len);
                 if let Some(asked) = asked {
                     prop_assert_eq!((&asked.authority, asked.len), (&authority, len));
@@ -257,10 +259,10 @@ mod tests {
         ) {
             let field = length.map(|n| format!("Content-Length: {n}\r\n")).unwrap_or_default();
             let mut bytes = format!("HTTP/1.1 {status} {reason}\r\n{field}\r\n").into_bytes();
-            let expected = Answer { status, len: bytes.len(), text: length };
+            let expected = ConnectResponse { status, len: bytes.len(), text: length };
             bytes.extend_from_slice(&body);
             for end in 0..=bytes.len() {
-                let answer = Answer::read(&bytes[..end]).expect("no fault");
+                let answer = ConnectResponse::read(&bytes[..end]).expect("no fault");
                 prop_assert_eq!(answer.as_ref(), (end >= expected.len).then_some(&expected));
             }
         }

@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 use rustls_pki_types::CertificateDer;
 
 use super::buffer::{Buffer, Pool};
-use super::error::Fault;
+use super::error::TunnelError;
 
 /// What a record costs beyond its plain bytes, at most: header 5, explicit nonce 8, tag 16, content type 1.
 const RECORD_OVERHEAD: usize = 30;
@@ -115,8 +115,8 @@ impl Tls {
     pub(crate) fn open(
         &mut self,
         wire: &mut Buffer,
-        above: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+        above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
+    ) -> Result<(), TunnelError> {
         loop {
             match self.step(wire, above, None) {
                 Ok(Step::Again) => {}
@@ -134,26 +134,26 @@ impl Tls {
     }
 
     /// Seals `plain` into records at the end of `wire`. The handshake must be done.
-    pub(crate) fn seal(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn seal(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), TunnelError> {
         self.write(Write::Data(plain), wire)
     }
 
     /// Adds `close_notify` to `wire`, once: no more will be written.
-    pub(crate) fn end(&mut self, wire: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn end(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         if self.established && !std::mem::replace(&mut self.end_sent, true) {
             self.write(Write::End, wire)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, what: Write<'_>, wire: &mut Buffer) -> Result<(), Fault> {
+    fn write(&mut self, what: Write<'_>, wire: &mut Buffer) -> Result<(), TunnelError> {
         // `open` leaves no whole record behind, so nothing can come up here.
-        let above = &mut |_: &[u8]| Err(Fault::Frame("TLS data out of turn"));
+        let above = &mut |_: &[u8]| Err(TunnelError::Frame("TLS data out of turn"));
         loop {
             match self.step(wire, above, Some(what))? {
                 Step::Again => {}
                 Step::Ready => return Ok(()),
-                Step::Wait => return Err(Fault::Ended),
+                Step::Wait => return Err(TunnelError::Ended),
             }
         }
     }
@@ -161,9 +161,9 @@ impl Tls {
     fn step(
         &mut self,
         wire: &mut Buffer,
-        above: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+        above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
         what: Option<Write<'_>>,
-    ) -> Result<Step, Fault> {
+    ) -> Result<Step, TunnelError> {
         let incoming = self.incoming.filled_mut();
         // The two ends differ in type only; a macro or a second copy of `settle` would say no more.
         let (discard, step) = match &mut self.connection {
@@ -204,10 +204,10 @@ enum Write<'a> {
 fn settle<Side>(
     status: UnbufferedStatus<'_, '_, Side>,
     wire: &mut Buffer,
-    above: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+    above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
     what: Option<Write<'_>>,
     ended_by_peer: &mut bool,
-) -> (usize, Result<Step, Fault>) {
+) -> (usize, Result<Step, TunnelError>) {
     let mut discard = status.discard;
     let step = match status.state {
         Err(error) => Err(error.into()),
@@ -246,7 +246,7 @@ fn settle<Side>(
         },
         Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => Ok(Step::Wait),
         // No configuration of ours offers early data.
-        Ok(_) => Err(Fault::Frame("TLS early data")),
+        Ok(_) => Err(TunnelError::Frame("TLS early data")),
     };
     (discard, step)
 }
@@ -260,7 +260,7 @@ fn grow_until(
     wire: &mut Buffer,
     guess: usize,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
-) -> Result<Step, Fault> {
+) -> Result<Step, TunnelError> {
     let mut room = guess;
     loop {
         match write(wire.reserve(room)) {
@@ -271,12 +271,12 @@ fn grow_until(
             Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
                 room = size.required_size;
             }
-            Err(_) => return Err(Fault::Tls(rustls::Error::EncryptError)),
+            Err(_) => return Err(TunnelError::Tls(rustls::Error::EncryptError)),
         }
     }
 }
 
-fn encode<Side>(data: &mut EncodeTlsData<'_, Side>, wire: &mut Buffer) -> Result<(), Fault> {
+fn encode<Side>(data: &mut EncodeTlsData<'_, Side>, wire: &mut Buffer) -> Result<(), TunnelError> {
     let mut room = 0;
     loop {
         match data.encode(wire.reserve(room)) {
@@ -287,7 +287,7 @@ fn encode<Side>(data: &mut EncodeTlsData<'_, Side>, wire: &mut Buffer) -> Result
             Err(EncodeError::InsufficientSize(size)) if size.required_size > room => {
                 room = size.required_size;
             }
-            Err(_) => return Err(Fault::Tls(rustls::Error::EncryptError)),
+            Err(_) => return Err(TunnelError::Tls(rustls::Error::EncryptError)),
         }
     }
 }

@@ -106,14 +106,14 @@ fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
             }
         });
         let gateway = start_gateway(config).unwrap();
-        let mut silent = TcpStream::connect(gateway.address()).unwrap();
+        let mut silent = TcpStream::connect(gateway.local_addr()).unwrap();
         silent.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(
             silent.read(&mut [0]).unwrap_or(0),
             0,
             "no answer, and the end"
         );
-        let mut dribbling = TcpStream::connect(gateway.address()).unwrap();
+        let mut dribbling = TcpStream::connect(gateway.local_addr()).unwrap();
         let first: &[u8] = if tls {
             &[22, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3]
         } else {

@@ -61,8 +61,10 @@ impl Ends {
         settings.allow_private = true;
         settings.intercept = Vec::new();
         let gateway = start_gateway(settings).unwrap();
-        let line = far.then(|| DelayLine::to(gateway.address()));
-        let base = line.as_ref().map_or(gateway.address(), |line| line.address);
+        let line = far.then(|| DelayLine::to(gateway.local_addr()));
+        let base = line
+            .as_ref()
+            .map_or(gateway.local_addr(), |line| line.address);
         home.write_token("token-of-the-test");
         let mut config = Config::default();
         config.when = When::Always;

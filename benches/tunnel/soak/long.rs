@@ -60,7 +60,7 @@ pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Va
                 let (from, to) = if place == 1 { (near, far) } else { (far, near) };
                 let pause = if place == 2 { SLOW } else { Duration::ZERO };
                 let over = &over;
-                let sender = scope.spawn(move || send(ground, from, Until::Told(over)));
+                let sender = scope.spawn(move || send(ground, from, Until::BenchProgress(over)));
                 let receiver = scope.spawn(move || receive_slowly(ground, to, pause));
                 (sender, receiver)
             })
@@ -162,7 +162,7 @@ fn beside_a_flood(
 ) -> Outcome<Vec<Duration>> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let flood = scope.spawn(|| send(ground, far, Until::Told(&over)));
+        let flood = scope.spawn(|| send(ground, far, Until::BenchProgress(&over)));
         let sink = scope.spawn(|| receive_slowly(ground, near, Duration::ZERO));
         let took = stamps(near, far);
         over.store(true, Ordering::Relaxed);
@@ -205,7 +205,7 @@ pub(super) fn slow(ground: &Ground<'_>, mebibytes: u64) -> Outcome<Value> {
 /// When a sender is done.
 #[derive(Clone, Copy)]
 enum Until<'a> {
-    Told(&'a AtomicBool),
+    BenchProgress(&'a AtomicBool),
     Bytes(u64),
 }
 
@@ -216,7 +216,7 @@ fn send(ground: &Ground<'_>, mut to: &TcpStream, until: Until<'_>) -> Outcome<u6
     let mut sent = 0;
     loop {
         match until {
-            Until::Told(over) if over.load(Ordering::Relaxed) => break,
+            Until::BenchProgress(over) if over.load(Ordering::Relaxed) => break,
             Until::Bytes(bytes) if sent >= bytes => break,
             _ => {}
         }

@@ -13,9 +13,9 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::tunnel::buffer::{Buffer, Class, Pool};
 use crate::tunnel::chunk;
-use crate::tunnel::error::Fault;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame;
-use crate::tunnel::message::Messages;
+use crate::tunnel::message::WsCodec;
 use crate::tunnel::transport::Tls;
 
 /// The most that may lie unread of one TLS record or handshake flight.
@@ -28,10 +28,10 @@ const NEXT_HEADER: usize = frame::MAX_HEADER + chunk::MAX_HEADER;
 
 /// A non-blocking socket with its layers.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct Conn {
     socket: TcpStream,
     outer: Option<Tls>,
-    messages: Option<Messages>,
+    messages: Option<WsCodec>,
     inner: Option<Tls>,
     incoming: Buffer,
     between: Buffer,
@@ -46,13 +46,13 @@ pub(crate) struct Link {
     /// Bytes went since this was last reset.
     pub(crate) sent: bool,
     /// A failure that was met while what came before it was still to be taken.
-    kept: Option<Fault>,
+    kept: Option<TunnelError>,
     eof: bool,
     end_due: bool,
     ended: bool,
 }
 
-impl Link {
+impl Conn {
     /// A link without layers on a non-blocking socket.
     pub(crate) fn new(socket: TcpStream, pool: &Pool) -> Self {
         Self {
@@ -88,19 +88,23 @@ impl Link {
     }
 
     /// Puts the message layer upon the transport; `rest` holds what came after the handshake, and then the data in it.
-    pub(crate) fn frame(&mut self, messages: Messages, rest: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn frame(
+        &mut self,
+        messages: WsCodec,
+        rest: &mut Buffer,
+    ) -> Result<(), TunnelError> {
         let came = rest.filled().to_vec();
         rest.consume(came.len());
         self.messages.insert(messages).open(&came, rest)
     }
 
     /// The message layer.
-    pub(crate) fn messages(&self) -> Option<&Messages> {
+    pub(crate) fn messages(&self) -> Option<&WsCodec> {
         self.messages.as_ref()
     }
 
     /// Puts TLS inside the messages; `rest` holds what came before, and then the data in it.
-    pub(crate) fn intercept(&mut self, mut tls: Tls, rest: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn intercept(&mut self, mut tls: Tls, rest: &mut Buffer) -> Result<(), TunnelError> {
         tls.incoming.extend(rest.filled());
         rest.consume(rest.len());
         self.inner = Some(tls);
@@ -113,13 +117,13 @@ impl Link {
     }
 
     /// Keeps a failure for the next [`Self::fill`]: after it the layers understand nothing of what comes.
-    pub(crate) fn keep(&mut self, fault: Fault) {
+    pub(crate) fn keep(&mut self, fault: TunnelError) {
         self.kept = Some(fault);
         self.readable = true;
     }
 
     /// Reads once from the socket and adds the data in it to `plain`.
-    pub(crate) fn fill(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn fill(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if let Some(fault) = self.kept.take() {
             return Err(fault);
         }
@@ -132,7 +136,7 @@ impl Link {
         };
         if into.room(self.class).is_empty() {
             if into.len() >= INCOMING_LIMIT {
-                return Err(Fault::TlsTooBig);
+                return Err(TunnelError::TlsTooBig);
             }
             into.reserve(into.len());
         }
@@ -175,7 +179,7 @@ impl Link {
     }
 
     /// Takes what lies in the layers as far up as it goes.
-    fn decode(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+    fn decode(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         let Self {
             outer,
             messages,
@@ -219,7 +223,7 @@ impl Link {
     }
 
     /// Takes all of `plain` through the layers into what is to be written; without TLS the buffers change places.
-    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), Fault> {
+    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if plain.is_empty() {
             return Ok(());
         }
@@ -235,7 +239,7 @@ impl Link {
     }
 
     /// Sends what is in `between` as data of the message layer.
-    fn lower_data(&mut self) -> Result<(), Fault> {
+    fn lower_data(&mut self) -> Result<(), TunnelError> {
         if let Some(messages) = &mut self.messages {
             messages.seal(&mut self.between)?;
         }
@@ -243,12 +247,12 @@ impl Link {
     }
 
     /// Sends what is in `between` as it is.
-    fn lower(&mut self) -> Result<(), Fault> {
+    fn lower(&mut self) -> Result<(), TunnelError> {
         lower(self.outer.as_mut(), &mut self.between, &mut self.outgoing)
     }
 
     /// Writes what is to be written, until all is gone or the socket takes no more.
-    pub(crate) fn flush(&mut self) -> Result<(), Fault> {
+    pub(crate) fn flush(&mut self) -> Result<(), TunnelError> {
         self.write()?;
         // A pong waits for all that is before it, so that pings cannot make a queue grow, and then goes out at once, so that
         // a busy sender answers too.
@@ -270,7 +274,7 @@ impl Link {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<(), Fault> {
+    fn write(&mut self) -> Result<(), TunnelError> {
         while self.writable && !self.outgoing.is_empty() {
             match (&self.socket).write(self.outgoing.filled()) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
@@ -292,7 +296,7 @@ impl Link {
     }
 
     /// Says that no more data will come from us: `close_notify` where there is TLS and `orderly`, then `fin` or the socket's FIN.
-    pub(crate) fn end(&mut self, orderly: bool) -> Result<(), Fault> {
+    pub(crate) fn end(&mut self, orderly: bool) -> Result<(), TunnelError> {
         if self.ended || mem::replace(&mut self.end_due, true) {
             return Ok(());
         }
@@ -343,7 +347,7 @@ impl Link {
     }
 
     /// Sends a ping.
-    pub(crate) fn ping(&mut self) -> Result<(), Fault> {
+    pub(crate) fn ping(&mut self) -> Result<(), TunnelError> {
         if let Some(messages) = &mut self.messages {
             messages.ping(&mut self.between)?;
             self.lower()?;
@@ -352,7 +356,7 @@ impl Link {
     }
 
     /// Begins or answers the closing handshake.
-    pub(crate) fn close(&mut self, code: CloseCode) -> Result<(), Fault> {
+    pub(crate) fn close(&mut self, code: CloseCode) -> Result<(), TunnelError> {
         if let Some(messages) = &mut self.messages {
             messages.close(code, &mut self.between)?;
             self.lower()?;
@@ -366,7 +370,7 @@ impl Link {
     }
 
     /// Sends what is still to be sent, as far as the socket takes it, and TLS's own end after it.
-    pub(crate) fn hang_up_politely(&mut self) -> Result<(), Fault> {
+    pub(crate) fn hang_up_politely(&mut self) -> Result<(), TunnelError> {
         if let Some(tls) = &mut self.outer {
             tls.end(&mut self.outgoing)?;
         }
@@ -390,10 +394,10 @@ impl Link {
 /// Takes what is in `incoming` through the message layer to the end of `plain`. Data that lies at its front changes places with
 /// an empty `plain`, and is never copied.
 fn open_in_place(
-    messages: &mut Messages,
+    messages: &mut WsCodec,
     incoming: &mut Buffer,
     plain: &mut Buffer,
-) -> Result<(), Fault> {
+) -> Result<(), TunnelError> {
     let mut rest = [0; NEXT_HEADER];
     let data = messages.data_left().min(incoming.len());
     let behind = incoming.len() - data;
@@ -411,7 +415,11 @@ fn open_in_place(
 }
 
 /// Takes `bytes` through the transport to the end of `outgoing`.
-fn lower(outer: Option<&mut Tls>, bytes: &mut Buffer, outgoing: &mut Buffer) -> Result<(), Fault> {
+fn lower(
+    outer: Option<&mut Tls>,
+    bytes: &mut Buffer,
+    outgoing: &mut Buffer,
+) -> Result<(), TunnelError> {
     match outer {
         _ if bytes.is_empty() => return Ok(()),
         Some(tls) => tls.seal(bytes.filled(), outgoing)?,

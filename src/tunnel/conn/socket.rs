@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use socket2::SockRef;
 
-use super::Link;
+use super::Conn;
 use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
 
-impl Link {
+impl Conn {
     /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
     pub(crate) fn unsent(&self) -> bool {
         let socket = SockRef::from(&self.socket);
@@ -105,7 +105,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for Conn {
     /// A worker that panics has delivered a part at most: its peers must not take the close that comes now for the end.
     fn drop(&mut self) {
         if std::thread::panicking() {

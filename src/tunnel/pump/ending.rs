@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Turn};
-use crate::control::outcome::{Ending, How, Party};
+use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::tunnel::drive::farewell;
-use crate::tunnel::error::Fault;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
 use crate::tunnel::message::Version;
 
@@ -20,7 +20,7 @@ const LAST_WORDS: usize = 32;
 impl Pump<'_> {
     /// Ends the stream in order without raw, `last` being the last that the far end hears: for a refusal that the client's
     /// own protocol can say.
-    pub(crate) fn end_with(mut self: Box<Self>, last: &[u8]) -> Ending {
+    pub(crate) fn end_with(mut self: Box<Self>, last: &[u8]) -> TunnelSummary {
         self.raw_gone = true;
         self.raw.hang_up();
         self.patience = Some(Instant::now() + self.limits.close_timeout);
@@ -32,7 +32,7 @@ impl Pump<'_> {
 
     /// Hangs up, in the way that says how it ended. Not a part of the frame that a tunnel lives in: reading out takes room.
     #[inline(never)]
-    pub(super) fn finish(self: Box<Self>, how: How) -> Ending {
+    pub(super) fn finish(self: Box<Self>, how: EndReason) -> TunnelSummary {
         let Self {
             mut ws,
             raw,
@@ -43,7 +43,7 @@ impl Pump<'_> {
             ..
         } = *self;
         match how {
-            How::Clean | How::Stopped | How::Idle => {
+            EndReason::Clean | EndReason::Stopped | EndReason::Idle => {
                 // Its close_notify is a courtesy: both closes are through.
                 let _ = ws.hang_up_politely();
                 drop(ws);
@@ -53,16 +53,16 @@ impl Pump<'_> {
                 // The client learns at once, whatever time the other side takes to hang up.
                 raw.reset();
                 drop(raw);
-                if !ws.eof() && how != How::Cut {
+                if !ws.eof() && how != EndReason::Cut {
                     farewell(ws, stop, limits.close_timeout);
                 }
             }
         }
-        Ending { how, up, down }
+        TunnelSummary { how, up, down }
     }
 
     /// Raw failed, which breaks the tunnel: unless nothing was owed to it any more.
-    pub(super) fn raw_failed(&mut self, fault: Fault) -> Result<(), Break> {
+    pub(super) fn raw_failed(&mut self, fault: TunnelError) -> Result<(), Break> {
         if self.raw_is_owed() {
             return Err(Break::Raw(fault));
         }
@@ -80,7 +80,7 @@ impl Pump<'_> {
 
     /// Version 1 at the relay: the client will be reset, since nobody knows whether all has come.
     fn lingered(&self) -> bool {
-        matches!(self.closing, Some((How::LingerExpired, _)))
+        matches!(self.closing, Some((EndReason::LingerExpired, _)))
     }
 
     /// Whether data waits to be taken by ws, and must be: our close stands behind it, and nobody has called it off.
@@ -91,10 +91,10 @@ impl Pump<'_> {
 
     /// Ws failed, which breaks the tunnel: unless the closing handshake was under way, and all data had come or gone. Then a
     /// peer that hung up without an answer, or without waiting for ours, has still said all that it had to say.
-    pub(super) fn ws_failed(&mut self, fault: Fault) -> Result<(), Break> {
+    pub(super) fn ws_failed(&mut self, fault: TunnelError) -> Result<(), Break> {
         let all_said =
             self.version == Version::V2 || self.closed_by_peer().is_some() || self.ws.flushed();
-        let gone = matches!(fault, Fault::Io(_) | Fault::TimedOut(_));
+        let gone = matches!(fault, TunnelError::Io(_) | TunnelError::TimedOut(_));
         if self.closing.is_none() || self.ws_is_owed() || !all_said || !gone {
             return Err(Break::Ws(fault));
         }
@@ -118,14 +118,14 @@ impl Pump<'_> {
                 (Version::V1, Role::Client) => {}
                 (Version::V1, Role::Server) => {
                     self.ws.end(self.raw.ended_orderly()).map_err(Break::Ws)?;
-                    self.close(CloseCode::Normal, How::Clean)?;
+                    self.close(CloseCode::Normal, EndReason::Clean)?;
                 }
             }
         }
         let ws_drained = self.ws.ended_by_peer() && self.inbound.is_empty();
         if ws_drained && !self.ws.ready() {
             // The inner handshake will never be done, so what raw says could never be delivered.
-            return Err(Break::Ws(Fault::Ended));
+            return Err(Break::Ws(TunnelError::Ended));
         }
         if ws_drained {
             self.raw.end(self.ws.ended_orderly()).map_err(Break::Raw)?;
@@ -137,12 +137,12 @@ impl Pump<'_> {
         let both_ended = fins && self.raw.ended();
         let patience_over = self.patience.is_some_and(|until| until <= Instant::now());
         if (both_ended || patience_over) && self.closing.is_none() {
-            self.close(CloseCode::Normal, How::Clean)?;
+            self.close(CloseCode::Normal, EndReason::Clean)?;
         }
         match self.closed_by_peer() {
             Some(close) => self.closing_handshake(close.code, fins),
             None if self.ws.eof() && (self.closing.is_none() || self.ws_is_owed()) => {
-                Err(Break::Ws(Fault::Ended))
+                Err(Break::Ws(TunnelError::Ended))
             }
             None => Ok(self.closed_without_answer()),
         }
@@ -160,14 +160,14 @@ impl Pump<'_> {
         if !orderly {
             self.close(
                 code.map_or(CloseCode::Normal, |_| CloseCode::Error),
-                How::Clean,
+                EndReason::Clean,
             )?;
-            return Err(Break::Ws(Fault::Closed(code)));
+            return Err(Break::Ws(TunnelError::Closed(code)));
         }
         let how = if code == Some(CloseCode::Away.into()) {
-            How::Stopped
+            EndReason::Stopped
         } else {
-            How::Clean
+            EndReason::Clean
         };
         self.close(code.map_or(CloseCode::Normal, CloseCode::from), how)?;
         if self.lingered() {
@@ -223,7 +223,7 @@ impl Pump<'_> {
     }
 
     /// Begins or answers the closing handshake; the first reason stays the reason.
-    pub(super) fn close(&mut self, code: CloseCode, how: How) -> Result<(), Break> {
+    pub(super) fn close(&mut self, code: CloseCode, how: EndReason) -> Result<(), Break> {
         if self.closing.is_none() {
             self.closing = Some((how, Instant::now() + self.limits.close_timeout));
         }
@@ -251,20 +251,20 @@ impl Pump<'_> {
     }
 
     /// Says what broke to both sides, as far as they can still be told without waiting.
-    pub(super) fn broken(&mut self, fault: Break) -> How {
+    pub(super) fn broken(&mut self, fault: Break) -> EndReason {
         let (own, far) = match self.role {
             Role::Client => (Party::Client, Party::Gateway),
             Role::Server => (Party::Target, Party::Relay),
         };
         let hung_up = match (&fault, self.role) {
-            (Break::Raw(Fault::Io(_)), Role::Client) => self.raw.ended_by_peer(),
-            (Break::Ws(Fault::Closed(Some(code))), Role::Server) => {
+            (Break::Raw(TunnelError::Io(_)), Role::Client) => self.raw.ended_by_peer(),
+            (Break::Ws(TunnelError::Closed(Some(code))), Role::Server) => {
                 *code == u16::from(CloseCode::Error) && self.ws.ended_by_peer()
             }
             _ => false,
         };
         match fault {
-            Break::Raw(Fault::Io(_)) => self.last_words(),
+            Break::Raw(TunnelError::Io(_)) => self.last_words(),
             Break::Raw(_) => {}
             // What came before the fault is as good as it was: as far as raw takes it without waiting.
             Break::Ws(_) => {
@@ -282,9 +282,9 @@ impl Pump<'_> {
         };
         let _ = self.ws.close(code).and_then(|()| self.ws.flush());
         if hung_up {
-            return How::HungUp;
+            return EndReason::HungUp;
         }
-        How::Broken {
+        EndReason::Broken {
             by,
             why: fault.to_string(),
         }

@@ -16,15 +16,15 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use crate::config::Limits;
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
-use crate::control::outcome::{Ending, How};
+use crate::control::outcome::{EndReason, TunnelSummary};
 use crate::control::stop::Stop;
 use crate::net::wait::{OVER, wait};
 use crate::tunnel::buffer::Buffer;
-use crate::tunnel::conn::Link;
-use crate::tunnel::error::Fault;
+use crate::tunnel::conn::Conn;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::keepalive::Life;
-use crate::tunnel::message::{Messages, PeerClose, Version};
+use crate::tunnel::keepalive::Keepalive;
+use crate::tunnel::message::{PeerClose, Version, WsCodec};
 
 /// How many busy turns may pass before the sockets are looked at all the same: while one side floods without a pause, the
 /// other's small messages must not wait for its end. A turn moves half a MiB at most, so this is a few milliseconds.
@@ -44,14 +44,14 @@ enum Way {
 
 /// Whose fault ended the stream.
 enum Break {
-    Raw(Fault),
-    Ws(Fault),
+    Raw(TunnelError),
+    Ws(TunnelError),
 }
 
 /// What the loop does next.
 enum Turn {
     Go,
-    Done(How),
+    Done(EndReason),
 }
 
 /// One tunnel between two links.
@@ -61,13 +61,13 @@ pub(crate) struct Pump<'a> {
     limits: &'a Limits,
     stop: &'a Stop,
     counters: &'a Counters,
-    raw: Link,
-    ws: Link,
+    raw: Conn,
+    ws: Conn,
     /// From raw to ws.
     outbound: Buffer,
     /// From ws to raw.
     inbound: Buffer,
-    life: Life,
+    life: Keepalive,
     /// The kernel watches over ws.
     guarded: bool,
     last_data: Instant,
@@ -92,7 +92,7 @@ pub(crate) struct Pump<'a> {
     /// Raw's end was passed on to ws.
     raw_end_passed: bool,
     /// How it will have ended once the closing handshake is done, and by when that must be.
-    closing: Option<(How, Instant)>,
+    closing: Option<(EndReason, Instant)>,
     /// The socket is over in both directions, and poll says so at every call.
     raw_over: bool,
     ws_over: bool,
@@ -115,14 +115,14 @@ impl<'a> Pump<'a> {
     /// A pump, which is too large to be moved about, between `raw` and `ws`, whose message layer is in place. `outbound` and `inbound` hold what came early.
     pub(crate) fn new(
         role: Role,
-        raw: Link,
-        ws: Link,
+        raw: Conn,
+        ws: Conn,
         outbound: Buffer,
         inbound: Buffer,
         shared: Shared<'a>,
     ) -> Box<Self> {
         let now = Instant::now();
-        let version = ws.messages().map_or(Version::V1, Messages::version);
+        let version = ws.messages().map_or(Version::V1, WsCodec::version);
         Box::new(Self {
             role,
             version,
@@ -133,7 +133,7 @@ impl<'a> Pump<'a> {
             ws,
             outbound,
             inbound,
-            life: Life::new(shared.limits.keepalive, now),
+            life: Keepalive::new(shared.limits.keepalive, now),
             guarded: false,
             last_data: now,
             last_way: None,
@@ -156,7 +156,7 @@ impl<'a> Pump<'a> {
     }
 
     /// Runs until both directions have ended, one way or another.
-    pub(crate) fn run(mut self: Box<Self>) -> Ending {
+    pub(crate) fn run(mut self: Box<Self>) -> TunnelSummary {
         // Silence begins here: before, there may have been a long handshake.
         self.last_data = Instant::now();
         let how = loop {
@@ -177,7 +177,7 @@ impl<'a> Pump<'a> {
     pub(crate) fn peek(
         mut self: Box<Self>,
         mut decided: impl FnMut(&[u8]) -> bool,
-    ) -> Result<Box<Self>, Ending> {
+    ) -> Result<Box<Self>, TunnelSummary> {
         self.peeking = true;
         while self.peeking {
             if self.nothing_to_peek_at() || decided(self.inbound.filled()) {
@@ -206,7 +206,7 @@ impl<'a> Pump<'a> {
     }
 
     /// Raw and ws, and what came from each and was not passed on yet: for putting TLS on both.
-    pub(crate) fn parts(&mut self) -> (&mut Link, &mut Link, &mut Buffer, &mut Buffer) {
+    pub(crate) fn parts(&mut self) -> (&mut Conn, &mut Conn, &mut Buffer, &mut Buffer) {
         (
             &mut self.raw,
             &mut self.ws,
@@ -217,13 +217,13 @@ impl<'a> Pump<'a> {
 
     /// One turn: each direction gets at most one read and what writing it allows, so neither can starve the other.
     fn turn(&mut self) -> Result<Turn, Break> {
-        if self.stop.asked().is_some_and(Deadline::passed) {
+        if self.stop.requested().is_some_and(Deadline::passed) {
             // As far as it goes without waiting: the far end must learn that this was a cut.
             let _ = self
                 .ws
                 .close(CloseCode::Error)
                 .and_then(|()| self.ws.flush());
-            return Ok(Turn::Done(How::Cut));
+            return Ok(Turn::Done(EndReason::Cut));
         }
         let held_back = self.inbound.len();
         if self.wants_raw() && self.raw.readable {
@@ -271,16 +271,16 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    fn messages(&self) -> Option<&Messages> {
+    fn messages(&self) -> Option<&WsCodec> {
         self.ws.messages()
     }
 
     fn closed_by_peer(&self) -> Option<PeerClose> {
-        self.messages().and_then(Messages::closed_by_peer)
+        self.messages().and_then(WsCodec::closed_by_peer)
     }
 
     fn close_sent(&self) -> bool {
-        self.messages().is_some_and(Messages::close_sent)
+        self.messages().is_some_and(WsCodec::close_sent)
     }
 
     /// Whether raw is to be read: its stream goes on, and what it said before has been passed on.
@@ -337,9 +337,9 @@ impl<'a> Pump<'a> {
         self.busy = 0;
         let now = Instant::now();
         self.note_activity(now);
-        let draining = self.stop.asked();
+        let draining = self.stop.requested();
         let until = at_most.or_else(|| self.next_event(draining, now));
-        let interest = |link: &Link, read| {
+        let interest = |link: &Conn, read| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, read);
             flags.set(PollFlags::OUT, !link.flushed());
@@ -364,7 +364,7 @@ impl<'a> Pump<'a> {
         let mut fds = [
             PollFd::from_borrowed_fd(raw_fd, raw_interest),
             PollFd::from_borrowed_fd(ws_fd, ws_interest),
-            PollFd::from_borrowed_fd(self.stop.news(draining), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.stop.wake_fd(draining), PollFlags::IN),
         ];
         wait(&mut fds, until).map_err(|error| Break::Ws(error.into()))?;
         let [raw, ws, _] = fds.map(|fd| fd.revents());

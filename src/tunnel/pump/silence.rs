@@ -8,13 +8,13 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{Break, Pump, Way};
 use crate::control::deadline::Deadline;
-use crate::control::outcome::How;
+use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::net::sockets::Delivery;
 use crate::sys::memory;
-use crate::tunnel::error::Fault;
+use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::keepalive::Verdict;
+use crate::tunnel::keepalive::KeepaliveAction;
 use crate::tunnel::message::Version;
 
 /// How long a tunnel must have been silent, without so much as a ping, before the memory that it does not need is given back.
@@ -64,18 +64,18 @@ impl Pump<'_> {
     }
 
     /// When silence ends the tunnel, and how; `None` while something is still on its way, however slowly it is taken.
-    fn silence_ends_it(&self) -> Option<(Instant, How)> {
+    fn silence_ends_it(&self) -> Option<(Instant, EndReason)> {
         if self.closing.is_some() || !self.at_rest() {
             return None;
         }
         let idle = self.limits.idle_timeout;
         let waits_for_an_answer = self.last_way == Some(Way::Up);
-        let stopped = self.stop.asked().is_some() && !waits_for_an_answer;
+        let stopped = self.stop.requested().is_some() && !waits_for_an_answer;
         let ends = [
-            stopped.then_some((self.limits.drain_silence, How::Stopped)),
-            (!idle.is_zero()).then_some((idle, How::Idle)),
+            stopped.then_some((self.limits.drain_silence, EndReason::Stopped)),
+            (!idle.is_zero()).then_some((idle, EndReason::Idle)),
             self.lingering()
-                .then_some((self.limits.linger, How::LingerExpired)),
+                .then_some((self.limits.linger, EndReason::LingerExpired)),
         ];
         let ends = ends.into_iter().flatten();
         ends.filter_map(|(after, how)| Some((self.last_data.checked_add(after)?, how)))
@@ -100,7 +100,7 @@ impl Pump<'_> {
         let now = Instant::now();
         let reading = self.wants_ws();
         match self.life.verdict(now, reading) {
-            Verdict::Ping => {
+            KeepaliveAction::Ping => {
                 self.guard(!reading && self.ws.flushed() && !self.ws.unsent());
                 if !reading {
                     self.watch_ws()?;
@@ -109,8 +109,8 @@ impl Pump<'_> {
                     self.ws.ping().map_err(Break::Ws)?;
                 }
             }
-            Verdict::Dead => self.ws_failed(Fault::TimedOut(Phase::Stream))?,
-            Verdict::Wait => {}
+            KeepaliveAction::Dead => self.ws_failed(TunnelError::TimedOut(Phase::Stream))?,
+            KeepaliveAction::Wait => {}
         }
         self.watch_raw(now)?;
         if self.stirred.is_some_and(|at| at + SHED_AFTER <= now) {
@@ -123,12 +123,12 @@ impl Pump<'_> {
         }
         match self.silence_ends_it() {
             // The reset to come would take it from the client.
-            Some((at, How::LingerExpired)) if at <= now && self.raw.unsent() => {
+            Some((at, EndReason::LingerExpired)) if at <= now && self.raw.unsent() => {
                 self.last_data = now;
                 Ok(())
             }
             Some((at, how)) if at <= now => {
-                let code = if how == How::LingerExpired {
+                let code = if how == EndReason::LingerExpired {
                     CloseCode::Normal
                 } else {
                     // The end of a tunnel that has nothing to say. Our own side gets its FIN when the far end has
@@ -160,7 +160,7 @@ impl Pump<'_> {
             .raw
             .delivery(self.limits.keepalive.saturating_mul(UNANSWERED))
         {
-            Delivery::Unanswered => self.raw_failed(Fault::TimedOut(Phase::Stream)),
+            Delivery::Unanswered => self.raw_failed(TunnelError::TimedOut(Phase::Stream)),
             Delivery::UnderWay => Ok(()),
             Delivery::Done => {
                 self.raw_owes = false;
@@ -176,7 +176,7 @@ impl Pump<'_> {
             .ws
             .delivery(self.limits.keepalive.saturating_mul(UNANSWERED))
         {
-            Delivery::Unanswered => self.ws_failed(Fault::TimedOut(Phase::Stream)),
+            Delivery::Unanswered => self.ws_failed(TunnelError::TimedOut(Phase::Stream)),
             Delivery::UnderWay | Delivery::Done => Ok(()),
         }
     }
