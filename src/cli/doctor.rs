@@ -56,7 +56,7 @@ pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> Ex
 fn line(finding: &Check) -> String {
     let text = match &finding.verdict {
         Verdict::Ok(detail) => format!("ok, {detail}"),
-        Verdict::ApiError { what, remedy } => format!("wrong, {what}; {remedy}"),
+        Verdict::Wrong { what, remedy } => format!("wrong, {what}; {remedy}"),
         Verdict::Skipped(why) => format!("skipped, {why}"),
     };
     let took = match (&finding.verdict, finding.took) {
@@ -92,7 +92,7 @@ fn object(finding: &Check) -> Value {
             set("verdict", "ok".into());
             set("detail", detail.as_str().into());
         }
-        Verdict::ApiError { what, remedy } => {
+        Verdict::Wrong { what, remedy } => {
             set("verdict", "wrong".into());
             set("what", what.as_str().into());
             set("remedy", remedy.as_str().into());

@@ -93,7 +93,7 @@ pub enum Verdict {
     /// It is well; what was found, in a few words.
     Ok(String),
     /// It is not.
-    ApiError {
+    Wrong {
         /// What is wrong and where, without a full stop.
         what: String,
         /// What to do about it, as an imperative without a full stop.
@@ -137,7 +137,7 @@ pub struct Check {
     pub facts: Vec<(&'static str, Fact)>,
 }
 
-/// What is wrong, and what to do about it: a [`Verdict::ApiError`] on its way.
+/// What is wrong, and what to do about it: a [`Verdict::Wrong`] on its way.
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(crate) what: String,
@@ -178,7 +178,7 @@ impl Check {
 
     pub(super) fn wrong(step: Step, trouble: Problem) -> Self {
         let Problem { what, remedy, .. } = trouble;
-        Self::new(step, Verdict::ApiError { what, remedy })
+        Self::new(step, Verdict::Wrong { what, remedy })
     }
 
     pub(super) fn skipped(step: Step, why: impl Into<String>) -> Self {
@@ -216,7 +216,7 @@ impl Check {
 
     /// Whether something is wrong.
     pub fn is_wrong(&self) -> bool {
-        matches!(self.verdict, Verdict::ApiError { .. })
+        matches!(self.verdict, Verdict::Wrong { .. })
     }
 }
 

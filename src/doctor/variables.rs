@@ -217,7 +217,7 @@ mod tests {
         match &findings(shell, living)[..] {
             [
                 Check {
-                    verdict: Verdict::ApiError { what, remedy },
+                    verdict: Verdict::Wrong { what, remedy },
                     ..
                 },
             ] if !remedy.is_empty() => what.clone(),
