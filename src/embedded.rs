@@ -1,5 +1,4 @@
-//! A gateway inside the process, with a session, a token and a CA of its own, so that the whole lifecycle can run with no
-//! upstream at hand; and the gateway by itself, for those who serve others.
+//! Starting a gateway: inside the process of a relay, with a session, a token and a CA of its own, or as a server for others.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -14,34 +13,46 @@ use rustls_pki_types::CertificateDer;
 use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
 use crate::http::authority::Pattern;
 use crate::net::resolver::Override;
-use crate::setup::{ca, capacity};
+use crate::setup::{ca, capacity, hardening};
 use crate::sys::memory;
 
-/// What the embedded gateway can be told.
+/// Settings of the gateway of [`start_embedded`](crate::start_embedded).
+///
+/// # Example
+/// ```
+/// use upstreamproxy::EmbeddedOptions;
+///
+/// let options = EmbeddedOptions {
+///     intercept: Some(vec!["*.example.com".parse()?]),
+///     ..EmbeddedOptions::default()
+/// };
+/// # let _ = options;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct EmbeddedOptions {
-    /// Whose TLS is intercepted; `None`: everybody's on port 443.
+    /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list: no host.
     pub intercept: Option<Vec<Pattern>>,
-    /// Names whose addresses are fixed, as curl's `--resolve`.
+    /// Fixed addresses for names, like curl's `--resolve`. Default none.
     pub resolve: Vec<Override>,
-    /// A PEM file of further roots for verifying targets.
+    /// A PEM file of additional roots for verifying targets. Default none.
     pub target_ca: Option<PathBuf>,
-    /// The PEM file of base roots for verifying targets; `None`: the inherited `SSL_CERT_FILE`, else the distribution's.
+    /// The PEM file of base roots for verifying targets. Default `None`: the file that `SSL_CERT_FILE` in
+    /// [`inherited`](Self::inherited) names, else the distribution's.
     pub system_ca: Option<PathBuf>,
-    /// Where `SSL_CERT_FILE` is inherited from; `None`: this process' environment.
+    /// The environment that `SSL_CERT_FILE` is read from. Default `None`: the environment of this process.
     pub inherited: Option<Environment>,
     /// Bounds in count and time.
     pub limits: Limits,
 }
 
 impl EmbeddedOptions {
-    /// What `environment` and `config` say of an embedded gateway. The roots of `config` are for its targets then; what
-    /// cannot be used is added to [`Config::unusable`].
+    /// The settings of an embedded gateway in `environment` and `config`. The additional roots of `config` are used for
+    /// verifying targets; values that cannot be used are added to [`Config::unusable`].
     pub fn from_environment(environment: &Environment, config: &mut Config) -> Self {
         let TargetOptions { intercept, resolve } =
             TargetOptions::from_environment(environment, &mut config.unusable);
@@ -58,7 +69,7 @@ impl EmbeddedOptions {
 
 /// What every gateway can be told by an environment: whose TLS it intercepts, and where it finds them.
 #[derive(Clone, Debug, Default)]
-pub struct TargetOptions {
+pub(crate) struct TargetOptions {
     /// `UPSTREAMPROXY_INTERCEPT`: patterns, or `none` alone. `None`: the gateway's default.
     pub intercept: Option<Vec<Pattern>>,
     /// `UPSTREAMPROXY_RESOLVE`: names whose addresses are fixed.
@@ -67,7 +78,7 @@ pub struct TargetOptions {
 
 impl TargetOptions {
     /// Reads both; what cannot be used is added to `unusable`.
-    pub fn from_environment(
+    pub(crate) fn from_environment(
         environment: &Environment,
         unusable: &mut Vec<UnusableSetting>,
     ) -> Self {
@@ -107,43 +118,61 @@ fn parse_each<T: FromStr>(words: &[&str], expected: &'static str) -> Result<Vec<
     values.filter(|values| !values.is_empty()).ok_or(expected)
 }
 
-/// A gateway inside this process. Dropping it cuts what is still open and removes its private folder.
+/// A gateway inside this process. Dropping it resets its open tunnels and removes its private directory.
 #[derive(Debug)]
-pub struct Embedded {
+pub(crate) struct Embedded {
     base_url: String,
     session_id: String,
     cap: usize,
-    // Before the folder, so that the gateway has ended when its folder goes.
+    // Before the directory: the gateway must have stopped when its directory is removed.
     gateway: Option<Gateway>,
-    folder: PrivateDirectory,
+    directory: PrivateDirectory,
 }
 
 impl Embedded {
-    /// Starts the gateway on loopback, and writes its token where [`Self::configure`] says.
+    /// Starts the gateway on loopback, and points `config` to it.
     ///
     /// # Errors
-    /// No private folder, no randomness, or a setting that the gateway cannot use.
-    pub fn start(options: EmbeddedOptions) -> Result<Self, Error> {
+    /// No private directory, no randomness, or a setting that the gateway cannot use.
+    pub(crate) fn start_for(config: &mut Config, options: EmbeddedOptions) -> Result<Self, Error> {
+        if config.harden {
+            // The token is generated here. If this fails, the token stage reports it.
+            let _ = hardening::protect();
+        }
+        let embedded = Self::start(options)?;
+        embedded.configure(config);
+        Ok(embedded)
+    }
+
+    /// Resets the open tunnels, joins every thread and removes the private directory.
+    #[cfg(feature = "cli")]
+    pub(crate) fn stop(self) {
+        drop(self);
+    }
+
+    fn start(options: EmbeddedOptions) -> Result<Self, Error> {
         let failed = |what: &str, error: io::Error| {
             Error::new(
                 Stage::Gate,
+                ErrorKind::Io,
                 format!("the embedded gateway: {what}: {error}"),
-                "see that TMPDIR is a folder that can be written to",
+                "check that TMPDIR is a writable directory",
             )
+            .caused_by(error)
         };
         let base_roots = base_roots(options.system_ca.as_ref(), options.inherited)?;
         let roots = match &options.target_ca {
             Some(file) => ca::with_further(&base_roots, file, "--upstream-ca")?,
             None => base_roots,
         };
-        let folder =
-            PrivateDirectory::create().map_err(|error| failed("no private folder", error))?;
+        let directory =
+            PrivateDirectory::create().map_err(|error| failed("no private directory", error))?;
         let token = random::hex::<32>().map_err(|error| failed("no randomness", error))?;
         let session_id = format!(
             "embedded-{}",
             *random::hex::<8>().map_err(|error| failed("no randomness", error))?
         );
-        write_token(&folder.token_file(), &token)
+        write_token(&directory.token_file(), &token)
             .map_err(|error| failed("the token file", error))?;
         let credentials = Credentials {
             session_id: session_id.clone(),
@@ -157,7 +186,7 @@ impl Embedded {
                 .intercept
                 .unwrap_or_else(|| vec![Pattern::any_on(443)]),
             resolve: options.resolve,
-            // It dials from where the client itself stands: nothing is reached that was out of reach before.
+            // It dials from the client's own machine: it reaches nothing that the client could not reach directly.
             allow_private: true,
             limits: options.limits,
             ..GatewayConfig::default()
@@ -165,68 +194,82 @@ impl Embedded {
         let gateway = gateway::start(config, &roots, cap).map_err(|error| {
             Error::new(
                 Stage::Gate,
+                ErrorKind::InvalidSetting,
                 format!("the embedded gateway: {error}"),
-                "mend that setting",
+                "correct that setting",
             )
+            .caused_by(error)
         })?;
         Ok(Self {
             base_url: gateway.base_url(),
             session_id,
             cap,
             gateway: Some(gateway),
-            folder,
+            directory,
         })
     }
 
-    /// Turns `config` to this gateway: base URL, session, token file, and the bundle in the private folder unless it has a
-    /// place already.
-    pub fn configure(&self, config: &mut Config) {
+    /// Sets base URL, session and token file, and the bundle's path in the private directory unless a path is set.
+    fn configure(&self, config: &mut Config) {
         config.when = When::Always;
         config.base_url = Some(self.base_url.clone());
         config.session_id = Some(self.session_id.clone());
-        config.token_file = self.folder.token_file();
+        config.token_file = self.directory.token_file();
         config
             .ca_bundle
-            .get_or_insert_with(|| self.folder.0.join("ca-bundle.crt"));
+            .get_or_insert_with(|| self.directory.0.join("ca-bundle.crt"));
         config.upstream_ca = None;
         config.limits.max_tunnels = Some(self.cap);
-    }
-
-    /// Gives what is still open a moment to end, cuts the rest, ends the gateway, and removes the private folder.
-    pub fn shutdown(self) {
-        drop(self);
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
         if let Some(gateway) = self.gateway.take() {
-            gateway.shutdown(AFTERMATH);
+            gateway.shutdown(DRAIN);
         }
     }
 }
 
-/// What the gateway's side of a tunnel gets that the relay, which goes first, has just ended.
-const AFTERMATH: Duration = Duration::from_secs(1);
+/// How long the gateway's ends of tunnels get to finish after the relay has stopped.
+const DRAIN: Duration = Duration::from_secs(1);
 
-/// Starts a gateway.
+/// Starts a gateway: the server end for relays on other machines.
+///
+/// Reads the root certificates, binds the address, starts the threads and returns. It does not fail open.
 ///
 /// # Errors
-/// A setting that cannot be used, or an address that cannot be listened on: the gateway is not fail-open.
+/// A setting cannot be used, no root certificates are found, or the address cannot be bound.
+///
+/// # Example
+/// ```
+/// use std::net::{Ipv4Addr, SocketAddr};
+/// use std::time::Duration;
+///
+/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::start_gateway;
+///
+/// let mut config = GatewayConfig::default();
+/// config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+/// let gateway = start_gateway(config)?;
+/// println!("serving {}", gateway.base_url());
+/// gateway.shutdown(Duration::from_secs(10));
+/// # Ok::<(), upstreamproxy::gateway::GatewayError>(())
+/// ```
 pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
     let roots = target_roots(&config).map_err(|error| GatewayError::new(error.to_string()))?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
     let gateway = gateway::start(config, &roots, cap)?;
-    // Hundreds of certificates have come and gone.
+    // Hundreds of certificates were parsed and dropped.
     drop(roots);
     memory::give_back_heap();
     Ok(gateway)
 }
 
-/// Whom the gateway trusts when it verifies targets: found as the relay finds its base roots.
+/// The roots that verify targets, found as the relay finds its base roots.
 fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, Error> {
     let base_roots = match base_roots(config.system_ca.as_ref(), None) {
-        // An image with nothing else in it: who is named is trusted, and nobody else.
+        // An image without root certificates: only the CA in --target-ca is trusted.
         Err(error) if config.system_ca.is_none() && config.target_ca.is_some() => {
             log::debug!(
                 "{}; targets are verified by --target-ca alone",
@@ -236,7 +279,12 @@ fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, 
         }
         Err(error) if config.system_ca.is_none() => {
             let remedy = "install its ca-certificates package, or name a PEM file of root certificates with SSL_CERT_FILE or --target-ca";
-            return Err(Error::new(error.stage(), error.what(), remedy));
+            return Err(Error::new(
+                error.stage(),
+                error.kind(),
+                error.what(),
+                remedy,
+            ));
         }
         found => found?,
     };
@@ -267,14 +315,14 @@ fn write_token(path: &Path, token: &str) -> io::Result<()> {
         .write_all(token.as_bytes())
 }
 
-/// A folder that only this user can enter, removed with all that is in it.
+/// A directory that only this user can enter. Dropping it removes it with its contents.
 #[derive(Debug)]
 struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {
     fn create() -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random::hex::<8>()?));
-        // Made, never found: whoever guessed the name first gets an error of ours, not our token.
+        // Created, never reused: if another user has created this name first, this fails.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
@@ -288,7 +336,7 @@ impl Drop for PrivateDirectory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             log::warn!(
-                "the private folder {} stays behind: {error}; remove it by hand",
+                "the private directory {} was not removed: {error}; remove it by hand",
                 self.0.display()
             );
         }

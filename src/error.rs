@@ -1,11 +1,14 @@
-//! Why a stage was not satisfied: one error type, whose text says what failed, where, and what to do.
+//! The error of a lifecycle stage: what failed, where, and what to do about it.
 //!
-//! What goes wrong inside one tunnel is `tunnel::TunnelError`, which never ends the lifecycle.
+//! Errors inside one tunnel are `tunnel::error::TunnelError`. They never end the lifecycle.
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
-/// A step of the lifecycle, in the order in which they run.
+/// A stage of the lifecycle, in the order in which the stages run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Stage {
     /// Whether the environment asks for proxying at all.
     Gate,
@@ -20,10 +23,10 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Every stage, in order.
-    pub const ALL: [Self; 5] = [Self::Gate, Self::Token, Self::Ca, Self::Relay, Self::Burn];
+    /// Every stage, in the order in which they run.
+    pub const ALL: &'static [Self] = &[Self::Gate, Self::Token, Self::Ca, Self::Relay, Self::Burn];
 
-    /// The stage's name as users see it.
+    /// The name that logs, `doctor` and the JSON output use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gate => "gate",
@@ -41,27 +44,92 @@ impl fmt::Display for Stage {
     }
 }
 
-/// A stage of the lifecycle that was not satisfied. No secret is ever part of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What kind of problem a stage had, for hosts that react to some kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The environment does not ask for proxying: a switch is off. Not a fault.
+    SwitchedOff,
+    /// The host called set-up off with [`Cancel`](crate::config::Cancel).
+    Cancelled,
+    /// A setting is missing or has a value that cannot be used.
+    InvalidSetting,
+    /// A file is missing, for example a token file that an earlier start consumed.
+    NotFound,
+    /// A file cannot be read, written, locked or deleted.
+    Io,
+    /// A file or an answer does not hold what it must hold, for example no PEM certificate.
+    InvalidData,
+    /// The upstream cannot be reached: name resolution, TCP, or a timeout.
+    Unreachable,
+    /// The upstream's certificate is not trusted, or TLS failed.
+    Tls,
+    /// The upstream answered with an error status.
+    Rejected,
+    /// The listening address cannot be used.
+    AddressUnavailable,
+    /// A limit of the system was reached: threads, file descriptors, memory.
+    ResourceLimit,
+    /// A fault of this library, for example a panic during set-up.
+    Internal,
+}
+
+/// A stage of the lifecycle failed. [`Display`](fmt::Display) prints what failed, where, and what to do.
+///
+/// It contains no secret.
+///
+/// # Example
+/// ```
+/// use upstreamproxy::{Config, ErrorKind, Stage, start};
+///
+/// let mut config = Config::default();
+/// config.when = upstreamproxy::config::When::Always; // but no base URL and no session
+/// let disabled = start(&config).into_result().expect_err("the settings are incomplete");
+/// let error = disabled.error();
+/// assert_eq!((error.stage(), error.kind()), (Stage::Gate, ErrorKind::InvalidSetting));
+/// eprintln!("{}; {}", error.what(), error.remedy());
+/// ```
+#[derive(Clone, Debug)]
 pub struct Error {
     stage: Stage,
+    kind: ErrorKind,
     what: String,
     remedy: String,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// An error of `stage`: what failed (and where), and what its reader can do.
-    pub(crate) fn new(stage: Stage, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// An error of `stage`: what failed (and where), and what to do.
+    pub(crate) fn new(
+        stage: Stage,
+        kind: ErrorKind,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self {
             stage,
+            kind,
             what: what.into(),
             remedy: remedy.into(),
+            source: None,
         }
     }
 
-    /// The stage that was not satisfied.
+    /// The same error with the lower-level error that caused it.
+    #[must_use]
+    pub(crate) fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// The stage that failed.
     pub fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// The kind of problem.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
     }
 
     /// What failed and where, in a few words without a full stop.
@@ -69,16 +137,34 @@ impl Error {
         &self.what
     }
 
-    /// What to do about it, as an imperative without a full stop.
+    /// What to do about it, as an imperative without a full stop. Empty if there is nothing to do.
     pub fn remedy(&self) -> &str {
         &self.remedy
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.remedy)
+/// Compares everything but the source.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.stage, self.kind, &self.what, &self.remedy)
+            == (other.stage, other.kind, &other.what, &other.remedy)
     }
 }
 
-impl std::error::Error for Error {}
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if self.remedy.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {}", self.remedy)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}

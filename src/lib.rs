@@ -1,10 +1,11 @@
-//! Gives every tool in a sandbox its way out through an authorised upstream, without an async runtime.
+//! Connects the tools of a sandbox to the outside through one authorised upstream, without an async runtime.
 //!
-//! A program that starts a session in a sandbox calls [`start`] once. If the environment asks for it, `start` reads the session
-//! token, fetches the upstream's CA certificates and merges them with the system's, opens a CONNECT proxy on loopback whose every
-//! tunnel is a WebSocket to the upstream's gateway, and only then deletes the token file. Child processes get the variables of
-//! [`Handle::env`], and `npm`, `pip`, `git`, `curl` and the rest find their way. Whatever breaks, proxying is off and the session
-//! goes on: that is [`Started::Disabled`], with the stage and the reason.
+//! A program that starts sessions in a sandbox calls [`start`] once. If the environment asks for it, `start` reads the
+//! session token, downloads the upstream's CA certificates and merges them with the system's, opens a CONNECT proxy on
+//! loopback that carries each tunnel in a WebSocket of its own to the upstream's gateway, and then deletes the token file.
+//! Child processes get the variables of [`Handle::env`]; `npm`, `pip`, `git`, `curl` and other tools use them.
+//!
+//! It fails open: if a stage fails, proxying is off, [`Disabled`] says at which stage and why, and the session goes on.
 //!
 //! # Quick start
 //! ```no_run
@@ -13,67 +14,66 @@
 //!
 //! use upstreamproxy::{Config, Started, start};
 //!
-//! let relay = match start(&Config::from_env()) {
-//!     Started::Enabled(handle) => Some(handle),
-//!     Started::Disabled(_) => None, // the log has said why
-//! };
 //! let mut command = Command::new("npm");
 //! command.arg("install");
-//! if let Some(relay) = &relay {
-//!     relay.apply_to(&mut command);
-//! }
-//! let status = command.status();
+//! let relay = match start(&Config::from_env()) {
+//!     Started::Enabled(relay) => {
+//!         relay.apply_to(&mut command);
+//!         Some(relay)
+//!     }
+//!     Started::Disabled(disabled) => {
+//!         eprintln!("no proxy: {disabled}");
+//!         None
+//!     }
+//! };
+//! let status = command.status()?;
 //! if let Some(relay) = relay {
 //!     relay.shutdown(Duration::from_secs(10));
 //! }
 //! # let _ = status;
+//! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! # With no upstream at hand
-//! [`Embedded`] is a gateway inside the process; the other end by itself is [`start_gateway`].
-//! ```
-//! use std::process::Command;
-//! use std::time::Duration;
+//! Without an upstream, [`start_embedded`] runs the same in front of a gateway inside this process. [`start_gateway`] starts
+//! the server end for other machines.
 //!
-//! use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+//! # Blocking, threads and async hosts
+//! [`start`] and [`start_embedded`] block for the time of set-up (seconds at most), [`Handle::shutdown`] and dropping a
+//! [`Handle`] block for the time of a drain; everything else returns at once. All work runs on threads of this library, whose
+//! names begin with `uproxy-`, `tun-` or `gw-`. There is no signal handler and no global state.
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let gateway = Embedded::start(EmbeddedOptions::default())?;
-//! let mut config = Config::from_env();
-//! gateway.configure(&mut config);
-//! if let Started::Enabled(relay) = start(&config) {
-//!     let mut command = Command::new("sh");
-//!     command.args(["-c", "echo $HTTPS_PROXY"]);
-//!     relay.apply_to(&mut command);
-//!     let said = String::from_utf8(command.output()?.stdout)?;
-//!     assert_eq!(said.trim(), format!("http://{}", relay.local_addr()));
-//!     relay.shutdown(Duration::from_secs(10));
+//! A host with an async runtime calls the blocking functions in a blocking task, for example with Tokio:
+//!
+//! ```ignore
+//! let relay = tokio::task::spawn_blocking(|| upstreamproxy::start(&Config::from_env())).await?.ok();
+//! // ... run child processes with relay.env() ...
+//! if let Some(relay) = relay {
+//!     tokio::task::spawn_blocking(move || relay.shutdown(Duration::from_secs(10))).await?;
 //! }
-//! gateway.shutdown();
-//! # Ok(())
-//! # }
 //! ```
-//! The command line of the binary is the same library with arguments and signals; the README tells of it.
+//!
+//! A [`Handle`] must not be dropped on a runtime thread for the same reason. [`Config::cancel`] ends set-up early, and
+//! [`Handle::abort`] ends a shutdown early, from any thread.
 //!
 //! # Errors
-//! [`start`] does not fail, it is Disabled. What the upstream's end cannot use ends it: [`GatewayError`], and [`Error`] for the
-//! embedded one. What goes wrong in a tunnel is told to its client, and to the log.
+//! [`start`] does not fail: it returns [`Started::Disabled`] with an [`Error`] that names the stage, an [`ErrorKind`] to match
+//! on, what failed and what to do. [`start_gateway`] does not fail open: it returns a
+//! [`GatewayError`](gateway::GatewayError). Errors of one tunnel go to its client and to the log.
 //!
 //! # Log levels
-//! `error`: a fault of this program. `warn`: what its user should mend, such as the one line that says why proxying is off.
-//! `info`: a line a tunnel. `debug`: what helps whoever debugs this program. No secret at any level. Lines go to the `log` crate: with no logger
-//! installed nothing is seen, and [`Disabled::reason`] has the same words.
+//! The library writes to the [`log`](https://docs.rs/log) crate; without a logger nothing is printed, and
+//! [`Disabled::reason`] has the same text as the log. `error`: a fault of this program. `warn`: what a user should fix, for
+//! example why proxying is off. `info`: one line per tunnel. `debug`: details for debugging this program. No record of this
+//! crate contains a secret. Records of other crates may: tungstenite logs the upgrade request with its token at `trace`, so a
+//! logger should drop records of other crates below `warn`.
 //!
-//! # What it does to the process
-//! Before the token is read the process is made non-dumpable (Linux: no debugger, no core file), and stays so;
-//! [`Config::harden`] declines that. Free heap memory is given back (`malloc_trim(3)`). There is no signal handler, and the
-//! environment is only read.
+//! # Effects on the process
+//! Before the token is read, the process becomes non-dumpable (Linux: no debugger, no core file), and stays so; set
+//! [`Config::harden`] to false to prevent that. Free heap memory is returned to the kernel (`malloc_trim(3)`). The environment is
+//! read, never changed.
 //!
 //! # Code map
-//! A module uses only those on lower floors; [`manual::architecture`] says why, [`manual::protocol`] what goes over the wire,
-//! [`manual::operations`] what the messages mean, [`manual::performance`] how it is measured, [`manual::c_api`] how other languages
-//! embed it, [`manual::conformance`] what the readers of foreign bytes were held against, [`manual::endurance`] what is left after
-//! long runs, [`manual::faults`] which test holds which fault.
+//! A module uses only modules of lower floors. [`manual::architecture`] explains why.
 //!
 //! | floor | modules |
 //! |---|---|
@@ -82,20 +82,23 @@
 //! | 6 | `doctor` (checks every stage, changes nothing), `capi` (the C API) |
 //! | 5 | `orchestrator` (the lifecycle), `embedded`, `fuzzing` |
 //! | 4 | `setup` (one step per file), `relay` (the client end), `gateway` (the server end) |
-//! | 3 | `tunnel` (the wire, and the one place where bytes move), `listener` |
+//! | 3 | `tunnel` (the wire, and the only place where bytes move), `listener` |
 //! | 2 | `config`, `crypto`, `net` |
 //! | 1 | `http`, `sys` |
 //! | 0 | `control`, `error` |
 //!
 //! # Features
-//! On by default: `gateway`, the server end, [`Embedded`] and [`start_gateway`], without which there is the relay alone; `cli`, the
-//! binary, which a host that embeds the library leaves out; `bench`, which brings both. Off: `capi`, for hosts that are not Rust
-//! (brings `gateway`); `fuzzing`, for this project's own tests and benches.
-//! [`manual::static_binaries`] has their sizes.
+//! On by default: `gateway` (the server end, [`start_embedded`] and [`start_gateway`]), `cli` (the binary) and `bench` (its
+//! `bench` subcommand; needs both). A host needs none of them: `default-features = false` is the relay alone. Off by default:
+//! `capi`, for hosts that are not Rust ([`manual::c_api`]; needs `gateway`); `fuzzing`, for this project's own tests.
+//! [`manual::static_binaries`] has the sizes.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// What both ends agree on is written once; without one end, what only that one uses of it lies idle.
-#![cfg_attr(not(feature = "gateway"), allow(dead_code))]
+// The two ends share the wire's code. A build with one end does not use all of it, nor publish all of its types.
+#![cfg_attr(
+    not(all(feature = "gateway", feature = "cli")),
+    allow(dead_code, unreachable_pub, unused_imports)
+)]
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -104,9 +107,10 @@ mod capi;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-mod config;
+pub mod config;
 mod control;
 mod crypto;
+#[cfg(feature = "cli")]
 mod doctor;
 #[cfg(feature = "gateway")]
 mod embedded;
@@ -115,7 +119,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "gateway")]
-mod gateway;
+pub mod gateway;
 mod http;
 mod listener;
 pub mod manual;
@@ -126,27 +130,13 @@ mod setup;
 mod sys;
 mod tunnel;
 
-#[cfg(feature = "bench")]
-pub use bench::{
-    BenchOrigin, BenchPlan, BenchProgress, Conclusion, Figure, Found, Limit, Row, benchmark,
-};
-pub use config::{
-    Cancel, Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE, Environment, Limits, UnusableSetting,
-    When,
-};
+pub use config::Config;
 pub use control::metrics::Stats;
 pub use control::stop::Abort;
-pub use crypto::secret::{Credentials, Secret};
-pub use doctor::{Check, DoctorOptions, Fact, RunningServe, Step, Verdict, check, diagnose};
 #[cfg(feature = "gateway")]
-pub use embedded::{Embedded, EmbeddedOptions, TargetOptions, start_gateway};
-pub use error::{Error, Stage};
-#[cfg(feature = "gateway")]
-pub use gateway::{Gateway, GatewayConfig, GatewayError, Sessions, SessionsError, TlsIdentity};
-pub use http::authority::{Authority, AuthorityError, Host, Pattern};
+pub use embedded::{EmbeddedOptions, start_gateway};
+pub use error::{Error, ErrorKind, Stage};
 pub use listener::ShutdownReport;
-pub use net::resolver::{Override, OverrideError};
-pub use orchestrator::{Disabled, Handle, Started, child_variables, start};
-pub use setup::child_env::documentation;
-pub use setup::hardening::protect;
-pub use sys::log_filter::{may_be_shown, one_line};
+#[cfg(feature = "gateway")]
+pub use orchestrator::start_embedded;
+pub use orchestrator::{Disabled, Handle, Started, start};

@@ -1,8 +1,9 @@
-//! The one story: gate, token, ca, relay, burn; then serving until the handle is dropped (`manual/operations.md`, the five stages).
+//! The lifecycle: gate, token, ca, relay, burn, in this order; then the relay serves until its handle is dropped.
 //!
-//! Reads top to bottom like the table there. Whatever is not satisfied leaves the host as it was: Disabled, one warning.
+//! [`start`] fails open: if a stage fails, the host is left as it was and [`Started::Disabled`] says why.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
+#[cfg(feature = "gateway")]
+use crate::config::When;
 use crate::config::{Config, Environment};
 #[cfg(any(test, feature = "capi"))]
 use crate::control::metrics::Counters;
@@ -21,8 +24,9 @@ use crate::control::metrics::Stats;
 use crate::control::stop::Abort;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::crypto::tls;
-use crate::error::Error;
-use crate::error::Stage;
+#[cfg(feature = "gateway")]
+use crate::embedded::{Embedded, EmbeddedOptions};
+use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
@@ -33,111 +37,232 @@ use crate::setup::gate::{self, Gate};
 use crate::setup::{capacity, hardening, token};
 use crate::sys::memory;
 
-/// What [`start`] came to.
-// One value a process, handed over once: its size costs nothing, and a box would show in every `match` of a host.
+/// The result of [`start`].
+///
+/// Dropping it stops the relay: the token file is gone by then, so keep the [`Handle`] for as long as
+/// child processes need the proxy.
+// One value per process: its size costs nothing, and a box would show in every `match` of a host.
 #[allow(clippy::large_enum_variant)]
+#[must_use = "dropping it stops the relay, and the token file is already deleted"]
 #[derive(Debug)]
 pub enum Started {
-    /// The relay is up, and the token file is gone.
+    /// The relay is listening, and the token file is deleted.
     Enabled(Handle),
-    /// A stage was not satisfied; nothing of ours is set, and the session goes on without it.
+    /// Proxying is off: a switch is off or a stage failed. Nothing was changed, and the session goes on without a proxy.
     Disabled(Disabled),
 }
 
-/// Why proxying is off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Disabled {
-    /// The stage that was not satisfied.
-    pub stage: Stage,
-    /// One sentence without a full stop: what, and what to do.
-    pub reason: String,
-    /// A switch is off, or set-up was called off: nothing to warn of, and no warning was logged.
-    pub silent: bool,
-}
+impl Started {
+    /// The handle, if proxying is on. The log has already reported why it is off.
+    ///
+    /// # Example
+    /// ```
+    /// use upstreamproxy::{Config, start};
+    ///
+    /// let relay = start(&Config::default()).ok();
+    /// assert!(relay.is_none(), "nothing asked for proxying");
+    /// ```
+    pub fn ok(self) -> Option<Handle> {
+        self.into_result().ok()
+    }
 
-/// A relay that is up. Dropping it stops the relay with its drain timeout and joins every thread.
-#[derive(Debug)]
-pub struct Handle {
-    relay: Running,
-    child_env: ChildEnv,
-    inherited: Environment,
-    /// Holds the lock on the bundle for as long as we live.
-    trust: Trust,
-}
-
-/// Why set-up ended early.
-enum Early {
-    Closed(String),
-    CalledOff,
-    Failed(Error),
-}
-
-impl From<Error> for Early {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
+    /// The handle, or why proxying is off, for use with `?` and `match`.
+    ///
+    /// # Errors
+    /// [`Disabled`], if proxying is off.
+    pub fn into_result(self) -> Result<Handle, Disabled> {
+        match self {
+            Self::Enabled(handle) => Ok(handle),
+            Self::Disabled(disabled) => Err(disabled),
+        }
     }
 }
 
-/// Runs the lifecycle up to a relay that listens. Blocks for as long as set-up takes: a few seconds at worst.
+/// Why proxying is off. [`Display`](fmt::Display) prints `disabled at STAGE: REASON; REMEDY`.
 ///
-/// Each start is independent of others in the process. Nothing fails: what cannot be done is [`Started::Disabled`], told once
-/// in the log at `warn` (at `debug` where a switch is off).
+/// # Example
+/// ```
+/// use upstreamproxy::{Config, ErrorKind, Started, start};
+///
+/// match start(&Config::default()) {
+///     Started::Enabled(_) => unreachable!("the switches are off"),
+///     Started::Disabled(disabled) => {
+///         assert_eq!(disabled.error().kind(), ErrorKind::SwitchedOff);
+///         assert!(disabled.is_silent(), "a switch that is off is not a fault");
+///         println!("{disabled}");
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Disabled(Error);
+
+impl Disabled {
+    /// The stage that did not succeed.
+    pub fn stage(&self) -> Stage {
+        self.0.stage()
+    }
+
+    /// What failed and what to do, as one sentence without a full stop: the text of the log line.
+    pub fn reason(&self) -> String {
+        self.0.to_string()
+    }
+
+    /// The error of the stage: kind, what failed, remedy.
+    pub fn error(&self) -> &Error {
+        &self.0
+    }
+
+    /// Whether this is not a fault: a switch is off, or the host cancelled set-up. It was logged at `debug`, not at `warn`.
+    pub fn is_silent(&self) -> bool {
+        matches!(self.0.kind(), ErrorKind::SwitchedOff | ErrorKind::Cancelled)
+    }
+}
+
+impl fmt::Display for Disabled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "disabled at {}: {}", self.0.stage(), self.0)
+    }
+}
+
+impl std::error::Error for Disabled {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// A running relay. Dropping it stops the relay: it waits up to
+/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by default) and joins every thread.
+///
+/// All methods but [`shutdown`](Self::shutdown) return at once. The handle is `Send` and `Sync`.
+#[must_use = "dropping it stops the relay"]
+#[derive(Debug)]
+pub struct Handle {
+    relay: Running,
+    // After the relay: its tunnels end first.
+    gateway: OwnedGateway,
+    child_env: ChildEnv,
+    inherited: Environment,
+    /// Holds the lock on the bundle while the relay runs.
+    trust: Trust,
+}
+
+/// The embedded gateway of a handle, if there is one. Dropping it stops the gateway.
+#[derive(Debug, Default)]
+pub(crate) struct OwnedGateway(#[cfg(feature = "gateway")] Option<Embedded>);
+
+impl OwnedGateway {
+    /// Stops the gateway.
+    #[cfg(feature = "cli")]
+    pub(crate) fn stop(self) {
+        #[cfg(feature = "gateway")]
+        drop(self.0);
+        #[cfg(not(feature = "gateway"))]
+        let Self() = self;
+    }
+}
+
+/// Runs the five stages and returns with a listening relay, or with the reason why proxying is off.
+///
+/// Blocks the calling thread for the time of set-up: file access, and one HTTPS download that is bounded by
+/// [`Limits::ca_timeout`](crate::config::Limits::ca_timeout) (5 s by default). Another thread can end it early with
+/// [`Config::cancel`]. From an async runtime, call it in a blocking task (see the crate documentation).
+///
+/// It never fails and never panics: whatever goes wrong is [`Started::Disabled`], and one line in the log says why
+/// (`warn`; `debug` if a switch is off). Several relays can run in one process.
 ///
 /// # Example
 /// ```
 /// use upstreamproxy::{Config, Stage, Started, start};
 ///
-/// // Nothing in this environment asks for proxying.
-/// let config = Config::default();
-/// match start(&config) {
-///     Started::Enabled(handle) => println!("listening on port {}", handle.port()),
-///     Started::Disabled(disabled) => assert_eq!(disabled.stage, Stage::Gate),
+/// // The default configuration asks for nothing, so the gate stays closed.
+/// match start(&Config::default()) {
+///     Started::Enabled(handle) => println!("listening on {}", handle.local_addr()),
+///     Started::Disabled(disabled) => assert_eq!(disabled.stage(), Stage::Gate),
 /// }
 /// ```
 pub fn start(config: &Config) -> Started {
-    let mut stage = Stage::Gate;
-    let early = match catch_unwind(AssertUnwindSafe(|| set_up(config, &mut stage))) {
-        Ok(Ok(handle)) => return Started::Enabled(handle),
-        Ok(Err(early)) => early,
-        Err(_) => Early::Failed(Error::new(
-            stage,
-            "set-up panicked",
-            "report it with the panic's message",
-        )),
-    };
-    let (reason, silent) = match early {
-        Early::Closed(reason) => (reason, true),
-        Early::CalledOff => ("set-up was called off".to_owned(), true),
-        Early::Failed(error) => {
-            stage = error.stage();
-            (error.to_string(), false)
+    supervised(|stage| set_up(config, stage))
+}
+
+/// Runs the five stages in front of a gateway inside this process: no upstream is needed.
+///
+/// The gateway listens on loopback with a session, a token and a CA of its own, which replace those of `config`
+/// (base URL, session, token file, upstream CA, and the CA bundle unless a path is set). The handle owns it: the gateway
+/// stops after the relay. [`When::Never`] still means that nothing starts.
+///
+/// Blocks, and reports failures, as [`start`] does.
+///
+/// # Example
+/// ```
+/// use std::process::Command;
+/// use std::time::Duration;
+///
+/// use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let relay = start_embedded(&Config::from_env(), EmbeddedOptions::default()).into_result()?;
+/// let mut command = Command::new("sh");
+/// command.args(["-c", "echo $HTTPS_PROXY"]);
+/// relay.apply_to(&mut command);
+/// let output = String::from_utf8(command.output()?.stdout)?;
+/// assert_eq!(output.trim(), format!("http://{}", relay.local_addr()));
+/// relay.shutdown(Duration::from_secs(10));
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "gateway")]
+pub fn start_embedded(config: &Config, options: EmbeddedOptions) -> Started {
+    supervised(|stage| {
+        if config.when == When::Never {
+            // The gate says so; a gateway would be started for nothing.
+            return set_up(config, stage);
         }
-    };
-    if silent {
-        log::debug!("disabled at {stage}: {reason}");
-    } else {
-        log::warn!("disabled at {stage}: {reason}");
-    }
-    Started::Disabled(Disabled {
-        stage,
-        reason,
-        silent,
+        let mut config = config.clone();
+        let gateway = Embedded::start_for(&mut config, options)?;
+        let mut handle = set_up(&config, stage)?;
+        handle.gateway = OwnedGateway(Some(gateway));
+        Ok(handle)
     })
 }
 
-/// The table of `manual/operations.md`, a stage a paragraph; `at` is where it stands.
-fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
+/// Runs set-up, turns its failure or panic into `Disabled`, and logs that once.
+fn supervised(set_up: impl FnOnce(&mut Stage) -> Result<Handle, Error>) -> Started {
+    let mut stage = Stage::Gate;
+    let error = match catch_unwind(AssertUnwindSafe(|| set_up(&mut stage))) {
+        Ok(Ok(handle)) => return Started::Enabled(handle),
+        Ok(Err(error)) => error,
+        Err(_) => Error::new(
+            stage,
+            ErrorKind::Internal,
+            "set-up panicked",
+            "report it with the panic's message",
+        ),
+    };
+    let disabled = Disabled(error);
+    if disabled.is_silent() {
+        log::debug!("{disabled}");
+    } else {
+        log::warn!("{disabled}");
+    }
+    Started::Disabled(disabled)
+}
+
+/// The stages, one paragraph each. `at` is the stage that runs, for the report of a panic.
+fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
     let session = match gate::check(config)? {
         Gate::Open(session) => session,
-        Gate::Closed { reason } => return Err(Early::Closed(reason)),
+        Gate::Closed { reason } => {
+            return Err(Error::new(Stage::Gate, ErrorKind::SwitchedOff, reason, ""));
+        }
     };
 
     enter(Stage::Token, config, at)?;
     if config.harden
         && let Err(error) = hardening::protect()
     {
-        log::warn!("others of this user can read the token in this process: {error}");
+        log::warn!(
+            "memory protection failed: {error}; other processes of this user can read the token"
+        );
     }
     let token = token::read(config)?;
 
@@ -157,10 +282,10 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
 
     enter(Stage::Burn, config, at)?;
     if let Err(error) = token.burn() {
-        log::warn!("{}: {error}; the relay is up all the same", Stage::Burn);
+        log::warn!("{}: {error}; the relay is running", Stage::Burn);
     }
 
-    // Hundreds of certificates have come and gone.
+    // Set-up has parsed and dropped hundreds of certificates.
     memory::give_back_heap();
     let listener = relay.local_addr();
     log::info!(
@@ -174,23 +299,28 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Early> {
     };
     Ok(Handle {
         relay,
+        gateway: OwnedGateway::default(),
         child_env,
         inherited: config.inherited.clone(),
         trust,
     })
 }
 
-/// Goes on to `stage`, unless set-up was called off.
-fn enter(stage: Stage, config: &Config, at: &mut Stage) -> Result<(), Early> {
+/// Enters `stage`, unless set-up was cancelled.
+fn enter(stage: Stage, config: &Config, at: &mut Stage) -> Result<(), Error> {
     *at = stage;
     if config.cancel.is_requested() {
-        Err(Early::CalledOff)
-    } else {
-        Ok(())
+        return Err(Error::new(
+            stage,
+            ErrorKind::Cancelled,
+            "set-up was called off",
+            "",
+        ));
     }
+    Ok(())
 }
 
-/// Where tunnels go, with whom, and whom we trust on the way.
+/// The gateway of all tunnels: where it is, the credentials for it, and the roots that verify it.
 pub(crate) fn upstream(
     session_id: String,
     base: BaseUrl,
@@ -205,6 +335,7 @@ pub(crate) fn upstream(
         .map_err(|error| {
             Error::new(
                 Stage::Ca,
+                ErrorKind::Tls,
                 error.to_string(),
                 "name usable roots with --system-ca or --upstream-ca",
             )
@@ -226,9 +357,11 @@ pub(crate) fn bind(config: &Config) -> Result<TcpListener, Error> {
     listener::bind(listen).map_err(|error| {
         Error::new(
             Stage::Relay,
+            ErrorKind::AddressUnavailable,
             format!("cannot listen on {listen}: {error}"),
             LISTEN_REMEDY,
         )
+        .caused_by(error)
     })
 }
 
@@ -241,77 +374,106 @@ pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running
     started.map_err(|error| {
         Error::new(
             Stage::Relay,
+            ErrorKind::ResourceLimit,
             format!("cannot start the relay's threads: {error}"),
             "raise this user's limits on processes and open files",
         )
+        .caused_by(error)
     })
 }
 
 impl Handle {
-    /// The relay's URL, as `HTTPS_PROXY` has it.
+    /// The relay's URL, as `HTTPS_PROXY` contains it: `http://127.0.0.1:PORT`, with user and password if
+    /// [`Config::listen_credential`] is set.
     pub fn proxy_url(&self) -> &str {
         &self.child_env.proxy
     }
 
-    /// Where the relay listens.
+    /// The address that the relay listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.relay.local_addr()
     }
 
-    /// The relay's port.
+    /// The port that the relay listens on.
     pub fn port(&self) -> u16 {
         self.relay.local_addr().port()
     }
 
-    /// The merged CA bundle; it stays when the handle goes, as a child may outlive it.
+    /// The merged CA bundle (PEM). It is not deleted with the handle, because a child process may outlive it; only the
+    /// bundle of [`start_embedded`] is.
     pub fn ca_bundle(&self) -> &Path {
         &self.trust.bundle
     }
 
-    /// The settings file written for wget, where the user has none of their own.
+    /// The wget settings file that set-up wrote; `None` if the user has one already.
     pub fn wgetrc(&self) -> Option<&Path> {
         self.trust.wgetrc.as_deref()
     }
 
-    /// The variables for a child that inherits this process' environment, as it was in [`Config::inherited`].
+    /// The variables for a child process that inherits [`Config::inherited`].
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// if let Some(relay) = started.ok() {
+    ///     let variables = relay.env();
+    ///     assert!(variables.iter().any(|(name, _)| name == "HTTPS_PROXY"));
+    /// }
+    /// ```
     pub fn env(&self) -> Vec<(String, OsString)> {
         self.env_for(&self.inherited)
     }
 
-    /// The variables for a child that inherits `environment`: its `NO_PROXY` is kept and grows.
+    /// The variables for a child process that inherits `environment`. Its `NO_PROXY` is kept and extended.
     pub fn env_for(&self, environment: &Environment) -> Vec<(String, OsString)> {
         self.child_env.variables(environment)
     }
 
-    /// Sets the variables on a command that has not been started yet.
+    /// Sets the variables on a command that is not started yet. A `NO_PROXY` that was set on the command, else the
+    /// inherited one, is kept and extended.
     pub fn apply_to(&self, command: &mut Command) {
-        command.envs(self.env());
+        let mut environment = self.inherited.clone();
+        for (name, value) in command.get_envs() {
+            environment.set(name, value.unwrap_or_default());
+        }
+        command.envs(self.env_for(&environment));
     }
 
-    /// What has happened so far.
+    /// The counters, as they are now.
     pub fn stats(&self) -> Stats {
         self.relay.stats()
     }
 
-    /// The counters themselves, for who must read them while a shutdown has the handle.
+    /// The counters themselves, readable while a shutdown owns the handle.
     #[cfg(any(test, feature = "capi"))]
     pub(crate) fn counters(&self) -> Arc<Counters> {
         self.relay.counters()
     }
 
-    /// The way to end a shutdown that takes its time, from another thread.
+    /// Separates the embedded gateway, if there is one, so that the caller decides when it stops: after the relay.
+    #[cfg(feature = "cli")]
+    pub(crate) fn detach_gateway(mut self) -> (Self, OwnedGateway) {
+        let gateway = mem::take(&mut self.gateway);
+        (self, gateway)
+    }
+
+    /// A request, for another thread, that ends a shutdown at once.
     pub fn abort(&self) -> Abort {
         self.relay.abort()
     }
 
-    /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
+    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins every thread.
+    ///
+    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes and, after [`start_embedded`], 1 s for the gateway.
+    /// Tunnels that are silent end at once.
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.relay.shutdown(drain)
     }
 }
 
 /// The variables that a relay with the URL `proxy` and these files would set for a child that inherits `environment`.
-pub fn child_variables(
+pub(crate) fn child_variables(
     proxy: &str,
     ca_bundle: &Path,
     wgetrc: Option<&Path>,
@@ -323,4 +485,22 @@ pub fn child_variables(
         wgetrc: wgetrc.map(Path::to_owned),
     }
     .variables(environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_holds_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<Started>();
+        shared::<Handle>();
+        shared::<Disabled>();
+        shared::<Config>();
+        shared::<Abort>();
+        shared::<Error>();
+        #[cfg(feature = "gateway")]
+        shared::<crate::gateway::Gateway>();
+    }
 }

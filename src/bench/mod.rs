@@ -24,9 +24,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use origin::BenchOrigin;
-pub use progress::{BenchProgress, Figure, Found, Row};
-pub use verdict::{Conclusion, Limit};
+pub(crate) use origin::BenchOrigin;
+pub(crate) use progress::{BenchProgress, Figure, Found, Row};
+pub(crate) use verdict::{Conclusion, Limit};
 
 use crate::config::Config;
 use crate::control::phase::Phase;
@@ -55,7 +55,7 @@ const FAR: Duration = Duration::from_millis(5);
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
-pub struct BenchPlan {
+pub(crate) struct BenchPlan {
     /// How long each measure goes on; at most a minute.
     pub time: Duration,
     /// At most so many connections at once.
@@ -65,21 +65,7 @@ pub struct BenchPlan {
 /// Measures the way through the upstream of `config`, and tells of each figure when it is known. Changes nothing.
 ///
 /// `None`: there is no way, or [`Config::cancel`] has ended it; the rows say which.
-///
-/// # Example
-/// ```
-/// use std::time::Duration;
-///
-/// use upstreamproxy::{BenchPlan, Config, Surroundings, benchmark};
-///
-/// // Nothing asks for proxying here, and a row says so.
-/// let plan = BenchPlan { time: Duration::from_millis(50), streams: 1 };
-/// let mut told = Vec::new();
-/// let conclusion =
-///     benchmark(&Config::default(), &Surroundings::default(), &plan, &mut |what| told.push(what));
-/// assert!(conclusion.is_none() && !told.is_empty());
-/// ```
-pub fn benchmark(
+pub(crate) fn benchmark(
     config: &Config,
     about: &DoctorOptions,
     plan: &BenchPlan,

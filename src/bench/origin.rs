@@ -23,19 +23,19 @@ const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
 /// An origin that speaks the benchmark's load. Dropping it turns everybody out and joins its threads.
 #[derive(Debug)]
-pub struct BenchOrigin(Hosted);
+pub(crate) struct BenchOrigin(Hosted);
 
 impl BenchOrigin {
     /// One that listens on `listen`.
     ///
     /// # Errors
     /// The address cannot be listened on, or a thread could not be had.
-    pub fn start(listen: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn start(listen: SocketAddr) -> io::Result<Self> {
         Hosted::start(listener::bind(listen)?, serve).map(Self)
     }
 
     /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.0.local_addr()
     }
 }

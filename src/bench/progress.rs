@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What a benchmark tells while it goes on.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum BenchProgress {
+pub(crate) enum BenchProgress {
     /// Between what it measures.
     Between {
         /// The upstream's base URL.
@@ -29,7 +29,7 @@ pub enum BenchProgress {
 /// One measure over one path.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Row {
+pub(crate) struct Row {
     /// Of what.
     pub what: String,
     /// Over what: `gateway` for a phase of the way, `tunnel`, `tunnel, nothing standing by`, `direct` for loopback.
@@ -40,7 +40,7 @@ pub struct Row {
 
 /// What came of a measure.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub(crate) enum Found {
     /// These figures.
     Figures(Vec<Figure>),
     /// Nothing.
@@ -55,7 +55,7 @@ pub enum Found {
 /// One figure.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Figure {
+pub(crate) struct Figure {
     /// What it is.
     pub name: &'static str,
     /// In what.

@@ -14,7 +14,7 @@ const GAIN: f64 = 2.0;
 /// What limits a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Limit {
+pub(crate) enum Limit {
     /// The time that a round trip to the upstream takes: each tunnel waits for it.
     RoundTrip,
     /// This machine's processor.
@@ -27,7 +27,7 @@ pub enum Limit {
 
 impl Limit {
     /// Its name in the JSON document.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::RoundTrip => "round trip",
             Self::Processor => "processor",
@@ -40,7 +40,7 @@ impl Limit {
 /// The judgement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Conclusion {
+pub(crate) struct Conclusion {
     /// What limits the path.
     pub limit: Limit,
     /// The same in a sentence with its numbers, without a full stop.

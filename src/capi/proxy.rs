@@ -14,14 +14,12 @@ use super::codes::{
 use super::ffi::{Array, with_signals_blocked};
 use super::logging;
 use super::settings::Settings;
-use crate::config::{Config, Environment};
+use crate::config::Environment;
 use crate::control::metrics::{Counters, Stats};
 use crate::control::stop::Abort;
-use crate::embedded::{Embedded, EmbeddedOptions};
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
-use crate::orchestrator::{Disabled, Handle, Started, start};
-use crate::setup::hardening;
+use crate::orchestrator::{Handle, Started, start, start_embedded};
 
 /// What a start came to.
 pub(super) struct Proxy {
@@ -53,16 +51,10 @@ struct On {
 
 enum Phase {
     Disabled,
-    Enabled(Box<Up>),
+    Enabled(Box<Handle>),
     /// Some thread waits for the end; with the way to end that sooner, which goes when it has come.
     Stopping(Abort),
     Stopped(ShutdownReport),
-}
-
-/// What runs. The relay goes before the gateway that it leads to.
-struct Up {
-    relay: Handle,
-    gateway: Option<Embedded>,
 }
 
 impl Proxy {
@@ -75,29 +67,29 @@ impl Proxy {
         let thread = with_signals_blocked(|| {
             thread::Builder::new()
                 .name("uproxy-setup".into())
-                .spawn(move || set_up(config, embedded))
+                .spawn(move || match embedded {
+                    Some(options) => start_embedded(&config, options),
+                    None => start(&config),
+                })
         });
-        let started = match thread.map(thread::JoinHandle::join) {
-            Ok(Ok(started)) => started,
-            Ok(Err(_)) => Err((
+        let (stage, reason) = match thread.map(thread::JoinHandle::join) {
+            Ok(Ok(Started::Enabled(relay))) => return Self::on(relay, &inherited, drain),
+            Ok(Ok(Started::Disabled(disabled))) => (disabled.stage(), disabled.reason()),
+            Ok(Err(_)) => (
                 Stage::Gate,
                 "set-up panicked; report it with the panic's message".to_owned(),
-            )),
-            Err(error) => Err((
+            ),
+            Err(error) => (
                 Stage::Gate,
                 format!(
                     "no thread could be started for set-up ({error}); raise the limit on processes"
                 ),
-            )),
+            ),
         };
-        match started {
-            Ok(up) => Self::on(up, &inherited, drain),
-            Err((stage, reason)) => Self::off(stage, reason, &inherited),
-        }
+        Self::off(stage, reason, &inherited)
     }
 
-    fn on(up: Up, inherited: &Environment, drain: Duration) -> Self {
-        let relay = &up.relay;
+    fn on(relay: Handle, inherited: &Environment, drain: Duration) -> Self {
         let ours = relay.env();
         let outcome = Outcome::On(On {
             port: relay.port(),
@@ -106,7 +98,7 @@ impl Proxy {
             counters: relay.counters(),
             drain,
         });
-        Self::new(outcome, ours, inherited, Phase::Enabled(Box::new(up)))
+        Self::new(outcome, ours, inherited, Phase::Enabled(Box::new(relay)))
     }
 
     fn off(stage: Stage, reason: String, inherited: &Environment) -> Self {
@@ -217,7 +209,7 @@ impl Proxy {
     pub(super) fn abort(&self) -> Result<(), ApiError> {
         self.is_ours()?;
         match &*self.phase() {
-            Phase::Enabled(up) => up.relay.abort().request(),
+            Phase::Enabled(relay) => relay.abort().request(),
             Phase::Stopping(abort) => abort.request(),
             Phase::Disabled | Phase::Stopped(_) => {}
         }
@@ -233,11 +225,11 @@ impl Proxy {
             .wait_while(self.phase(), |phase| matches!(phase, Phase::Stopping(_)));
         let mut phase = waited.unwrap_or_else(PoisonError::into_inner);
         let stopping = match &*phase {
-            Phase::Enabled(up) => Phase::Stopping(up.relay.abort()),
+            Phase::Enabled(relay) => Phase::Stopping(relay.abort()),
             Phase::Stopped(report) => return Ok(*report),
             Phase::Disabled | Phase::Stopping(_) => return Ok(ShutdownReport::default()),
         };
-        let Phase::Enabled(up) = std::mem::replace(&mut *phase, stopping) else {
+        let Phase::Enabled(relay) = std::mem::replace(&mut *phase, stopping) else {
             return Ok(ShutdownReport::default());
         };
         drop(phase);
@@ -245,7 +237,7 @@ impl Proxy {
             .or_else(|| self.if_on().map(|on| on.drain))
             .unwrap_or_default();
         // A panic in it must not leave others waiting for the end.
-        let report = catch_unwind(AssertUnwindSafe(|| up.end(drain))).unwrap_or_default();
+        let report = catch_unwind(AssertUnwindSafe(|| relay.shutdown(drain))).unwrap_or_default();
         *self.phase() = Phase::Stopped(report);
         self.stopped.notify_all();
         Ok(report)
@@ -264,38 +256,5 @@ impl Proxy {
             ERROR_FORKED,
             "this is a fork of the process that started the proxy; stop it there",
         ))
-    }
-}
-
-impl Up {
-    fn end(self, drain: Duration) -> ShutdownReport {
-        let report = self.relay.shutdown(drain);
-        if let Some(gateway) = self.gateway {
-            gateway.shutdown();
-        }
-        report
-    }
-}
-
-/// The lifecycle's stages, behind a gateway of our own if one is wanted.
-fn set_up(mut config: Config, embedded: Option<EmbeddedOptions>) -> Result<Up, (Stage, String)> {
-    let gateway = match embedded {
-        None => None,
-        Some(options) => {
-            // Its token is made before the story begins; what protecting fails at, the story tells.
-            if config.harden {
-                let _ = hardening::protect();
-            }
-            let gateway = Embedded::start(options).map_err(|error| {
-                log::warn!("disabled at {}: {error}", error.stage());
-                (error.stage(), error.to_string())
-            })?;
-            gateway.configure(&mut config);
-            Some(gateway)
-        }
-    };
-    match start(&config) {
-        Started::Enabled(relay) => Ok(Up { relay, gateway }),
-        Started::Disabled(Disabled { stage, reason, .. }) => Err((stage, reason)),
     }
 }

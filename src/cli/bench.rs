@@ -58,7 +58,7 @@ pub(crate) fn run(
         conclusion
     });
     if let Some(embedded) = embedded {
-        embedded.shutdown();
+        embedded.stop();
     }
     let (conclusion, signal) = match measured {
         Ok(conclusion) => (conclusion, None),

@@ -34,7 +34,7 @@ pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> Ex
         });
     });
     if let Some(embedded) = embedded {
-        embedded.shutdown();
+        embedded.stop();
     }
     match walked {
         Ok(()) => {}

@@ -12,6 +12,7 @@ use crate::embedded::{TargetOptions, start_gateway};
 use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
 use crate::http::authority::Pattern;
 use crate::net::resolver::Override;
+pub(crate) use crate::orchestrator::start_embedded;
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 use zeroize::Zeroizing;

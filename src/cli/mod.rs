@@ -27,6 +27,9 @@ mod state;
 #[cfg(not(feature = "gateway"))]
 use no_gateway as gateway;
 
+pub use crate::doctor::Step;
+pub use crate::setup::child_env::documentation;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::orchestrator::Started;
 
 use super::ExitStatus;
 use super::args::UsageError;
@@ -28,17 +29,17 @@ pub(crate) enum EmbeddedOptions {}
 pub(crate) enum Embedded {}
 
 impl Embedded {
-    pub(crate) fn start(options: EmbeddedOptions) -> Result<Self, Error> {
+    pub(crate) fn start_for(_: &mut Config, options: EmbeddedOptions) -> Result<Self, Error> {
         match options {}
     }
 
-    pub(crate) fn configure(&self, _: &mut Config) {
-        match *self {}
-    }
-
-    pub(crate) fn shutdown(self) {
+    pub(crate) fn stop(self) {
         match self {}
     }
+}
+
+pub(crate) fn start_embedded(_: &Config, options: EmbeddedOptions) -> Started {
+    match options {}
 }
 
 /// Says that `--embedded` is of no use here.

@@ -19,7 +19,6 @@ use rustix::process::{
 };
 
 use super::command::{self, NoCommand};
-use super::gateway::Embedded;
 use super::resolve::Session;
 use super::setup::{SetUp, set_up};
 use super::signals::{FORWARDED, Signal, Signals, stop_ourselves};
@@ -43,10 +42,10 @@ pub(crate) fn run(session: Session, command: &[OsString]) -> ExitStatus {
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
     match set_up(session, signals.receiver()) {
-        SetUp::Enabled(handle, embedded) => {
+        SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
             let status = supervise(child, name, signals.receiver());
-            tear_down(handle, embedded, summary);
+            tear_down(handle, summary);
             status
         }
         SetUp::Disabled { stage, reason } if require => fail(
@@ -58,13 +57,10 @@ pub(crate) fn run(session: Session, command: &[OsString]) -> ExitStatus {
     }
 }
 
-/// Takes everything down that set-up made; with a gateway of our own, says what went through.
-fn tear_down(handle: Handle, embedded: Option<Embedded>, summary: bool) {
+/// Stops what set-up started. With an embedded gateway, prints how many bytes went through.
+fn tear_down(handle: Handle, summary: bool) {
     let report = handle.shutdown(AFTERMATH);
     let stats = report.stats;
-    if let Some(embedded) = embedded {
-        embedded.shutdown();
-    }
     if report.cut > 0 {
         log::debug!("{} tunnels outlived the command and were cut", report.cut);
     }

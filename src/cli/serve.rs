@@ -26,7 +26,10 @@ pub(crate) fn run(session: Session) -> ExitStatus {
     let drain = session.config.limits.drain_timeout;
     let home = state::home(&session.config.inherited);
     match set_up(session, signals.receiver()) {
-        SetUp::Enabled(handle, embedded) => {
+        SetUp::Enabled(handle) => {
+            // An embedded gateway stops on this thread: its private directory is removed even if a second signal ends the
+            // drain.
+            let (handle, gateway) = handle.detach_gateway();
             let _state = announce(&handle, home.as_deref());
             notify(NotifyState::Ready);
             let abort = handle.abort();
@@ -36,10 +39,7 @@ pub(crate) fn run(session: Session) -> ExitStatus {
                 || abort.request(),
                 move |deadline| handle.shutdown(deadline),
             );
-            // On this thread, so that a second signal leaves nothing of it behind either.
-            if let Some(embedded) = embedded {
-                embedded.shutdown();
-            }
+            gateway.stop();
             log::info!("stopped");
             status
         }

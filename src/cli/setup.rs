@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::config::{Cancel, Config};
 use crate::doctor::DoctorOptions;
-use crate::error::{Error, Stage};
+use crate::error::Stage;
 use crate::http::authority::Authority;
-use crate::orchestrator::{Handle, Started};
+use crate::orchestrator::{Handle, Started, start};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
-use super::gateway::{Embedded, EmbeddedOptions};
+use super::gateway::{Embedded, start_embedded};
 use super::resolve::Session;
 use super::signals::{Signal, stop_ourselves};
 use super::{ExitStatus, fail, state};
@@ -25,8 +25,8 @@ const GRACE: Duration = Duration::from_millis(500);
 // One value a process: its size costs nothing.
 #[allow(clippy::large_enum_variant)]
 pub(crate) enum SetUp {
-    /// The relay is up; the gateway is there with `--embedded`.
-    Enabled(Handle, Option<Embedded>),
+    /// The relay is running.
+    Enabled(Handle),
     /// A stage was not satisfied. The log has said so where there was something to say.
     Disabled {
         /// Which.
@@ -48,8 +48,13 @@ pub(crate) fn looked_at(
     target: Option<Authority>,
 ) -> Result<(Config, Option<Embedded>, DoctorOptions), ExitStatus> {
     let mut config = session.config;
-    let embedded = start_embedded(session.embedded, &mut config)
-        .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
+    let embedded = match session.embedded {
+        Some(options) => Some(
+            Embedded::start_for(&mut config, options)
+                .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?,
+        ),
+        None => None,
+    };
     let about = DoctorOptions {
         target,
         own_origin: embedded.is_some(),
@@ -61,28 +66,20 @@ pub(crate) fn looked_at(
     Ok((config, embedded, about))
 }
 
-/// Goes through the lifecycle's stages, behind a gateway of our own if the session asks for one.
+/// Runs the lifecycle's stages, in front of an embedded gateway if the session asks for one.
 pub(crate) fn set_up(session: Session, signals: &Receiver<Signal>) -> SetUp {
-    let mut config = session.config;
-    // On this thread, which a signal does not end: so its private folder is always removed.
-    let embedded = match start_embedded(session.embedded, &mut config) {
-        Ok(embedded) => embedded,
-        Err(error) => {
-            log::warn!("disabled at {}: {error}", error.stage());
-            return SetUp::Disabled {
-                stage: error.stage(),
-                reason: error.to_string(),
-            };
-        }
-    };
+    let Session {
+        config, embedded, ..
+    } = session;
     let cancel = config.cancel.clone();
-    match unless_signalled(signals, &cancel, move || {
-        crate::orchestrator::start(&config)
+    match unless_signalled(signals, &cancel, move || match embedded {
+        Some(options) => start_embedded(&config, options),
+        None => start(&config),
     }) {
-        Ok(Started::Enabled(handle)) => SetUp::Enabled(handle, embedded),
+        Ok(Started::Enabled(handle)) => SetUp::Enabled(handle),
         Ok(Started::Disabled(disabled)) => SetUp::Disabled {
-            stage: disabled.stage,
-            reason: disabled.reason,
+            stage: disabled.stage(),
+            reason: disabled.reason(),
         },
         Err(Left::Signal(signal)) => SetUp::Interrupted(signal),
         Err(Left::Broken(what)) => {
@@ -93,21 +90,6 @@ pub(crate) fn set_up(session: Session, signals: &Receiver<Signal>) -> SetUp {
             }
         }
     }
-}
-
-/// Starts the gateway that is asked for, and turns `config` to it.
-pub(crate) fn start_embedded(
-    options: Option<EmbeddedOptions>,
-    config: &mut Config,
-) -> Result<Option<Embedded>, Error> {
-    let Some(options) = options else {
-        return Ok(None);
-    };
-    // Its token is made before the story begins; what protecting fails at, the story tells.
-    let _ = crate::setup::hardening::protect();
-    let embedded = Embedded::start(options)?;
-    embedded.configure(config);
-    Ok(Some(embedded))
 }
 
 /// Why work was left before it had a result.

@@ -89,7 +89,7 @@ impl fmt::Display for Step {
 
 /// What a step came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It is well; what was found, in a few words.
     Ok(String),
     /// It is not.
@@ -105,7 +105,7 @@ pub enum Verdict {
 
 /// Something that was measured or learnt on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub(crate) enum Fact {
     /// A count, or a time in milliseconds where the name ends with `_ms`.
     Number(u64),
     /// Anything else.
@@ -126,7 +126,7 @@ pub(super) enum Opened {
 /// One finding. A step has one, `variables` one for each thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Check {
+pub(crate) struct Check {
     /// What was looked at.
     pub step: Step,
     /// What it came to.
@@ -215,7 +215,7 @@ impl Check {
     }
 
     /// Whether something is wrong.
-    pub fn is_wrong(&self) -> bool {
+    pub(crate) fn is_wrong(&self) -> bool {
         matches!(self.verdict, Verdict::Wrong { .. })
     }
 }

@@ -16,8 +16,9 @@ mod variables;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use check::{Check, Fact, Step, Verdict};
-pub use stages::check;
+pub use check::Step;
+pub(crate) use check::{Check, Fact, Verdict};
+pub(crate) use stages::check;
 
 use crate::config::Config;
 use crate::http::authority::Authority;
@@ -29,7 +30,7 @@ use stages::Seen;
 
 /// A `serve` that is running, as its state file tells of it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct RunningServe {
+pub(crate) struct RunningServe {
     /// Its process.
     pub pid: u32,
     /// Where its relay listens.
@@ -53,7 +54,7 @@ impl std::fmt::Debug for RunningServe {
 
 /// What a diagnosis is about, besides the settings.
 #[derive(Clone, Debug, Default)]
-pub struct DoctorOptions {
+pub(crate) struct DoctorOptions {
     /// The far end of the round trip; `None`: the base URL's host, or an origin of our own.
     pub target: Option<Authority>,
     /// With no target named, the round trip goes to an origin inside this process: for a gateway inside it too.
@@ -65,17 +66,7 @@ pub struct DoctorOptions {
 /// Walks every step, and tells of each when it is known. Writes, burns and changes nothing.
 ///
 /// Every wait is bounded by [`Config::limits`]. [`Config::cancel`] ends it before the next group of steps.
-///
-/// # Example
-/// ```
-/// use upstreamproxy::{Config, Step, Surroundings, diagnose};
-///
-/// // Nothing asks for proxying here, and the first step says so.
-/// let mut findings = Vec::new();
-/// diagnose(&Config::default(), &Surroundings::default(), &mut |finding| findings.push(finding));
-/// assert!(findings[0].step == Step::Gate && findings[0].is_wrong());
-/// ```
-pub fn diagnose(config: &Config, about: &DoctorOptions, tell: &mut dyn FnMut(Check)) {
+pub(crate) fn diagnose(config: &Config, about: &DoctorOptions, tell: &mut dyn FnMut(Check)) {
     let living = about.living.as_ref();
     let cancelled = || config.cancel.is_requested();
     let seen = stages::walk(config, living, tell);

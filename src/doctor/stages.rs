@@ -11,8 +11,7 @@ use super::RunningServe;
 use super::check::{Check, Problem, Step};
 use crate::config::Config;
 use crate::crypto::secret::Secret;
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 use crate::net::resolver::Resolver;
 use crate::orchestrator::bind;
 use crate::setup::gate::{self, Gate, Session};
@@ -31,7 +30,7 @@ pub(crate) struct Seen {
 ///
 /// # Errors
 /// What [`start`](crate::start) would be Disabled by, a switch that is off included.
-pub fn check(config: &Config, stage: Stage) -> Result<String, Error> {
+pub(crate) fn check(config: &Config, stage: Stage) -> Result<String, Error> {
     match stage {
         Stage::Gate => session(config).map(|session| opened(&session)),
         Stage::Token => read_token(config).map(|_| readable(config)),
@@ -152,6 +151,7 @@ fn session(config: &Config) -> Result<Session, Error> {
         Gate::Open(session) => Ok(session),
         Gate::Closed { reason } => Err(Error::new(
             Stage::Gate,
+            ErrorKind::SwitchedOff,
             reason,
             "set both switches, or pass --when always with a base URL",
         )),
@@ -220,6 +220,7 @@ fn can_write(place: &Path) -> Result<(), Error> {
     accessat(CWD, there, may, AtFlags::EACCESS).map_err(|errno| {
         Error::new(
             Stage::Ca,
+            ErrorKind::Io,
             format!(
                 "the folder {} does not let us write the CA bundle: {errno}",
                 there.display()

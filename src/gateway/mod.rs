@@ -25,6 +25,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+pub use crate::http::authority::{Authority, AuthorityError, Host, Pattern};
+pub use crate::net::resolver::{Override, OverrideError};
 pub use auth::{Sessions, SessionsError};
 
 use crate::config::Limits;
@@ -33,10 +35,9 @@ use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::tls;
-use crate::http::authority::Pattern;
 use crate::http::head::Reply;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
-use crate::net::resolver::{Override, Resolver};
+use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::message::Budget;
 

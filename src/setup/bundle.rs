@@ -16,8 +16,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, flock, linkat};
 
 use crate::config::Config;
 use crate::crypto::random;
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 
 /// The bundle below the home folder.
 const FOLDER: &str = ".ccr";
@@ -43,7 +42,7 @@ pub(crate) struct BundleLock {
 /// place below the home folder. Touches nothing.
 pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
     const REMEDY: &str = "set HOME to your home folder, or name a file with --ca-bundle";
-    let fault = |what: String| Error::new(Stage::Ca, what, REMEDY);
+    let fault = |what: String| Error::new(Stage::Ca, ErrorKind::InvalidSetting, what, REMEDY);
     if let Some(path) = &config.ca_bundle {
         let path = std::path::absolute(path)
             .ok()
@@ -100,6 +99,7 @@ pub(crate) fn claim(path: &Path) -> Result<(PathBuf, BundleLock), Error> {
     }
     Err(Error::new(
         Stage::Ca,
+        ErrorKind::ResourceLimit,
         format!(
             "{NAME_LIMIT} living processes own a CA bundle in {}",
             folder.display()
@@ -288,7 +288,7 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
         _ => "mend that place, or name another with --ca-bundle",
     };
     let what = format!("{what} {} cannot be written: {error}", path.display());
-    Error::new(Stage::Ca, what, remedy)
+    Error::new(Stage::Ca, ErrorKind::Io, what, remedy)
 }
 
 #[cfg(test)]

@@ -17,8 +17,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::config::Config;
 use crate::crypto::pem;
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
 use crate::setup::bundle::{self, BundleLock};
@@ -107,7 +106,12 @@ pub(crate) fn with_further(
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
     let fault = |why: String| {
         let what = format!("{option} {}: {why}", file.display());
-        Error::new(Stage::Ca, what, "name a PEM file of CA certificates")
+        Error::new(
+            Stage::Ca,
+            ErrorKind::InvalidSetting,
+            what,
+            "name a PEM file of CA certificates",
+        )
     };
     let text = read_file(file).map_err(|error| fault(error.to_string()))?;
     let further = pem::certificates(&text).map_err(|error| fault(error.to_string()))?;
@@ -134,7 +138,7 @@ fn base_roots_among(
     if let Some(file) = &config.system_ca {
         return roots_in(file).map_err(|error| {
             let what = format!("--system-ca {}: {error}", file.display());
-            Error::new(Stage::Ca, what, REMEDY)
+            Error::new(Stage::Ca, ErrorKind::InvalidSetting, what, REMEDY)
         });
     }
     if let Some(file) = config.inherited.lookup("SSL_CERT_FILE").map(Path::new) {
@@ -154,6 +158,7 @@ fn base_roots_among(
     }
     Err(Error::new(
         Stage::Ca,
+        ErrorKind::NotFound,
         "no root certificates are found on this system",
         "install its ca-certificates package, or name a PEM file of root certificates with --system-ca",
     ))

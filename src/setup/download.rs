@@ -22,8 +22,7 @@ use crate::config::Config;
 use crate::control::deadline::Deadline;
 use crate::crypto::pem::{self, PemError};
 use crate::crypto::tls;
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 use crate::http::authority::Host;
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
@@ -127,7 +126,7 @@ fn rejected(base: &BaseUrl, rejection: &Rejection) -> Error {
         ),
     };
     let what = format!("the answer of {base} to the CA download {what}");
-    Error::new(Stage::Ca, what, remedy)
+    Error::new(Stage::Ca, ErrorKind::InvalidData, what, remedy)
 }
 
 fn refused(base: &BaseUrl, status: u16) -> Error {
@@ -140,7 +139,7 @@ fn refused(base: &BaseUrl, status: u16) -> Error {
         _ => "check the base URL, and what answers there",
     };
     let what = format!("{base} answered the CA download with status {status} instead of 200");
-    Error::new(Stage::Ca, what, remedy)
+    Error::new(Stage::Ca, ErrorKind::Rejected, what, remedy)
 }
 
 /// Every setting of ureq that decides where the request goes and how long it takes.
@@ -277,13 +276,16 @@ impl UreqResolver for NamedThreads {
 
 /// What went wrong in the words of somebody who can mend it.
 fn explain(error: &ureq::Error, step: Step, base: &BaseUrl, limit: Duration) -> Error {
-    let fault = |what: String, remedy: &str| Error::new(Stage::Ca, what, remedy);
+    let fault =
+        |what: String, remedy: &str| Error::new(Stage::Ca, ErrorKind::Unreachable, what, remedy);
+    let unusable =
+        |what: String, remedy: &str| Error::new(Stage::Ca, ErrorKind::InvalidData, what, remedy);
     match error {
         ureq::Error::Timeout(_) => fault(
             format!("the CA download from {base} took longer than {limit:?}: it ended at {step}"),
             "check whether the upstream can be reached from here",
         ),
-        ureq::Error::BodyExceedsLimit(_) => fault(
+        ureq::Error::BodyExceedsLimit(_) => unusable(
             format!("the answer of {base} to the CA download is larger than {BODY_LIMIT} bytes"),
             "check the base URL, and what answers there",
         ),
@@ -307,7 +309,7 @@ fn explain(error: &ureq::Error, step: Step, base: &BaseUrl, limit: Duration) -> 
             "check the base URL",
         ),
         ureq::Error::Protocol(_) | ureq::Error::Http(_) | ureq::Error::LargeResponseHeader(..) => {
-            fault(
+            unusable(
                 format!("what {base} answered to the CA download is not HTTP"),
                 "check the base URL, and what answers there",
             )
@@ -323,6 +325,7 @@ fn tls_fault(error: &rustls::Error, base: &BaseUrl) -> Error {
     let rustls::Error::InvalidCertificate(certificate) = error else {
         return Error::new(
             Stage::Ca,
+            ErrorKind::Tls,
             format!("the TLS handshake with {base} failed: {error}"),
             "check the base URL, and whether TLS is spoken there",
         );
@@ -330,6 +333,7 @@ fn tls_fault(error: &rustls::Error, base: &BaseUrl) -> Error {
     let (flaw, remedy) = tls::certificate_flaw(certificate);
     Error::new(
         Stage::Ca,
+        ErrorKind::Tls,
         format!("the certificate of {base} {flaw}"),
         remedy,
     )

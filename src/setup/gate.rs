@@ -4,8 +4,7 @@
 //! told apart from settings that are at fault, and the caller gives each its own level. `manual/operations.md`, row gate.
 
 use crate::config::{Config, DEFAULT_BASE_URL, When};
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 
 /// The longest session id. It goes into a header beside the token; real ones are some forty characters.
@@ -160,7 +159,7 @@ fn named<'a>(config: &Config, value: &str, variables: [&'a str; 2], otherwise: &
 }
 
 fn fault(what: impl Into<String>, remedy: &str) -> Error {
-    Error::new(Stage::Gate, what, remedy)
+    Error::new(Stage::Gate, ErrorKind::InvalidSetting, what, remedy)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::io;
 /// # Errors
 /// What the kernel says; on other systems than Linux `Unsupported`.
 #[cfg(target_os = "linux")]
-pub fn protect() -> io::Result<()> {
+pub(crate) fn protect() -> io::Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)

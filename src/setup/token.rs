@@ -17,8 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::crypto::secret::Secret;
-use crate::error::Error;
-use crate::error::Stage;
+use crate::error::{Error, ErrorKind, Stage};
 
 /// The largest token file. Tokens are a few hundred bytes to a few KiB; the gateway's own head limit is 16 KiB.
 const SIZE_LIMIT: usize = 64 * 1024;
@@ -108,7 +107,12 @@ impl TokenFile {
                 "the folder of the token file {} does not let us delete it: {errno}",
                 self.path.display()
             );
-            Error::new(Stage::Burn, what, "let this user write to that folder")
+            Error::new(
+                Stage::Burn,
+                ErrorKind::Io,
+                what,
+                "let this user write to that folder",
+            )
         })
     }
 
@@ -167,7 +171,7 @@ impl TokenFile {
 
     fn left_over(&self, what: &str, remedy: &str) -> Error {
         let what = format!("the token file {} {what}", self.path.display());
-        Error::new(Stage::Burn, what, remedy)
+        Error::new(Stage::Burn, ErrorKind::Io, what, remedy)
     }
 }
 
@@ -223,6 +227,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Secret, Error> {
     if token.is_empty() {
         return Err(Error::new(
             Stage::Token,
+            ErrorKind::InvalidData,
             format!("the token file {} is empty", path.display()),
             "have a token written to it before the start",
         ));
@@ -263,6 +268,7 @@ fn open_failed(path: &Path, folder: &OwnedFd, name: &OsString, errno: Errno) -> 
 fn missing(path: &Path) -> Error {
     Error::new(
         Stage::Token,
+        ErrorKind::NotFound,
         format!(
             "the token file {} does not exist; if there was an earlier start, that one has read and burnt it",
             path.display()
@@ -278,6 +284,7 @@ fn not_regular(path: &Path) -> Error {
 fn odd(path: &Path, what: &str) -> Error {
     Error::new(
         Stage::Token,
+        ErrorKind::InvalidData,
         format!("the token file {} {what}", path.display()),
         "write the bare token to it, as printf %s would",
     )
@@ -285,7 +292,7 @@ fn odd(path: &Path, what: &str) -> Error {
 
 fn fault(path: &Path, what: impl fmt::Display) -> Error {
     let what = format!("the token file {} {what}", path.display());
-    Error::new(Stage::Token, what, ELSEWHERE)
+    Error::new(Stage::Token, ErrorKind::Io, what, ELSEWHERE)
 }
 
 fn same_file(a: &Stat, b: &Stat) -> bool {

@@ -13,7 +13,7 @@ const OURS: &str = "upstreamproxy";
 const OTHERS: LevelFilter = LevelFilter::Warn;
 
 /// Whether a logger may show such a record: one of ours, or of another crate at `warn` or above. Others tell tokens below that.
-pub fn may_be_shown(metadata: &Metadata<'_>) -> bool {
+pub(crate) fn may_be_shown(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let ours = target
         .strip_prefix(OURS)
@@ -22,7 +22,7 @@ pub fn may_be_shown(metadata: &Metadata<'_>) -> bool {
 }
 
 /// A record's text without control characters, so that it is one line whatever it holds.
-pub fn one_line(text: &fmt::Arguments<'_>) -> String {
+pub(crate) fn one_line(text: &fmt::Arguments<'_>) -> String {
     let mut line = String::new();
     for c in text.to_string().chars() {
         if c.is_control() {

@@ -11,7 +11,7 @@ use std::thread;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use upstreamproxy::Step;
+use upstreamproxy::cli::Step;
 
 use crate::serve::tls_gateway;
 use crate::support::{

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
 
 use crate::support::{
     Counts, Ending, TempHome, TestCa, connect, exchange, finish_within, once_more, pattern,
@@ -60,14 +60,9 @@ fn live(target: &str, roots: &Path) {
         system_ca: Some(roots.to_owned()),
         ..EmbeddedOptions::default()
     };
-    let gateway = Embedded::start(options).unwrap();
     let mut config = Config::default();
     config.system_ca = Some(roots.to_owned());
-    gateway.configure(&mut config);
-    let relay = match start(&config) {
-        Started::Enabled(relay) => relay,
-        Started::Disabled(disabled) => panic!("{disabled:?}"),
-    };
+    let relay = start_embedded(&config, options).into_result().unwrap();
     let (mut tunnel, answer) = connect(relay.port(), target);
     assert_eq!(answer.status, 200, "{answer:?}");
     let sent = pattern(LENGTH);
@@ -85,7 +80,6 @@ fn live(target: &str, roots: &Path) {
     );
     let report = relay.shutdown(Duration::from_secs(10));
     assert_eq!(report.cut, 0);
-    gateway.shutdown();
 }
 
 fn counts() -> Counts {

@@ -11,7 +11,8 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use upstreamproxy::{GatewayConfig, Sessions, TlsIdentity, start_gateway};
+use upstreamproxy::gateway::{GatewayConfig, Sessions, TlsIdentity};
+use upstreamproxy::start_gateway;
 
 use crate::support::{
     CannedServer, Counts, EchoServer, Ending, HttpsOrigin, OurGateway, PATIENCE, Running, SESSION,

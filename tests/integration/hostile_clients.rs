@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
-use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
 
 use crate::support::{
     Counts, EchoServer, Ending, HalfCloseServer, OurGateway, PATIENCE, Serving, TempHome, TestCa,
@@ -556,19 +556,15 @@ fn half_a_head_and_its_end_is_answered() {
 fn the_whole_head_has_one_deadline_however_it_dribbles() {
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
-    let gateway = Embedded::start(EmbeddedOptions {
+    let options = EmbeddedOptions {
         system_ca: Some(roots.clone()),
         ..EmbeddedOptions::default()
-    })
-    .unwrap();
+    };
     let mut config = Config::default();
     config.harden = false;
     config.system_ca = Some(roots);
     config.limits.head_timeout = Duration::from_millis(200);
-    gateway.configure(&mut config);
-    let Started::Enabled(relay) = start(&config) else {
-        panic!("disabled");
-    };
+    let relay = start_embedded(&config, options).into_result().unwrap();
     let mut silent = dial(relay.port());
     let (came, ending) = read_to_end(&mut silent);
     assert!(

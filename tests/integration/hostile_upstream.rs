@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::derive_accept_key;
-use upstreamproxy::{Config, Handle, Started, start};
+use upstreamproxy::{Config, Handle, start};
 
 use crate::support::{
     Counts, Ending, PATIENCE, Serving, TOKEN, TempHome, TestCa, connect, finish, is_idle,
@@ -196,7 +196,7 @@ fn is_refused_once(relay: &Serving) {
 /// A relay inside this process, with limits that no option sets.
 fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Handle {
     let mut config = Config::default();
-    config.when = upstreamproxy::When::Always;
+    config.when = upstreamproxy::config::When::Always;
     config.base_url = Some(base_url.to_owned());
     config.session_id = Some(crate::support::SESSION.to_owned());
     config.token_file = home.token_file();
@@ -204,10 +204,7 @@ fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Han
     config.system_ca = Some(home.write("roots.pem", TestCa::new("the only root").pem, 0o644));
     config.harden = false;
     config.limits.opening_timeout = opening_timeout;
-    match start(&config) {
-        Started::Enabled(handle) => handle,
-        Started::Disabled(disabled) => panic!("{disabled:?}"),
-    }
+    start(&config).into_result().unwrap()
 }
 
 // TCP.

@@ -43,7 +43,7 @@ fn the_child_variables_in_the_readme_are_those_that_are_set() {
             names.map(|name| (name.to_owned(), row[1].clone()))
         })
         .collect();
-    let set: Vec<(String, String)> = upstreamproxy::documentation()
+    let set: Vec<(String, String)> = upstreamproxy::cli::documentation()
         .map(|(name, purpose)| (name.to_owned(), purpose.to_owned()))
         .collect();
     assert_eq!(told, set);

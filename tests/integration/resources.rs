@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use upstreamproxy::{Config, Embedded, EmbeddedOptions, Started, start};
+use upstreamproxy::config::When;
+use upstreamproxy::gateway::{GatewayConfig, Sessions};
+use upstreamproxy::{Config, start, start_gateway};
 
 use crate::support::{
     Counts, EchoServer, Ending, OurGateway, Serving, TempHome, TestCa, connect, exchange,
@@ -64,21 +66,26 @@ fn host() {
     let rounds = many(1000, 10_000);
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
-    let options = EmbeddedOptions {
-        system_ca: Some(roots.clone()),
-        ..EmbeddedOptions::default()
-    };
-    let gateway = Embedded::start(options).unwrap();
+    let token = b"token-of-the-test";
+    let mut settings = GatewayConfig::default();
+    settings.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    settings.sessions = Sessions::parse("session token-of-the-test").unwrap();
+    settings.system_ca = Some(roots.clone());
+    settings.allow_private = true;
+    let gateway = start_gateway(settings).unwrap();
     let mut config = Config::default();
+    config.when = When::Always;
+    config.base_url = Some(gateway.base_url());
+    config.session_id = Some("session".to_owned());
+    config.token_file = home.token_file();
+    config.ca_bundle = Some(home.join("ca-bundle.crt"));
     config.system_ca = Some(roots);
-    gateway.configure(&mut config);
-    let token = fs::read(&config.token_file).unwrap();
     let target = EchoServer::start();
     let pid = std::process::id();
     let settle = rounds / 5;
     let (mut counts, mut memory) = (Counts::of(pid).unwrap(), 0);
     for round in 0..rounds {
-        live(&config, &token, (round % 10 == 0).then_some(&target));
+        live(&config, token, (round % 10 == 0).then_some(&target));
         if round == settle {
             counts = Counts::of(pid).unwrap();
             memory = resident(pid);
@@ -92,10 +99,7 @@ fn host() {
 
 fn live(config: &Config, token: &[u8], target: Option<&EchoServer>) {
     write_token(&config.token_file, token);
-    let relay = match start(config) {
-        Started::Enabled(relay) => relay,
-        Started::Disabled(disabled) => panic!("{disabled:?}"),
-    };
+    let relay = start(config).into_result().unwrap();
     assert!(!config.token_file.exists());
     if let Some(target) = target {
         let (mut stream, answer) = connect(relay.port(), &target.authority());

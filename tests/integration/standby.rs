@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use upstreamproxy::{
-    Config, Gateway, GatewayConfig, Handle, Sessions, Started, When, start, start_gateway,
-};
+use upstreamproxy::config::When;
+use upstreamproxy::gateway::{Gateway, GatewayConfig, Sessions};
+use upstreamproxy::{Config, Handle, start, start_gateway};
 
 use crate::support::{
     Carried, EchoServer, Ending, PATIENCE, TempHome, TestCa, connect, delay_line, exchange, pattern,
@@ -75,10 +75,7 @@ impl Ends {
         config.ca_bundle = Some(home.join("bundle.pem"));
         config.harden = false;
         config.limits.standby = standby;
-        let relay = match start(&config) {
-            Started::Enabled(relay) => relay,
-            Started::Disabled(disabled) => panic!("{disabled:?}"),
-        };
+        let relay = start(&config).into_result().unwrap();
         Self {
             relay,
             gateway,
