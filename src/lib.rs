@@ -78,8 +78,8 @@
 //! | floor | modules |
 //! |---|---|
 //! | 8 | `cli` (the binary's command line) |
-//! | 7 | `bench` (measures a relay's path) |
-//! | 6 | `doctor` (checks every stage, changes nothing), `capi` (the C API) |
+//! | 7 | `doctor` (checks every stage, changes nothing), `bench` (measures a relay's path), `capi` (the C API) |
+//! | 6 | `probe` (what `doctor` and `bench` share) |
 //! | 5 | `orchestrator` (the lifecycle), `embedded`, `fuzzing` |
 //! | 4 | `setup` (one step per file), `relay` (the client end), `gateway` (the server end) |
 //! | 3 | `tunnel` (the wire, and the only place where bytes move), `listener` |
@@ -125,6 +125,8 @@ mod listener;
 pub mod manual;
 mod net;
 mod orchestrator;
+#[cfg(feature = "cli")]
+mod probe;
 mod relay;
 mod setup;
 mod sys;

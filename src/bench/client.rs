@@ -1,4 +1,5 @@
-//! One connection of the load: through a relay's port or straight, to an origin that speaks [`super::wire`] or to anything.
+//! One connection of a load: through a relay's port or direct, to an origin that speaks
+//! [`super::wire`] or to any server.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -10,37 +11,37 @@ use super::origin::{send, take};
 use super::pattern::Pattern;
 use super::wire::{GREETING, Work};
 use crate::control::deadline::Deadline;
-use crate::doctor::check::Problem;
-use crate::doctor::client::{Port, Tunnel};
 use crate::http::authority::Authority;
+use crate::probe::client::{Port, Tunnel};
+use crate::probe::problem::Problem;
 
-/// How long anything may take that a load waits for: far over a slow path's longest pause.
+/// The upper bound of every wait of a load: far longer than the longest pause of a slow path.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the far end is given to greet, where nobody knows yet whether it does.
+/// How long to wait for the far end's greeting while it is unknown whether it sends one.
 const GREETING_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A way to the far end.
+/// How the far end is reached.
 #[derive(Debug)]
 pub(super) enum Way {
-    /// Straight to it.
+    /// Directly.
     Direct(SocketAddr),
     /// Through a relay's port.
     Tunnel {
         port: Port,
         target: Authority,
-        /// What the relay's own phases may take, before it answers.
+        /// The upper bound of the relay's own phases, before it responds to CONNECT.
         within: Duration,
     },
 }
 
-/// A connection over a way, and what came of the far end's words.
+/// A connection, and what was received on it so far.
 pub(super) struct Visit {
     stream: TcpStream,
     came: Vec<u8>,
 }
 
 impl Way {
-    /// A connection over it; the far end has said nothing yet.
+    /// Opens a connection. Nothing was received from the far end yet.
     pub(super) fn open(&self) -> Result<Visit, Problem> {
         let (stream, came) = match self {
             Self::Direct(address) => {
@@ -64,12 +65,13 @@ impl Way {
 }
 
 impl Visit {
-    /// Whether the far end greets as an origin of the benchmark does. One that says something else, or nothing, does not.
+    /// Whether the far end greets as a benchmark origin does. Any other server sends something
+    /// else, or nothing.
     pub(super) fn greets(&mut self) -> bool {
         self.greeting(GREETING_PATIENCE).is_ok()
     }
 
-    /// Waits for the greeting, which is known to come.
+    /// Waits for the greeting of a known origin.
     pub(super) fn greeted(&mut self) -> Result<(), Problem> {
         self.greeting(PATIENCE).map_err(|error| broke(&error))
     }
@@ -102,18 +104,18 @@ impl Visit {
         }
     }
 
-    /// Leaves with a reset, after which nobody waits for more.
+    /// Closes with a reset: nothing waits for more.
     pub(super) fn hang_up(self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
-    /// Leaves in order, without waiting for the far end's leave.
+    /// Closes cleanly, without waiting for the far end to close.
     pub(super) fn leave(self) {
-        // One that has gone already has been left.
+        // A failure means that the far end has closed already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Says what is wanted of the origin.
+    /// Sends the request to the origin.
     pub(super) fn ask(&mut self, work: Work) -> Result<(), Problem> {
         let line = format!("{work}\n");
         self.stream
@@ -121,7 +123,7 @@ impl Visit {
             .map_err(|error| broke(&error))
     }
 
-    /// The same connection for another thread.
+    /// The same connection, for another thread.
     pub(super) fn half(&self) -> Result<Self, Problem> {
         let stream = self.stream.try_clone().map_err(|error| broke(&error))?;
         Ok(Self {
@@ -130,7 +132,7 @@ impl Visit {
         })
     }
 
-    /// One byte there and back.
+    /// Sends one byte and reads it back.
     pub(super) fn round_trip(&mut self, byte: u8) -> Result<Duration, Problem> {
         let since = Instant::now();
         let mut back = [!byte];
@@ -145,7 +147,7 @@ impl Visit {
         Ok(since.elapsed())
     }
 
-    /// Takes the pattern to its end: how many bytes came.
+    /// Reads and verifies the pattern to its end. Returns the number of bytes.
     pub(super) fn receive(&mut self, pattern: &Pattern) -> Result<u64, Problem> {
         take(&self.stream, pattern).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => wrong(),
@@ -153,7 +155,7 @@ impl Visit {
         })
     }
 
-    /// Sends the pattern for so long, and its end.
+    /// Sends the pattern for this time, then the end of the stream.
     pub(super) fn send(&mut self, pattern: &Pattern, time: Duration) -> Result<u64, Problem> {
         send(&self.stream, pattern, time)
             .and_then(|sent| {
@@ -163,10 +165,10 @@ impl Visit {
             .map_err(|error| broke(&error))
     }
 
-    /// Waits for the origin's word that all of the `sent` bytes came.
+    /// Waits for the origin's confirmation that all `sent` bytes arrived.
     pub(super) fn confirmed(&mut self, sent: u64) -> Result<(), Problem> {
         let mut answer = String::new();
-        // A number of 64 bits and its line's end.
+        // A decimal number of 64 bits and the line feed.
         let read = (&self.stream).take(32).read_to_string(&mut answer);
         read.map_err(|error| broke(&error))?;
         match answer.trim_end().parse::<u64>() {

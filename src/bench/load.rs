@@ -1,5 +1,5 @@
-//! Many connections at once over one way: set-up, echo, bulk. Every thread has a name and is joined; nothing goes on for longer
-//! than its time and what the path takes to deliver.
+//! Loads of many connections at once: set-up, echo, bulk. Every thread has a name and is joined. A
+//! load ends after its time plus the time that the path needs to deliver.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -9,12 +9,12 @@ use super::client::{Visit, Way};
 use super::pattern::Pattern;
 use super::wire::Work;
 use crate::config::Cancel;
-use crate::doctor::check::Problem;
+use crate::probe::problem::Problem;
 
-/// The fewest and the most samples of what is counted.
+/// The minimum and maximum number of samples.
 const SAMPLES: (usize, usize) = (5, 5000);
 
-/// A kind of transfer.
+/// A direction of transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bulk {
     Down,
@@ -22,23 +22,24 @@ pub(super) enum Bulk {
     Both,
 }
 
-/// What loads have in common.
+/// The parameters that all loads share.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) way: Way,
-    /// Of each measure.
+    /// The duration of each measurement.
     pub(super) time: Duration,
-    /// The far end speaks the benchmark's load.
+    /// The far end is a benchmark origin.
     pub(super) speaks: bool,
-    /// The way carries the end of one direction alone.
+    /// The path supports half-close.
     pub(super) half_close: bool,
     pub(super) pattern: Arc<Pattern>,
     pub(super) cancel: Cancel,
 }
 
 impl Load {
-    /// Opens and leaves for its time, `at_once` at a time: from the request to the far end's first byte, or, of one that need
-    /// not speak, to the relay's answer. `ready` is waited for before each.
+    /// Opens and closes connections for the load's time, `at_once` at a time. Measures from the
+    /// request to the far end's first byte, or to the relay's response if the far end need not send
+    /// one. `ready` is called before each.
     pub(super) fn set_ups(
         self: &Arc<Self>,
         at_once: usize,
@@ -66,7 +67,7 @@ impl Load {
         Ok(latencies.into_iter().flatten().collect())
     }
 
-    /// So many connections that have carried a byte and are left alone: dropping them ends them.
+    /// Opens connections that carry one byte and then stay idle. Dropping them closes them.
     pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<Visit>, Problem> {
         crew(count, || {
             let load = Arc::clone(self);
@@ -81,7 +82,7 @@ impl Load {
         })
     }
 
-    /// Single bytes there and back over one connection, one after the other, for its time.
+    /// Single-byte round trips over one connection, one after the other, for the load's time.
     pub(super) fn echoes(&self) -> Result<Vec<Duration>, Problem> {
         let mut visit = self.visit()?;
         visit.ask(Work::Echo)?;
@@ -97,7 +98,8 @@ impl Load {
         Ok(latencies)
     }
 
-    /// The bytes that arrived over so many connections, and the seconds from the first word to the last byte.
+    /// The number of bytes that arrived over these connections, and the seconds from the first
+    /// request to the last byte.
     pub(super) fn bulk(
         self: &Arc<Self>,
         bulk: Bulk,
@@ -146,8 +148,8 @@ impl Load {
         Ok((moved.into_iter().sum(), since.elapsed()))
     }
 
-    /// Leaves as the way allows: where our end cannot be passed on, the relay would hold the tunnel for seconds, in case more
-    /// comes.
+    /// Without half-close the relay would keep the tunnel open for seconds after our end, so the
+    /// connection is reset instead.
     pub(super) fn leave(&self, visit: Visit) {
         if self.half_close {
             visit.leave();
@@ -165,7 +167,8 @@ impl Load {
     }
 }
 
-/// Does so many works at the same time, each on a thread of its own: what each came to, or the first trouble.
+/// Runs these jobs at the same time, each on its own thread. Returns their results, or the first
+/// problem.
 fn crew<T: Send + 'static, F>(count: usize, mut work: impl FnMut() -> F) -> Result<Vec<T>, Problem>
 where
     F: FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -177,7 +180,7 @@ where
                 .spawn(work())
         })
         .collect();
-    // All are joined before the first trouble is told.
+    // All threads are joined before the first problem is returned.
     let done: Vec<Result<T, Problem>> = threads
         .into_iter()
         .map(|thread| match thread.map(JoinHandle::join) {

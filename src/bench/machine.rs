@@ -1,31 +1,32 @@
-//! How busy this process and the whole machine are between two looks, and what memory this process holds. Nothing is known where there is no `/proc`.
+//! The processor use of this process and of the machine between two samples, and the memory of this
+//! process, read from `/proc`. Without `/proc` nothing is known.
 
 use std::fs;
 use std::time::Instant;
 
 use super::usage::{cpu_seconds, kib};
 
-/// One look.
+/// One sample.
 pub(super) struct Look {
     at: Instant,
     own: Option<f64>,
-    /// Ticks of all processors: idle ones, and all.
+    /// Ticks of all processors: idle, total.
     machine: Option<(f64, f64)>,
 }
 
-/// What went on between two looks.
+/// The use between two samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Busy {
     /// Processor seconds of this process.
     pub(super) own_seconds: Option<f64>,
-    /// So many processors were busy with this process, on average.
+    /// The average number of processors that were busy with this process.
     pub(super) own: Option<f64>,
-    /// The share of all processors that was busy with anything, 0 to 1.
+    /// The share of all processors that was busy with anything, from 0 to 1.
     pub(super) machine: Option<f64>,
 }
 
 impl Look {
-    /// Now.
+    /// Takes a sample now.
     pub(super) fn now() -> Self {
         Self {
             at: Instant::now(),
@@ -36,7 +37,7 @@ impl Look {
         }
     }
 
-    /// What went on since this look.
+    /// The use since this sample.
     pub(super) fn since(&self) -> Busy {
         let now = Self::now();
         let seconds = (now.at - self.at).as_secs_f64();
@@ -55,17 +56,18 @@ impl Look {
     }
 }
 
-/// KiB of this process that are resident now.
+/// The resident memory of this process, in KiB.
 pub(super) fn resident() -> Option<f64> {
     kib(std::process::id(), "VmRSS:").map(|kib| kib as f64)
 }
 
-/// Idle ticks and all ticks, of the first line of `/proc/stat`: user, nice, system, idle, iowait and others, all processors.
+/// Idle and total ticks in the first line of `/proc/stat`: user, nice, system, idle, iowait and
+/// more, of all processors.
 fn ticks(stat: &str) -> Option<(f64, f64)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<f64> = line
         .split_whitespace()
-        // Guest time stands in user time already.
+        // Guest time is already included in user time.
         .take(8)
         .map_while(|field| field.parse().ok())
         .collect();

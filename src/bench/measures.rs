@@ -1,4 +1,5 @@
-//! The measures over the ways, each beside the same over loopback: idle, set-up, echo, bulk.
+//! The measurements over each path, with the same over direct loopback: idle memory, set-up, echo,
+//! bulk.
 
 use std::sync::Arc;
 use std::thread;
@@ -9,22 +10,23 @@ use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
 use super::progress::{figure, quantile, quantiles};
 use super::verdict::{Moved, Samples};
-use crate::doctor::check::Problem;
-use crate::doctor::round_trip::OwnRelay;
+use crate::probe::problem::Problem;
+use crate::probe::relay::ProbeRelay;
 
-/// How many idle connections are held, and how long they are left alone before memory is looked at: both ends shed their
-/// buffers after 300 ms.
+/// The number of idle connections, and how long they are idle before memory is read: both ends
+/// release their buffers after 300 ms.
 const IDLE: usize = 64;
 const TO_REST: Duration = Duration::from_millis(1500);
-/// How many tunnels are opened at once.
+/// The number of tunnels that are opened at once.
 pub(super) const AT_ONCE: [usize; 2] = [1, 32];
-/// How many carry bytes at once.
+/// The numbers of connections that carry bytes at once.
 pub(super) const STREAMS: [usize; 3] = [1, 8, 64];
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 
 impl Run<'_> {
-    /// What an idle connection holds in this process. First of all, while no load has left anything behind.
+    /// The memory of an idle connection in this process. Measured first, before any load has left
+    /// memory behind.
     pub(super) fn idle(&mut self, load: &Arc<Load>, path: &'static str) {
         let count = IDLE.min(self.plan.streams);
         let what = format!("idle x{count}");
@@ -32,7 +34,7 @@ impl Run<'_> {
             return;
         }
         let held = || -> Result<Option<f64>, Problem> {
-            // What is made once and kept belongs to what was there before.
+            // Memory that is allocated once and kept does not count.
             load.idle(1)?
                 .into_iter()
                 .for_each(|visit| load.leave(visit));
@@ -62,7 +64,7 @@ impl Run<'_> {
         &mut self,
         direct: &Arc<Load>,
         tunnel: &Arc<Load>,
-        standing: Option<&Arc<OwnRelay>>,
+        standing: Option<&Arc<ProbeRelay>>,
         samples: &mut Samples,
     ) {
         let trip = samples.round_trip.unwrap_or_default();
@@ -90,7 +92,8 @@ impl Run<'_> {
             Ok(latencies) => {
                 let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
                 let mut figures = quantiles(&latencies);
-                // One at a time it says no more than the median, and where the standby is waited for, less.
+                // With one connection at a time the rate adds nothing to the median, and the time
+                // to refill the warm pool distorts it.
                 if at_once > 1 {
                     figures.push(figure("rate", "1/s", rate));
                 }
@@ -114,7 +117,8 @@ impl Run<'_> {
                 Ok(latencies) => {
                     self.row(what, path, quantiles(&latencies));
                     let median = quantile(&latencies, 50).filter(|_| path == "tunnel");
-                    // The line may answer an upgrade late for reasons of its own: there and back takes what it takes at best.
+                    // An upgrade may be delayed for reasons other than the network: the fastest
+                    // round trip counts.
                     samples.round_trip = match (samples.round_trip, median) {
                         (Some(known), Some(median)) => Some(known.min(median)),
                         (known, median) => known.or(median),
@@ -190,10 +194,11 @@ impl Run<'_> {
     }
 }
 
-/// What a set-up waits for first: that something stands by, for as long as dialling it may take.
+/// What a set-up waits for first: a warm connection, for at most the time that dialing one may
+/// take.
 #[derive(Clone)]
 pub(super) struct Wait {
-    relay: Option<Arc<OwnRelay>>,
+    relay: Option<Arc<ProbeRelay>>,
     trip: Duration,
 }
 
@@ -207,7 +212,7 @@ impl Wait {
 
     fn wait(&self) {
         let Some(relay) = &self.relay else { return };
-        // Three round trips, and as much again on a line that is not even.
+        // Three round trips, doubled for jitter.
         let until = Instant::now() + 6 * self.trip;
         while relay.stats().tunnels > 0 && relay.stats().standing_by == 0 && Instant::now() < until
         {

@@ -1,7 +1,8 @@
-//! What the way through the upstream gives: set-up, echo, throughput, and what limits it (`manual/performance.md`).
+//! What `bench` does: it measures set-up, echo and throughput through the upstream, and says what
+//! limits them (`manual/performance.md`).
 //!
-//! The loads are ordinary clients of a relay's port. Like a diagnosis it writes, burns and changes nothing; unlike one it makes
-//! traffic. Values only; nothing is printed here.
+//! The loads are ordinary clients of a relay's port. Nothing is written, deleted or changed, but
+//! there is traffic. Results are values; nothing is printed here.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -31,14 +32,14 @@ pub(crate) use verdict::{Conclusion, Limit};
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::secret::Secret;
-use crate::doctor::DoctorOptions;
-use crate::doctor::check::Problem;
-use crate::doctor::client::Port;
-use crate::doctor::round_trip::{OwnRelay, to_open};
-use crate::doctor::stages::{self, Seen};
 use crate::http::authority::{Authority, Host};
 use crate::net::resolver::Resolver;
 use crate::orchestrator::upstream;
+use crate::probe::client::Port;
+use crate::probe::options::ProbeOptions;
+use crate::probe::prepared::{self, Prepared};
+use crate::probe::problem::Problem;
+use crate::probe::relay::{ProbeRelay, to_open};
 use crate::relay::{DialEvent, trace};
 use crate::tunnel::message::Version;
 use load::Load;
@@ -48,26 +49,27 @@ use progress::figure;
 use verdict::{Samples, judge};
 use wire::LONGEST;
 
-/// How often the way is walked, phase by phase.
+/// How often each phase of the path is measured.
 const WALKS: usize = 3;
-/// A gateway that answers sooner is so near that nothing stands by for the next CONNECT.
+/// If the gateway answers sooner than this, the relay keeps no warm connections.
 const FAR: Duration = Duration::from_millis(5);
 
-/// How much is measured.
+/// The amount of measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BenchPlan {
-    /// How long each measure goes on; at most a minute.
+    /// The duration of each measurement; at most one minute.
     pub time: Duration,
-    /// At most so many connections at once.
+    /// The maximum number of connections at once.
     pub streams: usize,
 }
 
-/// Measures the way through the upstream of `config`, and tells of each figure when it is known. Changes nothing.
+/// Measures the path through the upstream of `config`, and reports each figure when it is known.
+/// Changes nothing.
 ///
-/// `None`: there is no way, or [`Config::cancel`] has ended it; the rows say which.
+/// Returns `None` if there is no path, or if [`Config::cancel`] ended it; the rows say which.
 pub(crate) fn benchmark(
     config: &Config,
-    about: &DoctorOptions,
+    about: &ProbeOptions,
     plan: &BenchPlan,
     tell: &mut dyn FnMut(BenchProgress),
 ) -> Option<Conclusion> {
@@ -81,7 +83,7 @@ pub(crate) fn benchmark(
         planned: 0,
         half_close: true,
     };
-    // Until the far end has shown that it does not speak the load.
+    // Assumed until the far end shows that it is not a benchmark origin.
     run.plan_for(true, false);
     match run.walk() {
         Ok(conclusion) => conclusion,
@@ -92,26 +94,26 @@ pub(crate) fn benchmark(
     }
 }
 
-/// What could not be measured, over what, and why.
+/// What could not be measured, over which path, and why.
 type Stopped = (String, &'static str, Problem);
 
 struct Run<'a> {
     config: &'a Config,
-    about: &'a DoctorOptions,
+    about: &'a ProbeOptions,
     plan: &'a BenchPlan,
     tell: &'a mut dyn FnMut(BenchProgress),
     begun: Instant,
-    /// Measures, all about as long.
+    /// A run of measurements.
     done: usize,
     planned: usize,
-    /// The gateway speaks a version of the wire that has half-close.
+    /// The gateway speaks a wire version with half-close.
     half_close: bool,
 }
 
 impl Run<'_> {
     fn walk(&mut self) -> Result<Option<Conclusion>, Stopped> {
-        let living = self.about.living.as_ref();
-        let seen = stages::see(self.config, living.is_some())
+        let living = self.about.running.as_ref();
+        let seen = prepared::see(self.config, living.is_some())
             .map_err(|error| (error.stage().to_string(), "gateway", error.into()))?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let origin = BenchOrigin::start(loopback).map_err(|error| {
@@ -192,13 +194,14 @@ impl Run<'_> {
         Ok((!cancelled).then(|| judge(&samples)))
     }
 
-    /// The phases of the way, each by the quickest of a few walks; returns the round trip, as the upgrade tells it where the
-    /// token can be shown: what stands in front of a gateway may answer TCP and TLS in its place.
-    fn phases(&mut self, seen: &Seen, target: &Authority) -> Result<Option<Duration>, Stopped> {
+    /// Measures the phases of the path, the fastest of a few attempts for each. Returns the
+    /// round-trip time, from the upgrade if there is a token: a load balancer in front of the
+    /// gateway may answer TCP and TLS itself.
+    fn phases(&mut self, seen: &Prepared, target: &Authority) -> Result<Option<Duration>, Stopped> {
         let Some(session) = &seen.session else {
             return Ok(None);
         };
-        // Nobody is shown this one: without a token the walk ends before it would be.
+        // An empty token is never sent: without a token the attempt ends before the upgrade.
         let token = seen
             .token
             .clone()
@@ -245,11 +248,12 @@ impl Run<'_> {
         Ok(trip.map(|(_, took)| *took))
     }
 
-    /// A relay of our own with so many standing by; `None` where the token is with a living one.
-    fn relay(&self, seen: &Seen, standby: usize) -> Result<Option<Arc<OwnRelay>>, Stopped> {
+    /// A relay in this process with a warm pool of this size; `None` if a running serve has
+    /// consumed the token.
+    fn relay(&self, seen: &Prepared, standby: usize) -> Result<Option<Arc<ProbeRelay>>, Stopped> {
         let mut config = self.config.clone();
         config.limits.standby = standby;
-        OwnRelay::start(&config, seen)
+        ProbeRelay::start(&config, seen)
             .map(|relay| relay.map(Arc::new))
             .map_err(|error| ("relay".to_owned(), "tunnel", error.into()))
     }
@@ -273,7 +277,7 @@ impl Run<'_> {
         }
     }
 
-    /// The load through the relay, once it is known whether its far end speaks it.
+    /// The load through the relay, once it is known whether the far end is a benchmark origin.
     fn tunnel(&mut self, port: Port, target: &Authority) -> Result<Arc<Load>, Stopped> {
         let way = self.way(port, target);
         let opened = way.open();
@@ -284,7 +288,7 @@ impl Run<'_> {
         Ok(Arc::new(load))
     }
 
-    /// How many measures there are, for the estimate.
+    /// The number of measurements, for the time estimate.
     fn plan_for(&mut self, speaks: bool, cold: bool) {
         let up_to = |counts: &[usize]| counts.iter().filter(|n| **n <= self.plan.streams).count();
         let loads = if speaks { 1 + 3 * up_to(&STREAMS) } else { 0 };
@@ -305,7 +309,7 @@ impl Run<'_> {
         });
     }
 
-    /// Tells of the next measure; false where nobody wants it any more.
+    /// Announces the next measurement; false if the run was cancelled.
     fn goes_on(&mut self, what: &str, path: &str) -> bool {
         if self.config.cancel.is_requested() {
             return false;
@@ -316,7 +320,7 @@ impl Run<'_> {
     }
 
     fn row(&mut self, what: String, path: &'static str, figures: Vec<Figure>) {
-        // What was cut short says nothing.
+        // A measurement that was cut short has no meaning.
         if !self.config.cancel.is_requested() {
             let found = Found::Figures(figures);
             (self.tell)(BenchProgress::Row(Row { what, path, found }));

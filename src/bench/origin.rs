@@ -1,4 +1,5 @@
-//! The far end of a benchmark: it speaks [`super::wire`], to a bounded number of visitors, each for a bounded time.
+//! The far end of a benchmark: it speaks [`super::wire`] to a bounded number of visitors, each for
+//! a bounded time.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,32 +10,34 @@ use std::time::{Duration, Instant};
 use super::pattern::{PIECE, Pattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
 use crate::control::stop::Stop;
-use crate::doctor::origin::{Hosted, ready};
 use crate::listener;
+use crate::probe::hosted::{Hosted, ready};
 
-/// Visitors at once; the next one is turned away without a word.
+/// The maximum number of visitors at once; further connections are closed.
 const VISITORS: usize = 256;
-/// How long the origin waits after an error of accept(2) that only time can mend.
+/// The pause after an error of accept(2) that does not concern one connection, for example a lack
+/// of descriptors.
 const BACK_OFF: Duration = Duration::from_millis(10);
-/// How long a visitor may keep silent, or take nothing.
+/// How long a visitor may send nothing, or read nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long one may stay whatever it does: the longest transfer, and what a slow path takes to deliver it.
+/// The upper bound of a visit: the longest transfer plus the time that a slow path needs to deliver
+/// it.
 const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
-/// An origin that speaks the benchmark's load. Dropping it turns everybody out and joins its threads.
+/// A running benchmark origin. Dropping it closes all visits and joins its threads.
 #[derive(Debug)]
 pub(crate) struct BenchOrigin(Hosted);
 
 impl BenchOrigin {
-    /// One that listens on `listen`.
+    /// Starts an origin on `listen`.
     ///
     /// # Errors
-    /// The address cannot be listened on, or a thread could not be had.
+    /// The address cannot be bound, or a thread cannot be started.
     pub(crate) fn start(listen: SocketAddr) -> io::Result<Self> {
         Hosted::start(listener::bind(listen)?, serve).map(Self)
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.0.local_addr()
     }
@@ -51,7 +54,7 @@ fn serve(listener: &TcpListener, stop: &Stop) {
         }
         match listener.accept() {
             Ok((stream, _)) if visitors.len() < VISITORS => {
-                // Who cannot be served for want of something is turned away.
+                // If no thread or descriptor is available, the connection is closed.
                 visitors.extend(received(stream, &pattern));
             }
             Ok(_) => {}
@@ -68,16 +71,16 @@ fn serve(listener: &TcpListener, stop: &Stop) {
     }
 }
 
-/// One who is there.
+/// One visitor.
 struct Visitor {
     stream: TcpStream,
     thread: JoinHandle<()>,
-    /// When it is turned out; nothing once it has been.
+    /// When it will be closed; `None` if it was closed.
     until: Option<Instant>,
 }
 
 impl Visitor {
-    /// Turns it out when its time is over, whatever its thread is in.
+    /// Closes the connection if its time is over, whatever its thread is doing.
     fn watch(&mut self, now: Instant) {
         if self.until.is_some_and(|until| until <= now) {
             self.until = None;
@@ -90,7 +93,7 @@ fn next_to_leave(visitors: &[Visitor]) -> Option<Instant> {
     visitors.iter().filter_map(|visitor| visitor.until).min()
 }
 
-/// What says something about one visitor, or passes: the next look at the listener comes all the same.
+/// Errors of one connection, or temporary ones: the next accept follows anyway.
 fn transient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -105,10 +108,10 @@ fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<Visitor> {
     let (ours, pattern) = (stream.try_clone()?, Arc::clone(pattern));
     let thread = visit_thread(move || {
         if let Err(error) = visit(&stream, &pattern) {
-            // The load sees it too, and says more.
+            // The load reports the same failure with more detail.
             log::debug!("a visitor of the benchmark's origin: {error}");
         }
-        // The handle that the acceptor keeps must not hold the connection open.
+        // The acceptor's duplicate must not keep the connection open.
         let _ = stream.shutdown(Shutdown::Both);
     })?;
     Ok(Visitor {
@@ -142,7 +145,7 @@ fn visit(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
         Some(Work::Both(time)) => {
             let (sending, noise) = (stream.try_clone()?, Arc::clone(pattern));
             let sender = visit_thread(move || {
-                // Its failure is the receiver's too, or that of the load.
+                // The receiving thread or the load reports a failure.
                 let _ = send(&sending, &noise, time);
             })?;
             let taken = take(stream, pattern);
@@ -153,7 +156,8 @@ fn visit(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
     to.shutdown(Shutdown::Write)
 }
 
-/// The line that says what is wanted; `None` if the visitor leaves without one. Byte by byte, as the next one belongs to the load.
+/// Reads the request line; `None` if the visitor closes without one. Reads single bytes, because
+/// the bytes after the line belong to the load.
 fn asked(mut stream: &TcpStream) -> io::Result<Option<Work>> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     loop {
@@ -186,7 +190,7 @@ fn echo(mut stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Sends the pattern for so long; returns how many bytes that were.
+/// Sends the pattern for this time. Returns the number of bytes.
 pub(super) fn send(mut to: &TcpStream, pattern: &Pattern, time: Duration) -> io::Result<u64> {
     let until = Instant::now() + time;
     let mut sent = 0;
@@ -197,10 +201,10 @@ pub(super) fn send(mut to: &TcpStream, pattern: &Pattern, time: Duration) -> io:
     Ok(sent)
 }
 
-/// Takes the pattern to its end; returns how many bytes came.
+/// Reads and verifies the pattern to its end. Returns the number of bytes.
 ///
 /// # Errors
-/// Something else came.
+/// The bytes differ from the pattern.
 pub(super) fn take(mut from: &TcpStream, pattern: &Pattern) -> io::Result<u64> {
     let until = Instant::now() + STAY;
     let mut buffer = vec![0; PIECE];

@@ -1,51 +1,52 @@
-//! What a benchmark tells: values only, `cli` prints them.
+//! What a benchmark reports: values only, `cli` prints them.
 
 use std::time::Duration;
 
-/// What a benchmark tells while it goes on.
+/// A report of a running benchmark.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) enum BenchProgress {
-    /// Between what it measures.
+    /// The two ends of the path.
     Between {
         /// The upstream's base URL.
         upstream: String,
         /// The far end of the tunnels.
         target: String,
     },
-    /// A measure begins.
+    /// A measurement begins.
     Begins {
-        /// Which.
+        /// Its name.
         what: String,
-        /// The share of all that is done, 0 to 1.
+        /// The share of the run that is complete, from 0 to 1.
         done: f64,
-        /// About how much longer it takes.
+        /// The estimated time until the end.
         left: Duration,
     },
-    /// Something was measured, or could not be.
+    /// A measurement is complete, or was not possible.
     Row(Row),
 }
 
-/// One measure over one path.
+/// One measurement over one path.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub(crate) struct Row {
-    /// Of what.
+    /// The name of the measurement.
     pub what: String,
-    /// Over what: `gateway` for a phase of the way, `tunnel`, `tunnel, nothing standing by`, `direct` for loopback.
+    /// The path: `gateway` for a phase of dialing, `tunnel`, `tunnel, nothing standing by`, or
+    /// `direct` for loopback.
     pub path: &'static str,
-    /// What came of it.
+    /// The result.
     pub found: Found,
 }
 
-/// What came of a measure.
+/// The result of a measurement.
 #[derive(Clone, Debug)]
 pub(crate) enum Found {
-    /// These figures.
+    /// Figures.
     Figures(Vec<Figure>),
-    /// Nothing.
+    /// Not possible.
     Not {
-        /// Why, without a full stop.
+        /// The reason, without a full stop.
         why: String,
         /// What to do about it, as an imperative without a full stop.
         remedy: String,
@@ -56,15 +57,15 @@ pub(crate) enum Found {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub(crate) struct Figure {
-    /// What it is.
+    /// Its name.
     pub name: &'static str,
-    /// In what.
+    /// Its unit.
     pub unit: &'static str,
-    /// How much.
+    /// Its value.
     pub value: f64,
 }
 
-/// A figure.
+/// Makes a figure.
 pub(super) fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
     Figure { name, unit, value }
 }
@@ -81,7 +82,7 @@ pub(super) fn quantiles(latencies: &[Duration]) -> Vec<Figure> {
         .collect()
 }
 
-/// What so many of a hundred do not exceed.
+/// The value that `percent` percent of the samples do not exceed.
 pub(super) fn quantile(latencies: &[Duration], share: usize) -> Option<Duration> {
     let mut sorted = latencies.to_vec();
     sorted.sort_unstable();

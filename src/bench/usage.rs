@@ -1,23 +1,26 @@
-//! What a process has used so far, from `/proc`: processor time and memory, by all its threads. `None` where that cannot be read.
+//! Processor time and memory of a process, all threads included, from `/proc`. `None` if it cannot
+//! be read.
 
 use std::fs;
 
-/// The unit of the times in `/proc/PID/stat`: 10 ms on every Linux, whatever its kernel's own clock. See [proc_pid_stat(5)].
+/// The unit of the times in `/proc/PID/stat`: 10 ms on every Linux, independent of the kernel's own
+/// clock. See [proc_pid_stat(5)].
 ///
 /// [proc_pid_stat(5)]: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
 const SECONDS_PER_TICK: f64 = 0.01;
 
-/// Processor seconds of all its threads, those that ended included.
+/// Processor seconds of all threads, including those that have ended.
 pub(crate) fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold blanks. After it the state is field 3, user and system time 14 and 15.
+    // The name is in parentheses and may contain spaces. After it, the state is field 3, user and
+    // system time are 14 and 15.
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut times = fields.split(' ').skip(11).take(2);
     let mut ticks = || times.next()?.parse::<f64>().ok();
     Some((ticks()? + ticks()?) * SECONDS_PER_TICK)
 }
 
-/// KiB that its status gives for `field`, such as `VmRSS:`.
+/// The KiB in the status line `field`, for example `VmRSS:`.
 pub(crate) fn kib(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;

@@ -1,27 +1,28 @@
-//! What limits a path, from what was measured over it: a pure judgement, with the numbers that led to it.
+//! What limits a path, judged from the measurements: a pure function, and a sentence with the
+//! numbers.
 
 #![allow(clippy::cast_precision_loss, reason = "a count of processors")]
 
 use std::time::Duration;
 
-/// From this share of all processors on, the machine has nothing left to give.
+/// From this share of busy processors on, the machine is saturated.
 const BUSY: f64 = 0.85;
-/// So much of one processor used over a single tunnel, and more tunnels that help because they are more threads.
+/// This much of one processor used over a single tunnel means that one thread is the limit.
 const ONE_THREAD: f64 = 0.7;
-/// Many streams together move so many times what one does: each was held up by something of its own.
+/// If many streams together move this many times what one moves, each was limited on its own.
 const GAIN: f64 = 2.0;
 
 /// What limits a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum Limit {
-    /// The time that a round trip to the upstream takes: each tunnel waits for it.
+    /// The round-trip time to the upstream: each tunnel waits for it.
     RoundTrip,
     /// This machine's processor.
     Processor,
-    /// The far end, or the network on the way there.
+    /// The far end, or the network on the path to it.
     FarEnd,
-    /// Not enough was measured to tell.
+    /// Unknown: too little was measured.
     Unknown,
 }
 
@@ -37,44 +38,44 @@ impl Limit {
     }
 }
 
-/// The judgement.
+/// The verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) struct Conclusion {
     /// What limits the path.
     pub limit: Limit,
-    /// The same in a sentence with its numbers, without a full stop.
+    /// A sentence with the numbers, without a full stop.
     pub sentence: String,
     /// What could be done, as an imperative without a full stop.
     pub remedy: String,
 }
 
-/// The throughput of so many tunnels together, and who was busy meanwhile.
+/// The throughput of this many tunnels together, and the processor use meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     pub(super) streams: usize,
     pub(super) mib_s: f64,
-    /// So many processors were busy with this process.
+    /// The number of processors that were busy with this process.
     pub(super) own: Option<f64>,
-    /// The share of all processors that was busy, 0 to 1.
+    /// The share of all processors that was busy, from 0 to 1.
     pub(super) machine: Option<f64>,
 }
 
-/// What a judgement is made from.
+/// The measurements that a verdict is based on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Samples {
     pub(super) processors: usize,
-    /// There and back to the upstream, once.
+    /// The round-trip time to the upstream.
     pub(super) round_trip: Option<Duration>,
-    /// A tunnel, from the request on, one at a time.
+    /// The set-up time of a tunnel, from the request on, one at a time.
     pub(super) set_up: Option<Duration>,
-    /// The best over loopback, with no tunnel, in MiB/s.
+    /// The best throughput over loopback without a tunnel, in MiB/s.
     pub(super) direct: Option<f64>,
-    /// Downloads over tunnels, by their number.
+    /// Downloads through tunnels, by the number of tunnels.
     pub(super) tunnels: Vec<Moved>,
 }
 
-/// Judges.
+/// Judges the samples.
 pub(super) fn judge(samples: &Samples) -> Conclusion {
     let by_speed = |a: &&Moved, b: &&Moved| a.mib_s.total_cmp(&b.mib_s);
     let one = samples.tunnels.iter().find(|moved| moved.streams == 1);
@@ -84,7 +85,7 @@ pub(super) fn judge(samples: &Samples) -> Conclusion {
     let gain = best.mib_s / one.mib_s;
     let busy = best.machine.is_some_and(|busy| busy >= BUSY);
     let one_thread = one.own.is_some_and(|own| own >= ONE_THREAD);
-    // Others may keep the machine busy, and that is no reason where this process asks for little.
+    // Other processes may keep the machine busy. That is not the limit if this process uses little.
     let asks_much = best
         .own
         .is_some_and(|own| own >= 0.5 * samples.processors as f64);
@@ -156,7 +157,7 @@ fn round_trip(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
     }
 }
 
-/// With no bulk to judge by, set-up alone tells something.
+/// Without bulk measurements, set-up alone is judged.
 fn without_throughput(samples: &Samples) -> Conclusion {
     let told = samples
         .set_up

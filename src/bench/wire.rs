@@ -1,32 +1,33 @@
-//! What a load and its origin say to each other, on the page Performance: the origin speaks first, the load answers with one
-//! line, and then bytes go. Without I/O.
+//! The protocol between a load and its origin (see the page Performance): the origin greets, the
+//! load sends one line, and then bytes flow. No I/O.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What an origin says to whoever comes, and nobody else does.
+/// The greeting of an origin. No other server sends it.
 pub(super) const GREETING: &[u8] = b"upstreamproxy-bench 1\n";
-/// The longest line that a load says.
+/// The longest request line of a load.
 pub(super) const LINE_LIMIT: usize = 32;
-/// The longest transfer that may be asked for: an origin sends for nobody for ever.
+/// The longest transfer that may be requested: an origin does not send without end.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
-/// What a load asks for.
+/// The request of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// All that comes goes back.
+    /// The origin echoes everything.
     Echo,
-    /// The origin sends the pattern for so long, then ends.
+    /// The origin sends the pattern for this time, then the end of the stream.
     Down(Duration),
-    /// The load sends the pattern and ends; the origin answers with a line that says how many bytes came.
+    /// The load sends the pattern and the end of the stream; the origin answers with a line that
+    /// contains the number of bytes received.
     Up,
-    /// Both at once; the origin ends when all has gone down and all has come up.
+    /// Both at once; the origin closes when everything is sent and received.
     Both(Duration),
 }
 
 impl fmt::Display for Work {
-    /// As it is sent, without the line's end.
+    /// The request line, without the line feed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Echo => f.write_str("echo"),

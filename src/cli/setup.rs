@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use crate::config::{Cancel, Config};
-use crate::doctor::DoctorOptions;
 use crate::error::Stage;
 use crate::http::authority::Authority;
 use crate::orchestrator::{Handle, Started, start};
+use crate::probe::options::ProbeOptions;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use super::gateway::{Embedded, start_embedded};
@@ -46,7 +46,7 @@ pub(crate) enum SetUp {
 pub(crate) fn looked_at(
     session: Session,
     target: Option<Authority>,
-) -> Result<(Config, Option<Embedded>, DoctorOptions), ExitStatus> {
+) -> Result<(Config, Option<Embedded>, ProbeOptions), ExitStatus> {
     let mut config = session.config;
     let embedded = match session.embedded {
         Some(options) => Some(
@@ -55,10 +55,10 @@ pub(crate) fn looked_at(
         ),
         None => None,
     };
-    let about = DoctorOptions {
+    let about = ProbeOptions {
         target,
         own_origin: embedded.is_some(),
-        living: match &embedded {
+        running: match &embedded {
             Some(_) => None,
             None => state::home(&config.inherited).and_then(|home| state::living(&home)),
         },

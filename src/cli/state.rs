@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::Environment;
-use crate::doctor::RunningServe;
+use crate::probe::options::RunningServe;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 

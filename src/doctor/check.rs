@@ -1,13 +1,14 @@
-//! What a diagnosis finds: one step, whether it is well, and what to do if it is not. Values only; `cli` prints them.
+//! The result of one check of `doctor`: the step, whether it is well, and if not, what to do.
+//! Values only; `cli` prints them.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::control::phase::Phase;
-use crate::error::Error;
 use crate::error::Stage;
+use crate::probe::problem::Problem;
 
-/// A step of a diagnosis, in the order in which they are walked.
+/// A step of `doctor`, in the order in which the steps run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Step {
@@ -21,23 +22,23 @@ pub enum Step {
     Relay,
     /// Whether the token file can be deleted.
     Burn,
-    /// Looking the gateway's name up.
+    /// Resolving the gateway's name.
     Resolve,
-    /// Opening a TCP connection to it.
+    /// Opening a TCP connection to the gateway.
     Connect,
-    /// The TLS handshake with it.
+    /// The TLS handshake with the gateway.
     Tls,
-    /// The WebSocket opening handshake.
+    /// The WebSocket opening handshake with the gateway.
     Upgrade,
-    /// The CONNECT inside the WebSocket.
+    /// The CONNECT request inside the WebSocket.
     Opening,
-    /// Bytes through a relay's port to the far end and back.
+    /// Sending bytes through a relay to the far end and back.
     RoundTrip,
-    /// A `ClientHello` as large as post-quantum key shares make it, through a tunnel.
+    /// Sending a `ClientHello` with a post-quantum key share through a tunnel.
     PostQuantumHello,
-    /// A `ClientHello` with Encrypted Client Hello in it, through a tunnel.
+    /// Sending a `ClientHello` with Encrypted Client Hello through a tunnel.
     EchHello,
-    /// The variables of this shell.
+    /// The proxy variables of this shell.
     Variables,
 }
 
@@ -60,7 +61,7 @@ impl Step {
         Self::Variables,
     ];
 
-    /// The step's name as users see it: that of the stage or the phase where it is one.
+    /// The name in output lines and JSON. Stages and phases keep their own name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gate => Stage::Gate.name(),
@@ -87,79 +88,54 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is well; what was found, in a few words.
+    /// It is well; a short description of what was found.
     Ok(String),
-    /// It is not.
+    /// Something is wrong.
     Wrong {
         /// What is wrong and where, without a full stop.
         what: String,
         /// What to do about it, as an imperative without a full stop.
         remedy: String,
     },
-    /// It was not walked; why.
+    /// It did not run; the reason.
     Skipped(String),
 }
 
-/// Something that was measured or learnt on the way.
+/// A measured or observed value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
-    /// A count, or a time in milliseconds where the name ends with `_ms`.
+    /// A count, or a time in milliseconds if the name ends with `_ms`.
     Number(u64),
     /// Anything else.
     Text(String),
 }
 
-/// How far the steps that build on one another have come.
+/// How far the steps from `resolve` to `opening` came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opened {
+pub(super) enum PathResult {
     /// A tunnel to the far end was opened.
     Yes,
-    /// The gateway would have none to it, which is a far end that nobody asked for.
+    /// The gateway's policy forbids the far end, which was chosen by default and not by the user.
     Forbidden,
-    /// None was, and the findings say why.
+    /// No tunnel was opened; the checks say why.
     No,
 }
 
-/// One finding. A step has one, `variables` one for each thing that is wrong.
+/// One check. Each step has one; `variables` has one for each problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) struct Check {
-    /// What was looked at.
+    /// The step.
     pub step: Step,
-    /// What it came to.
+    /// Its result.
     pub verdict: Verdict,
-    /// How long it took, where that tells anything.
+    /// How long it took, where that is informative.
     pub took: Option<Duration>,
-    /// What was learnt, by name.
+    /// Observed values, by name.
     pub facts: Vec<(&'static str, Fact)>,
-}
-
-/// What is wrong, and what to do about it: a [`Verdict::Wrong`] on its way.
-#[derive(Debug)]
-pub(crate) struct Problem {
-    pub(crate) what: String,
-    pub(crate) remedy: String,
-    /// It is the gateway's policy, and so nothing between here and there.
-    pub(crate) policy: bool,
-}
-
-impl Problem {
-    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            remedy: remedy.into(),
-            policy: false,
-        }
-    }
-}
-
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        Self::new(error.what(), error.remedy())
-    }
 }
 
 impl Check {
@@ -176,8 +152,8 @@ impl Check {
         Self::new(step, Verdict::Ok(detail.into()))
     }
 
-    pub(super) fn wrong(step: Step, trouble: Problem) -> Self {
-        let Problem { what, remedy, .. } = trouble;
+    pub(super) fn wrong(step: Step, problem: Problem) -> Self {
+        let Problem { what, remedy, .. } = problem;
         Self::new(step, Verdict::Wrong { what, remedy })
     }
 

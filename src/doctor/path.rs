@@ -1,4 +1,4 @@
-//! The way to the gateway, walked as the relay walks it for every tunnel, with what is learnt in each phase.
+//! The path to the gateway, phase by phase, dialed by the relay's own code.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -7,19 +7,20 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::FarEnd;
-use super::check::{Check, Opened, Problem, Step, Verdict};
-use super::stages::Seen;
+use super::check::{Check, PathResult, Step, Verdict};
+use super::far_end::FarEnd;
 use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::secret::Secret;
 use crate::net::resolver::Resolver;
 use crate::orchestrator::upstream;
+use crate::probe::prepared::Prepared;
+use crate::probe::problem::Problem;
 use crate::relay::{DialEvent, trace};
 use crate::tunnel::message::Version;
 use crate::tunnel::transport::Tls;
 
-/// The phases of the way, in order.
+/// The phases of the path, in order.
 const PHASES: [Step; 5] = [
     Step::Resolve,
     Step::Connect,
@@ -28,98 +29,104 @@ const PHASES: [Step; 5] = [
     Step::Opening,
 ];
 
-/// Walks the way as far as what was `seen` allows: name, TCP and TLS need no token, and where it is `burnt` we have none.
-pub(super) fn walk(
+/// Checks the path as far as the earlier steps allow: name, TCP and TLS need no token. Without a
+/// token (`burnt`, or not readable) the later phases are skipped.
+pub(super) fn check_all(
     config: &Config,
-    seen: &Seen,
+    prepared: &Prepared,
     target: Option<&FarEnd>,
     burnt: bool,
-    tell: &mut dyn FnMut(Check),
-) -> Opened {
-    let mut told = Reached {
-        tell,
+    report: &mut dyn FnMut(Check),
+) -> PathResult {
+    let mut phases = PhaseReport {
+        report,
         since: Instant::now(),
         next: 0,
     };
-    let Some(session) = &seen.session else {
-        told.skip_rest("the gate is closed");
-        return Opened::No;
+    let Some(session) = &prepared.session else {
+        phases.skip_rest("the gate is closed");
+        return PathResult::No;
     };
     let secure = session.base.secure();
-    let roots = match &seen.roots {
+    let roots = match &prepared.roots {
         Some(roots) => roots.as_slice(),
         None if !secure => &[],
         None => {
-            told.skip_rest("there are no roots to trust, see ca");
-            return Opened::No;
+            phases.skip_rest("there are no root certificates, see ca");
+            return PathResult::No;
         }
     };
-    // Nobody is shown this one: without a token there is no target, and so nothing beyond TLS.
+    // An empty token is never sent: without a token there is no target, and so no phase after TLS.
     let nothing = || Secret::new(Zeroizing::new(String::new()));
-    let token = seen.token.clone().unwrap_or_else(nothing);
-    let target = target.filter(|_| seen.token.is_some());
+    let token = prepared.token.clone().unwrap_or_else(nothing);
+    let target = target.filter(|_| prepared.token.is_some());
     let authority = target.map(|far_end| &far_end.authority);
     let (id, base) = (session.id.clone(), session.base.clone());
     let upstream = match upstream(id, base, token, roots, Resolver::new()) {
         Ok(upstream) => upstream,
         Err(error) => {
-            told.pass(|step| Check::wrong(step, error.into()));
-            told.skip_rest("the roots cannot be used");
-            return Opened::No;
+            phases.pass(|step| Check::wrong(step, error.into()));
+            phases.skip_rest("the roots cannot be used");
+            return PathResult::No;
         }
     };
-    told.since = Instant::now();
+    phases.since = Instant::now();
     let traced = trace(&upstream, &config.limits, authority, &mut |passed| {
-        told.pass(|step| found(step, &passed));
+        phases.pass(|step| found(step, &passed));
         if matches!(passed, DialEvent::Connect(_)) && !secure {
-            told.pass(|step| Check::skipped(step, "plain http, which is for loopback only"));
+            phases.pass(|step| Check::skipped(step, "plain http (loopback only)"));
         }
     });
     match traced {
-        Ok(()) if target.is_some() => Opened::Yes,
+        Ok(()) if target.is_some() => PathResult::Yes,
         Ok(()) if burnt => {
-            told.skip_rest("the token is burnt; the round trip shows it");
-            Opened::No
+            phases.skip_rest("the token is burnt; the round trip uses it");
+            PathResult::No
         }
         Ok(()) => {
-            told.skip_rest("there is no token to show, see token");
-            Opened::No
+            phases.skip_rest("there is no token, see token");
+            PathResult::No
         }
         Err((Phase::Opening, refusal))
             if refusal.is_policy() && target.is_some_and(|far_end| !far_end.named) =>
         {
-            told.pass(|step| Check::ok(step, "the gateway answers, and forbids its own host"));
-            Opened::Forbidden
+            phases.pass(|step| {
+                Check::ok(
+                    step,
+                    "the gateway answered: its policy forbids its own host",
+                )
+            });
+            PathResult::Forbidden
         }
         Err((phase, refusal)) => {
             let (what, remedy) = refusal.told();
-            let trouble = match (phase, authority) {
+            let problem = match (phase, authority) {
                 (Phase::Opening, Some(target)) => Problem::new(format!("{target}: {what}"), remedy),
                 _ => Problem::new(what, remedy),
             };
-            told.pass(|step| Check::wrong(step, trouble));
-            told.skip_rest(&format!("{phase} failed"));
-            Opened::No
+            phases.pass(|step| Check::wrong(step, problem));
+            phases.skip_rest(&format!("{phase} failed"));
+            PathResult::No
         }
     }
 }
 
-/// Tells each phase once, in order, with the time since the one before.
-struct Reached<'a> {
-    tell: &'a mut dyn FnMut(Check),
+/// Reports each phase once, in order, with the time since the previous one.
+struct PhaseReport<'a> {
+    report: &'a mut dyn FnMut(Check),
     since: Instant,
     next: usize,
 }
 
-impl Reached<'_> {
-    fn pass(&mut self, finding: impl FnOnce(Step) -> Check) {
+impl PhaseReport<'_> {
+    fn pass(&mut self, check: impl FnOnce(Step) -> Check) {
         let Some(&step) = PHASES.get(self.next) else {
             return;
         };
-        let finding = finding(step);
-        (self.tell)(match finding.verdict {
-            Verdict::Skipped(_) => finding,
-            _ => finding.after(self.since.elapsed()),
+        let check = check(step);
+        (self.report)(match check.verdict {
+            Verdict::Skipped(_) => check,
+            _ => check.after(self.since.elapsed()),
         });
         self.next += 1;
         self.since = Instant::now();
@@ -127,7 +134,7 @@ impl Reached<'_> {
 
     fn skip_rest(&mut self, why: &str) {
         for &step in PHASES.get(self.next..).unwrap_or_default() {
-            (self.tell)(Check::skipped(step, why));
+            (self.report)(Check::skipped(step, why));
         }
         self.next = PHASES.len();
     }
@@ -149,7 +156,7 @@ fn found(step: Step, passed: &DialEvent<'_>) -> Check {
                 Version::V1 => 1,
                 Version::V2 => 2,
             };
-            Check::ok(step, format!("version {version} of the wire")).number("wire", version)
+            Check::ok(step, format!("wire version {version}")).number("wire", version)
         }
         DialEvent::Opening => Check::ok(step, "the gateway reached the target"),
     }
@@ -160,8 +167,8 @@ fn secured(step: Step, tls: &Tls) -> Check {
         .version()
         .and_then(|version| version.as_str().map(str::to_owned))
         .unwrap_or_default();
-    let shown = tls.certificate().and_then(Shown::of);
-    let Some(Shown { issuer, expires }) = shown else {
+    let info = tls.certificate().and_then(CertificateInfo::of);
+    let Some(CertificateInfo { issuer, expires }) = info else {
         return Check::ok(step, version.as_str()).text("version", version);
     };
     Check::ok(
@@ -173,13 +180,13 @@ fn secured(step: Step, tls: &Tls) -> Check {
     .text("expires", expires)
 }
 
-/// What a certificate says about itself.
-struct Shown {
+/// Issuer and expiry of a certificate.
+struct CertificateInfo {
     issuer: String,
     expires: String,
 }
 
-impl Shown {
+impl CertificateInfo {
     fn of(der: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let expires = certificate.validity().not_after.to_datetime();

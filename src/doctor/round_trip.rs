@@ -1,173 +1,139 @@
-//! Bytes through a relay's port to a far end and back, and the two kinds of `ClientHello` that have broken proxies before.
+//! Round trips through a relay's port: bytes to a far end and back, and two kinds of `ClientHello`
+//! that proxies are known to break.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::FarEnd;
-use super::check::{Check, Problem, Step};
-use super::client::{Port, Tunnel};
-use super::hello::{Answer, Kind, client_hello};
-use super::stages::Seen;
-use crate::config::{Config, Limits};
+use super::check::{Check, Step};
+use super::far_end::FarEnd;
+use super::hello::{HelloKind, ServerResponse, client_hello};
+use crate::config::Limits;
 use crate::control::deadline::Deadline;
-#[cfg(feature = "bench")]
-use crate::control::metrics::Stats;
-use crate::error::Error;
-use crate::net::resolver::Resolver;
-use crate::orchestrator::{start_relay, upstream};
-use crate::relay::Running;
+use crate::probe::client::{Port, Tunnel};
+use crate::probe::problem::Problem;
+use crate::probe::relay::to_open;
 
-/// What goes to an origin of our own and back: more than a segment, less than any socket's buffer.
+/// The bytes sent to the built-in origin: more than a TCP segment, less than a socket buffer.
 const PAYLOAD: usize = 16 << 10;
-/// Why there is no round trip where the gateway answered that there may be none.
+/// The reason for skipping if the gateway's policy forbids the default far end.
 pub(super) const FORBIDDEN: &str =
-    "the gateway forbids its own host; name a far end with --target HOST:PORT";
-/// How long one waits for an answer that need not come.
+    "the gateway's policy forbids its own host; name a far end with --target HOST:PORT";
+/// How long to wait for a response that the far end does not have to send.
 const QUIET: Duration = Duration::from_secs(3);
-/// How a hello is cut: into single bytes at first, inside the record's header and the message's, then anywhere.
+/// The segmentation of a large hello: single bytes first, cuts inside the record and message
+/// headers, then larger pieces.
 const PIECES: [usize; 9] = [1, 1, 2, 1, 3, 31, 97, 1, 509];
 
-/// A relay of our own for the round trips, which burns no token.
-#[derive(Debug)]
-pub(crate) struct OwnRelay(Running);
-
-impl OwnRelay {
-    /// One on a free port; `None` without a token.
-    pub(crate) fn start(config: &Config, seen: &Seen) -> Result<Option<Self>, Error> {
-        let (Some(session), Some(token)) = (&seen.session, &seen.token) else {
-            return Ok(None);
-        };
-        let (id, base) = (session.id.clone(), session.base.clone());
-        let roots = seen.roots.as_deref().unwrap_or_default();
-        let upstream = upstream(id, base, token.clone(), roots, Resolver::new())?;
-        let mut config = config.clone();
-        // The port that is configured may well be in use by the very relay that this is about.
-        config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        config.listen_credential = false;
-        // Its tunnels have ended when it goes; this is for their last words.
-        config.limits.drain_timeout = config.limits.close_timeout;
-        start_relay(&config, upstream).map(|running| Some(Self(running)))
-    }
-
-    /// Where it listens.
-    pub(crate) fn port(&self) -> Port {
-        Port::open(self.0.local_addr())
-    }
-
-    /// What has gone through it so far.
-    #[cfg(feature = "bench")]
-    pub(crate) fn stats(&self) -> Stats {
-        self.0.stats()
-    }
-}
-
-/// Says of every round trip why there is none.
-pub(super) fn skip(why: &str, tell: &mut dyn FnMut(Check)) {
+/// Reports every round trip as skipped.
+pub(super) fn skip(why: &str, report: &mut dyn FnMut(Check)) {
     for step in [Step::RoundTrip, Step::PostQuantumHello, Step::EchHello] {
-        tell(Check::skipped(step, why));
+        report(Check::skipped(step, why));
     }
 }
 
-/// Goes through `port` to the far end: once as a round trip, then once with each large hello.
-pub(super) fn walk(port: &Port, far_end: &FarEnd, limits: &Limits, tell: &mut dyn FnMut(Check)) {
+/// Makes the ordinary round trip to the far end, then one with each large hello.
+pub(super) fn check_all(
+    port: &Port,
+    far_end: &FarEnd,
+    limits: &Limits,
+    report: &mut dyn FnMut(Check),
+) {
     let since = Instant::now();
-    let first = trip(port, far_end, Kind::Ordinary, limits);
-    if !far_end.named && matches!(&first, Err(trouble) if trouble.policy) {
-        return skip(FORBIDDEN, tell);
+    let first = trip(port, far_end, HelloKind::Ordinary, limits);
+    if !far_end.named && matches!(&first, Err(problem) if problem.policy) {
+        return skip(FORBIDDEN, report);
     }
     let answers = far_end.echoes
         || matches!(
             first,
-            Ok(Trip {
-                came: Came::Tls(_),
+            Ok(Measured {
+                received: Received::Tls(_),
                 ..
             })
         );
     let failed = first.is_err();
-    tell(ordinary(port, far_end, first).after(since.elapsed()));
+    report(ordinary(port, far_end, first).after(since.elapsed()));
     for (step, kind) in [
-        (Step::PostQuantumHello, Kind::PostQuantum),
-        (Step::EchHello, Kind::Ech),
+        (Step::PostQuantumHello, HelloKind::PostQuantum),
+        (Step::EchHello, HelloKind::Ech),
     ] {
         if failed || !answers {
             let why = if failed {
                 "the round trip failed".to_owned()
             } else {
                 format!(
-                    "{} answers no TLS; name a TLS port with --target",
+                    "{} does not speak TLS; name a TLS port with --target",
                     far_end.authority
                 )
             };
-            tell(Check::skipped(step, why));
+            report(Check::skipped(step, why));
             continue;
         }
         let since = Instant::now();
-        let met = trip(port, far_end, kind, limits);
-        tell(hello(step, far_end, met).after(since.elapsed()));
+        let result = trip(port, far_end, kind, limits);
+        report(hello(step, far_end, result).after(since.elapsed()));
     }
 }
 
-/// What one trip measured.
-struct Trip {
+/// The measurements of one round trip.
+struct Measured {
     up: usize,
     down: usize,
-    /// From asking for the tunnel to having it.
+    /// The time from the CONNECT request to the open tunnel.
     opened: Duration,
-    /// From the last byte up to the first byte down, if one came.
+    /// The time from the last byte sent to the first byte received, if there was one.
     first_byte: Option<Duration>,
-    came: Came,
+    received: Received,
 }
 
-/// What came back.
-enum Came {
-    /// What was sent.
+/// What was received.
+enum Received {
+    /// The bytes that were sent.
     Same,
-    /// An answer in TLS.
-    Tls(Answer),
+    /// A TLS response.
+    Tls(ServerResponse),
     /// Something else.
     Other,
-    /// The end, without a byte.
+    /// The end of the stream, without a byte.
     End,
-    /// Nothing in time.
+    /// Nothing before the deadline.
     Silence,
 }
 
-/// What the relay's own phases may take, before it answers.
-pub(crate) fn to_open(limits: &Limits) -> Duration {
-    let phases = limits.connect_timeout.saturating_mul(5);
-    phases.saturating_add(limits.opening_timeout)
-}
-
-/// One tunnel, bytes up, and what comes down.
-fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Trip, Problem> {
+/// Opens one tunnel, sends bytes and reads the response.
+fn trip(
+    port: &Port,
+    far_end: &FarEnd,
+    kind: HelloKind,
+    limits: &Limits,
+) -> Result<Measured, Problem> {
     let target = &far_end.authority;
     let broke = |error: &io::Error, sent: usize| {
         Problem::new(
-            format!("the tunnel to {target} broke with {sent} bytes sent up it: {error}"),
-            "look at the lines about it in the logs of the relay (-v) and of the gateway",
+            format!("the tunnel to {target} broke after {sent} bytes were sent: {error}"),
+            "read the log lines of this tunnel at the relay (-v) and at the gateway",
         )
     };
     let random = |_| {
         Problem::new(
-            "this machine has no randomness to give",
-            "see that /dev/urandom is there",
+            "the kernel gives no random bytes",
+            "check that getrandom(2) is permitted",
         )
     };
-    let bytes = if far_end.echoes && kind == Kind::Ordinary {
+    let bytes = if far_end.echoes && kind == HelloKind::Ordinary {
         (0..PAYLOAD).map(|n| (n % 251) as u8).collect()
     } else {
         client_hello(kind, &target.host).map_err(random)?
     };
-    let pieces = if kind == Kind::Ordinary {
+    let pieces = if kind == HelloKind::Ordinary {
         &[usize::MAX][..]
     } else {
         &PIECES
     };
     let to_open = to_open(limits);
-    // The far end's own handshake, behind a gateway that may first make one with it.
+    // Twice: an intercepting gateway may first make a handshake with the far end.
     let mut to_answer = limits.connect_timeout.saturating_mul(2);
-    if !far_end.echoes && !far_end.speaks_tls && kind == Kind::Ordinary {
+    if !far_end.echoes && !far_end.speaks_tls && kind == HelloKind::Ordinary {
         to_answer = to_answer.min(QUIET);
     }
 
@@ -180,130 +146,132 @@ fn trip(port: &Port, far_end: &FarEnd, kind: Kind, limits: &Limits) -> Result<Tr
     let since = Instant::now();
     let deadline = Deadline::after(to_answer);
     let mut first_byte = None;
-    let enough = |came: &[u8]| {
-        if far_end.echoes && came.first() == bytes.first() {
-            return came.len() >= bytes.len();
+    let enough = |received: &[u8]| {
+        if far_end.echoes && received.first() == bytes.first() {
+            return received.len() >= bytes.len();
         }
-        Answer::read(came).is_some()
+        ServerResponse::read(received).is_some()
     };
-    let met = tunnel.receive(deadline, |came| {
-        if !came.is_empty() {
+    let result = tunnel.receive(deadline, |received| {
+        if !received.is_empty() {
             first_byte.get_or_insert_with(|| since.elapsed());
         }
-        enough(came)
+        enough(received)
     });
-    let timed_out = matches!(&met, Err(error) if error.kind() == io::ErrorKind::TimedOut);
-    if let Err(error) = &met
+    let timed_out = matches!(&result, Err(error) if error.kind() == io::ErrorKind::TimedOut);
+    if let Err(error) = &result
         && !timed_out
     {
         return Err(broke(error, bytes.len()));
     }
-    let down = tunnel.came();
-    let came = match Answer::read(down) {
-        _ if far_end.echoes && down == bytes => Came::Same,
-        Some(Answer::NoTls) => Came::Other,
-        Some(answer) => Came::Tls(answer),
-        None if timed_out => Came::Silence,
-        None if down.is_empty() => Came::End,
-        _ => Came::Other,
+    let down = tunnel.received();
+    let received = match ServerResponse::read(down) {
+        _ if far_end.echoes && down == bytes => Received::Same,
+        Some(ServerResponse::NoTls) => Received::Other,
+        Some(answer) => Received::Tls(answer),
+        None if timed_out => Received::Silence,
+        None if down.is_empty() => Received::End,
+        _ => Received::Other,
     };
-    let trip = Trip {
+    let trip = Measured {
         up: bytes.len(),
         down: down.len(),
         opened,
         first_byte,
-        came,
+        received,
     };
     tunnel.end();
     Ok(trip)
 }
 
-/// The finding of the round trip itself.
-fn ordinary(port: &Port, far_end: &FarEnd, met: Result<Trip, Problem>) -> Check {
+/// The check for the ordinary round trip.
+fn ordinary(port: &Port, far_end: &FarEnd, result: Result<Measured, Problem>) -> Check {
     let step = Step::RoundTrip;
-    let trip = match met {
+    let trip = match result {
         Ok(trip) => trip,
-        Err(trouble) => return Check::wrong(step, trouble),
+        Err(problem) => return Check::wrong(step, problem),
     };
     let (target, relay) = (&far_end.authority, port.address);
     let through = format!("a tunnel to {target} through {relay}");
-    let finding = match trip.came {
-        Came::Same => Check::ok(step, format!("{through}, {}, the same", trip.counts())),
-        Came::Tls(answer) if !far_end.echoes => {
+    let check = match trip.received {
+        Received::Same => Check::ok(step, format!("{through}, {}, unchanged", trip.counts())),
+        Received::Tls(answer) if !far_end.echoes => {
             Check::ok(step, format!("{through}, {}, {answer}", trip.counts()))
         }
-        Came::Other if !far_end.echoes && !far_end.speaks_tls => {
+        Received::Other if !far_end.echoes && !far_end.speaks_tls => {
             Check::ok(step, format!("{through}, {}, no TLS", trip.counts()))
         }
-        Came::End | Came::Silence if !far_end.echoes && !far_end.speaks_tls => {
-            Check::ok(step, format!("{through}, though nothing there answers TLS"))
+        Received::End | Received::Silence if !far_end.echoes && !far_end.speaks_tls => {
+            Check::ok(step, format!("{through}; the far end does not answer TLS"))
         }
-        Came::Tls(_) | Came::Other => {
-            let what = format!("{through} stands, and what came back is not what belongs there");
-            let remedy = "see what else answers for that host, and whether something on the way changes bytes";
+        Received::Tls(_) | Received::Other => {
+            let what = format!("{through} was opened, but the response is not the expected one");
+            let remedy =
+                "check what answers for that host, and whether something on the path changes bytes";
             Check::wrong(step, Problem::new(what, remedy))
         }
-        Came::End => {
-            let what = format!("{through} stands, and the far end closed it without a byte");
+        Received::End => {
+            let what =
+                format!("{through} was opened, but the far end closed it without a response");
             Check::wrong(
                 step,
-                Problem::new(what, "look at the gateway's log, and at the far end"),
+                Problem::new(what, "check the gateway's log and the far end"),
             )
         }
-        Came::Silence => {
-            let what = format!("{through} stands, and nothing comes back");
+        Received::Silence => {
+            let what = format!("{through} was opened, but there is no response");
             Check::wrong(
                 step,
-                Problem::new(what, "look at the gateway's log, and at the far end"),
+                Problem::new(what, "check the gateway's log and the far end"),
             )
         }
     };
-    trip.facts(finding)
+    trip.facts(check)
 }
 
-/// The finding of a large hello, where an ordinary one was answered.
-fn hello(step: Step, far_end: &FarEnd, met: Result<Trip, Problem>) -> Check {
-    const REMEDY: &str = "something between here and the far end does not take a ClientHello that is large and comes in pieces: \
-                          look at the gateway's log and for a middlebox; until then switch the feature off in the client";
-    let trip = match met {
+/// The check for a large hello, made only if an ordinary one was answered.
+fn hello(step: Step, far_end: &FarEnd, result: Result<Measured, Problem>) -> Check {
+    const REMEDY: &str = "something between this machine and the far end breaks a large ClientHello in segments: \
+                          check the gateway's log and look for a middlebox; until it is fixed, disable the feature in the client";
+    let trip = match result {
         Ok(trip) => trip,
-        Err(trouble) => return Check::wrong(step, Problem::new(trouble.what, REMEDY)),
+        Err(problem) => return Check::wrong(step, Problem::new(problem.what, REMEDY)),
     };
     let up = trip.up;
-    let finding = match trip.came {
-        Came::Same => Check::ok(step, format!("{up} bytes in pieces, back as they were")),
-        Came::Tls(answer) => Check::ok(step, format!("{up} bytes in pieces, {answer}")),
-        Came::Other | Came::End | Came::Silence => {
-            let how = match trip.came {
-                Came::End => "closed without an answer",
-                Came::Silence => "not answered",
-                _ => "answered with what is no TLS",
+    let check = match trip.received {
+        Received::Same => Check::ok(step, format!("{up} bytes in segments, returned unchanged")),
+        Received::Tls(answer) => Check::ok(step, format!("{up} bytes in segments, {answer}")),
+        Received::Other | Received::End | Received::Silence => {
+            let how = match trip.received {
+                Received::End => "closed without an answer",
+                Received::Silence => "not answered",
+                _ => "answered with something that is not TLS",
             };
             let target = &far_end.authority;
             let what = format!(
-                "a ClientHello of {up} bytes to {target} was {how}, and an ordinary one was answered"
+                "a ClientHello of {up} bytes to {target} was {how}, although an ordinary one was answered"
             );
             Check::wrong(step, Problem::new(what, REMEDY))
         }
     };
-    trip.facts(finding)
+    trip.facts(check)
 }
 
-impl Trip {
+impl Measured {
     fn counts(&self) -> String {
         let (up, down) = (self.up, self.down);
         let first = self.first_byte.unwrap_or_default().as_millis();
-        format!("{up} bytes up, {down} down, the first after {first} ms")
+        format!("{up} bytes up, {down} bytes down, first byte after {first} ms")
     }
 
-    fn facts(&self, finding: Check) -> Check {
-        let finding = finding
+    fn facts(&self, check: Check) -> Check {
+        let check = check
             .number("bytes_up", self.up)
             .number("bytes_down", self.down)
             .millis("opened_ms", self.opened);
         match self.first_byte {
-            Some(after) => finding.millis("first_byte_ms", after),
-            None => finding,
+            Some(after) => check.millis("first_byte_ms", after),
+            None => check,
         }
     }
 }

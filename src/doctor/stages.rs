@@ -1,4 +1,4 @@
-//! The five stages of the lifecycle, each looked at and none lived through.
+//! Checks the five stages of the lifecycle without executing them.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -7,29 +7,23 @@ use std::time::Instant;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustls_pki_types::CertificateDer;
 
-use super::RunningServe;
-use super::check::{Check, Problem, Step};
+use super::check::{Check, Step};
 use crate::config::Config;
-use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::net::resolver::Resolver;
 use crate::orchestrator::bind;
-use crate::setup::gate::{self, Gate, Session};
-use crate::setup::token::{self, TokenFile};
-use crate::setup::{bundle, ca, download, hardening};
+use crate::probe::options::RunningServe;
+use crate::probe::prepared::{Prepared, read_token, session, trusted};
+use crate::probe::problem::Problem;
+use crate::setup::gate::Session;
+use crate::setup::token::TokenFile;
+use crate::setup::{bundle, ca, download};
 
-/// What the later steps build on; `None` where a stage is not satisfied.
-pub(crate) struct Seen {
-    pub(crate) session: Option<Session>,
-    pub(crate) token: Option<Secret>,
-    /// Whom our own connections to the upstream trust.
-    pub(crate) roots: Option<Vec<CertificateDer<'static>>>,
-}
-
-/// Whether `stage` would be satisfied; what it found, in a few words. Writes, burns and changes nothing.
+/// Whether `stage` would succeed; a short description of what was found. Writes, deletes and
+/// changes nothing.
 ///
 /// # Errors
-/// What [`start`](crate::start) would be Disabled by, a switch that is off included.
+/// The error that [`start`](crate::start) would be disabled by; a switch that is off counts as one.
 pub(crate) fn check(config: &Config, stage: Stage) -> Result<String, Error> {
     match stage {
         Stage::Gate => session(config).map(|session| opened(&session)),
@@ -42,60 +36,41 @@ pub(crate) fn check(config: &Config, stage: Stage) -> Result<String, Error> {
     }
 }
 
-/// What the way to the upstream needs, with nothing told, downloaded or changed; no token where it is `burnt`.
-#[cfg(feature = "bench")]
-pub(crate) fn see(config: &Config, burnt: bool) -> Result<Seen, Error> {
-    let session = session(config)?;
-    let token = if burnt {
-        None
-    } else {
-        Some(read_token(config)?.secret())
-    };
-    let roots = match trusted(config) {
-        Err(error) if session.base.secure() => return Err(error),
-        roots => roots.ok(),
-    };
-    Ok(Seen {
-        session: Some(session),
-        token,
-        roots,
-    })
-}
-
-/// Every stage in turn. Beside a living `serve` the token is burnt already, and the relay is its.
-pub(super) fn walk(
+/// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is
+/// checked.
+pub(super) fn check_all(
     config: &Config,
-    living: Option<&RunningServe>,
-    tell: &mut dyn FnMut(Check),
-) -> Seen {
+    running: Option<&RunningServe>,
+    report: &mut dyn FnMut(Check),
+) -> Prepared {
     let session = session(config);
-    tell(Check::of(
+    report(Check::of(
         Step::Gate,
         session.as_ref().map(opened).map_err(Clone::clone),
     ));
     let Ok(session) = session else {
         for step in [Step::Token, Step::Ca, Step::Relay, Step::Burn] {
-            tell(Check::skipped(step, "the gate is closed"));
+            report(Check::skipped(step, "the gate is closed"));
         }
-        return Seen {
+        return Prepared {
             session: None,
             token: None,
             roots: None,
         };
     };
 
-    let burnt = |living: &RunningServe| {
+    let burnt = |running: &RunningServe| {
         Ok(format!(
-            "burnt, the serve with process id {} has it",
-            living.pid
+            "burnt: the serve with process ID {} has read it",
+            running.pid
         ))
     };
-    let token = living.is_none().then(|| read_token(config));
-    tell(Check::of(
+    let token = running.is_none().then(|| read_token(config));
+    report(Check::of(
         Step::Token,
-        match (&token, living) {
+        match (&token, running) {
             (Some(Err(error)), _) => Err(error.clone()),
-            (None, Some(living)) => burnt(living),
+            (None, Some(running)) => burnt(running),
             _ => Ok(readable(config)),
         },
     ));
@@ -107,7 +82,7 @@ pub(super) fn walk(
         .map_err(Clone::clone)
         .and_then(|roots| merged(config, &session, roots));
     let took = since.elapsed();
-    tell(
+    report(
         match found {
             Ok(merged) => Check::ok(Step::Ca, merged.detail)
                 .number("base_roots", merged.base)
@@ -118,20 +93,20 @@ pub(super) fn walk(
         .after(took),
     );
 
-    tell(match living {
-        Some(living) => Check::of(Step::Relay, listens(config, living)),
+    report(match running {
+        Some(running) => Check::of(Step::Relay, listens(config, running)),
         None => Check::of(Step::Relay, can_listen(config)),
     });
 
-    tell(match (&token, living) {
-        (_, Some(living)) => Check::of::<Problem>(
+    report(match (&token, running) {
+        (_, Some(running)) => Check::of::<Problem>(
             Step::Burn,
-            burnt(living).map_err(|error: Error| error.into()),
+            burnt(running).map_err(|error: Error| error.into()),
         ),
         (Some(Ok(token)), None) => Check::of(Step::Burn, can_burn(config, token)),
-        _ => Check::skipped(Step::Burn, "there is no token file to delete, see token"),
+        _ => Check::skipped(Step::Burn, "there is no token file, see token"),
     });
-    Seen {
+    Prepared {
         session: Some(session),
         token: token.and_then(Result::ok).map(|token| token.secret()),
         roots: roots.ok(),
@@ -146,39 +121,13 @@ fn readable(config: &Config) -> String {
     format!("{} can be read", config.token_file.display())
 }
 
-fn session(config: &Config) -> Result<Session, Error> {
-    match gate::check(config)? {
-        Gate::Open(session) => Ok(session),
-        Gate::Closed { reason } => Err(Error::new(
-            Stage::Gate,
-            ErrorKind::SwitchedOff,
-            reason,
-            "set both switches, or pass --when always with a base URL",
-        )),
-    }
-}
-
-fn read_token(config: &Config) -> Result<TokenFile, Error> {
-    if config.harden
-        && let Err(error) = hardening::protect()
-    {
-        log::debug!("this process stays readable by others of the same user: {error}");
-    }
-    token::read(config)
-}
-
 fn can_burn(config: &Config, token: &TokenFile) -> Result<String, Error> {
     token
         .can_burn()
         .map(|()| format!("{} can be deleted", config.token_file.display()))
 }
 
-/// Whom our own connections trust.
-fn trusted(config: &Config) -> Result<Vec<CertificateDer<'static>>, Error> {
-    ca::connection_roots(config, &ca::base_roots(config)?)
-}
-
-/// What the bundle would hold.
+/// What the bundle would contain.
 struct Merged {
     base: usize,
     upstream: usize,
@@ -202,19 +151,20 @@ fn merged(
         upstream,
         all,
         detail: format!(
-            "{base} base roots and {upstream} of the upstream, {all} in {}",
+            "{base} base roots, {upstream} from the upstream, {all} in {}",
             place.display()
         ),
     })
 }
 
-/// Whether the bundle could be put at `place`: its folder, or the one that this would be made in, lets us. Nothing is tried.
+/// Whether this user may write the bundle to `place`: into its directory, or into the parent in
+/// which the directory would be created. Nothing is written.
 fn can_write(place: &Path) -> Result<(), Error> {
-    let folder = place.parent().unwrap_or(Path::new("/"));
-    let there = if folder.exists() {
-        folder
+    let directory = place.parent().unwrap_or(Path::new("/"));
+    let there = if directory.exists() {
+        directory
     } else {
-        folder.parent().unwrap_or(folder)
+        directory.parent().unwrap_or(directory)
     };
     let may = Access::WRITE_OK | Access::EXEC_OK;
     accessat(CWD, there, may, AtFlags::EACCESS).map_err(|errno| {
@@ -222,27 +172,27 @@ fn can_write(place: &Path) -> Result<(), Error> {
             Stage::Ca,
             ErrorKind::Io,
             format!(
-                "the folder {} does not let us write the CA bundle: {errno}",
+                "this user cannot write the CA bundle to the directory {}: {errno}",
                 there.display()
             ),
-            "let this user write to it, or name another place with --ca-bundle",
+            "make it writable, or set another path with --ca-bundle",
         )
     })
 }
 
 fn can_listen(config: &Config) -> Result<String, Error> {
-    bind(config).map(|_| format!("{} can be listened on", config.listen))
+    bind(config).map(|_| format!("{} can be bound", config.listen))
 }
 
-/// Whether the living `serve` takes connections.
-fn listens(config: &Config, living: &RunningServe) -> Result<String, Problem> {
-    let RunningServe { pid, relay, .. } = living;
+/// Whether the running `serve` accepts connections.
+fn listens(config: &Config, running: &RunningServe) -> Result<String, Problem> {
+    let RunningServe { pid, relay, .. } = running;
     TcpStream::connect_timeout(relay, config.limits.connect_timeout)
-        .map(|_| format!("the serve with process id {pid} listens on {relay}"))
+        .map(|_| format!("the serve with process ID {pid} listens on {relay}"))
         .map_err(|error| {
             Problem::new(
-                format!("the serve with process id {pid} does not answer on {relay}: {error}"),
-                "look at its log, and start it again with a fresh token",
+                format!("the serve with process ID {pid} does not answer on {relay}: {error}"),
+                "check its log, and restart it with a fresh token",
             )
         })
 }

@@ -1,5 +1,5 @@
-//! The variables of this shell, held against those that it should have: each that is missing or another's is named, each
-//! file is looked for, and each proxy on this machine is dialled.
+//! Compares the variables of this shell with those that it should have: names each that is missing
+//! or different, looks for each file, and connects to each proxy on this machine.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,61 +7,66 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use super::RunningServe;
-use super::check::{Check, Problem, Step};
-use super::client::{loopback, url_parts};
+use super::check::{Check, Step};
 use crate::config::{Config, Environment};
 use crate::http::authority::Authority;
+use crate::probe::client::{loopback, url_parts};
+use crate::probe::options::RunningServe;
+use crate::probe::problem::Problem;
 use crate::setup::child_env::{self, ChildEnv};
 
-/// The variables that tools take a proxy from, besides those of the table.
+/// Variables that tools read a proxy from, in addition to those of the table.
 const FURTHER_PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
-/// Holds the environment of this process against what it should have; one finding for each thing that is wrong.
-pub(super) fn walk(config: &Config, living: Option<&RunningServe>, tell: &mut dyn FnMut(Check)) {
+/// Checks the environment of this process; one check for each problem.
+pub(super) fn check_all(
+    config: &Config,
+    running: Option<&RunningServe>,
+    report: &mut dyn FnMut(Check),
+) {
     let shell = &config.inherited;
-    let troubles = [
-        living.and_then(|living| missing(shell, living)),
-        living.and_then(|living| different(shell, living)),
+    let problems = [
+        running.and_then(|running| missing(shell, running)),
+        running.and_then(|running| different(shell, running)),
         dead_proxies(shell, config.limits.connect_timeout),
         absent_files(shell),
     ];
     let mut well = true;
-    for trouble in troubles.into_iter().flatten() {
+    for problem in problems.into_iter().flatten() {
         well = false;
-        tell(Check::wrong(Step::Variables, trouble));
+        report(Check::wrong(Step::Variables, problem));
     }
     if well {
-        tell(Check::ok(Step::Variables, what_is_set(shell, living)));
+        report(Check::ok(Step::Variables, what_is_set(shell, running)));
     }
 }
 
-fn what_is_set(shell: &Environment, living: Option<&RunningServe>) -> String {
-    if let Some(living) = living {
-        return format!("those of the serve with process id {}", living.pid);
+fn what_is_set(shell: &Environment, running: Option<&RunningServe>) -> String {
+    if let Some(running) = running {
+        return format!("those of the serve with process ID {}", running.pid);
     }
     let set = child_env::proxy_variables().any(|name| shell.lookup(name).is_some());
     if set {
-        "set in this shell, and what they name is there; `run` sets its own".to_owned()
+        "set in this shell, and the proxies and files exist; `run` sets its own".to_owned()
     } else {
-        "not set here, `run` sets them for its command".to_owned()
+        "not set here; `run` sets them for its command".to_owned()
     }
 }
 
-/// What a shell beside this `serve` should have.
-fn expected(shell: &Environment, living: &RunningServe) -> Vec<(String, OsString)> {
+/// The variables that a shell beside this `serve` should have.
+fn expected(shell: &Environment, running: &RunningServe) -> Vec<(String, OsString)> {
     ChildEnv {
-        proxy: living.proxy.clone(),
-        bundle: living.ca_bundle.clone(),
-        wgetrc: living.wgetrc.clone(),
+        proxy: running.proxy.clone(),
+        bundle: running.ca_bundle.clone(),
+        wgetrc: running.wgetrc.clone(),
     }
     .variables(shell)
 }
 
-const EVALUATE: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and start again what was started in it before";
+const EVAL_REMEDY: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and restart the programs that were started before";
 
-fn missing(shell: &Environment, living: &RunningServe) -> Option<Problem> {
-    let expected = expected(shell, living);
+fn missing(shell: &Environment, running: &RunningServe) -> Option<Problem> {
+    let expected = expected(shell, running);
     let names: Vec<&str> = expected
         .iter()
         .map(|(name, _)| name.as_str())
@@ -71,28 +76,28 @@ fn missing(shell: &Environment, living: &RunningServe) -> Option<Problem> {
         0 => None,
         n if n == expected.len() => Some(Problem::new(
             format!(
-                "none of the variables of the serve with process id {} is set in this shell, so its tools go past the proxy",
-                living.pid
+                "none of the variables of the serve with process ID {} is set in this shell: its tools bypass the proxy",
+                running.pid
             ),
-            EVALUATE,
+            EVAL_REMEDY,
         )),
         _ => Some(Problem::new(
             format!("not set in this shell: {}", names.join(", ")),
-            EVALUATE,
+            EVAL_REMEDY,
         )),
     }
 }
 
-fn different(shell: &Environment, living: &RunningServe) -> Option<Problem> {
+fn different(shell: &Environment, running: &RunningServe) -> Option<Problem> {
     let mut others = Vec::new();
-    for (name, should) in expected(shell, living) {
+    for (name, should) in expected(shell, running) {
         let Some(is) = shell.lookup(&name).filter(|is| **is != *should) else {
             continue;
         };
-        let is_path = should == living.ca_bundle.as_os_str()
-            || living.wgetrc.as_deref().is_some_and(|file| should == file);
-        others.push(if should == *living.proxy {
-            // Less a password that may be in either.
+        let is_path = should == running.ca_bundle.as_os_str()
+            || running.wgetrc.as_deref().is_some_and(|file| should == file);
+        others.push(if should == *running.proxy {
+            // Without the password that either URL may contain.
             let (is, should) = (is.to_string_lossy(), should.to_string_lossy());
             let (is, should) = (url_parts(&is).1, url_parts(&should).1);
             format!("{name} (is {is}, should be {should})")
@@ -109,16 +114,16 @@ fn different(shell: &Environment, living: &RunningServe) -> Option<Problem> {
     (!others.is_empty()).then(|| {
         Problem::new(
             format!(
-                "other than the serve with process id {} has it: {}",
-                living.pid,
+                "different from the serve with process ID {}: {}",
+                running.pid,
                 others.join(", ")
             ),
-            EVALUATE,
+            EVAL_REMEDY,
         )
     })
 }
 
-/// The proxies on this machine that nobody listens on.
+/// The proxies on this machine that do not accept connections.
 fn dead_proxies(shell: &Environment, within: Duration) -> Option<Problem> {
     let mut named: BTreeMap<SocketAddr, Vec<&str>> = BTreeMap::new();
     for name in child_env::proxy_variables().chain(FURTHER_PROXIES) {
@@ -138,13 +143,13 @@ fn dead_proxies(shell: &Environment, within: Duration) -> Option<Problem> {
         .collect();
     (!dead.is_empty()).then(|| {
         Problem::new(
-            format!("no proxy listens where this shell has one: {}", dead.join("; ")),
-            "its serve or run has ended: unset these variables, or start another one and evaluate its variables",
+            format!("no proxy listens at an address that this shell uses: {}", dead.join("; ")),
+            "its serve or run has ended: unset these variables, or start another serve and evaluate its variables",
         )
     })
 }
 
-/// The CA files that are named and cannot be read.
+/// The CA files that are named and cannot be found.
 fn absent_files(shell: &Environment) -> Option<Problem> {
     let mut named: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
     for name in child_env::ca_variables().chain(["WGETRC"]) {
@@ -166,10 +171,10 @@ fn absent_files(shell: &Environment) -> Option<Problem> {
     (!absent.is_empty()).then(|| {
         Problem::new(
             format!(
-                "files that this shell's variables name cannot be found: {}",
+                "files named by this shell's variables do not exist: {}",
                 absent.join("; ")
             ),
-            "unset these variables, or evaluate those of a serve that runs",
+            "unset these variables, or evaluate those of a running serve",
         )
     })
 }
@@ -180,41 +185,41 @@ mod tests {
     use crate::doctor::check::Verdict;
     use std::net::{Ipv4Addr, TcpListener};
 
-    /// A `serve` whose port answers and whose bundle is there, as long as both are held.
+    /// A `serve` whose port answers and whose bundle exists while both guards are alive.
     fn serve() -> (RunningServe, TcpListener, tempfile::NamedTempFile) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let bundle = tempfile::NamedTempFile::new().unwrap();
         let relay = listener.local_addr().unwrap();
-        let living = RunningServe {
+        let running = RunningServe {
             pid: 7,
             relay,
             proxy: format!("http://upstreamproxy:canary@{relay}"),
             ca_bundle: bundle.path().to_owned(),
             wgetrc: None,
         };
-        (living, listener, bundle)
+        (running, listener, bundle)
     }
 
-    fn evaluated(living: &RunningServe) -> Environment {
-        expected(&Environment::default(), living)
+    fn evaluated(running: &RunningServe) -> Environment {
+        expected(&Environment::default(), running)
             .into_iter()
             .collect()
     }
 
-    fn findings(shell: Environment, living: Option<&RunningServe>) -> Vec<Check> {
+    fn checks(shell: Environment, running: Option<&RunningServe>) -> Vec<Check> {
         let config = Config {
             inherited: shell,
             ..Config::default()
         };
         let mut all = Vec::new();
-        walk(&config, living, &mut |finding| all.push(finding));
+        check_all(&config, running, &mut |check| all.push(check));
         assert!(!format!("{all:?}").contains("canary"), "{all:?}");
         all
     }
 
     #[track_caller]
-    fn what_is_wrong(shell: Environment, living: Option<&RunningServe>) -> String {
-        match &findings(shell, living)[..] {
+    fn what_is_wrong(shell: Environment, running: Option<&RunningServe>) -> String {
+        match &checks(shell, running)[..] {
             [
                 Check {
                     verdict: Verdict::Wrong { what, remedy },
@@ -227,26 +232,26 @@ mod tests {
 
     #[test]
     fn a_shell_that_evaluated_the_variables_is_well() {
-        let (living, _listener, _bundle) = serve();
-        assert!(!findings(evaluated(&living), Some(&living))[0].is_wrong());
+        let (running, _listener, _bundle) = serve();
+        assert!(!checks(evaluated(&running), Some(&running))[0].is_wrong());
     }
 
     #[test]
     fn a_variable_that_is_missing_or_another_is_named() {
-        let (living, _listener, _bundle) = serve();
-        let none = what_is_wrong(Environment::default(), Some(&living));
+        let (running, _listener, _bundle) = serve();
+        let none = what_is_wrong(Environment::default(), Some(&running));
         assert!(none.starts_with("none of"), "{none}");
 
-        let mut shell = evaluated(&living);
+        let mut shell = evaluated(&running);
         shell.set("PIP_CERT", "");
-        let missing = what_is_wrong(shell, Some(&living));
+        let missing = what_is_wrong(shell, Some(&running));
         assert_eq!(missing, "not set in this shell: PIP_CERT");
 
-        let mut shell = evaluated(&living);
+        let mut shell = evaluated(&running);
         shell.set("HTTPS_PROXY", "http://user:canary@proxy.example:3128");
         shell.set("NO_PROXY", "localhost");
-        let other = what_is_wrong(shell, Some(&living));
-        let (relay, is) = (living.relay, "proxy.example:3128");
+        let other = what_is_wrong(shell, Some(&running));
+        let (relay, is) = (running.relay, "proxy.example:3128");
         assert!(
             other.contains(&format!("HTTPS_PROXY (is {is}, should be {relay})")),
             "{other}"
@@ -280,8 +285,8 @@ mod tests {
     #[test]
     fn without_a_serve_a_bare_shell_is_well_and_a_proxy_elsewhere_is_not_dialled() {
         let shell = [("HTTPS_PROXY", "http://proxy.invalid:3128")];
-        assert!(!findings(shell.into_iter().collect(), None)[0].is_wrong());
-        let bare = &findings(Environment::default(), None)[0].verdict;
+        assert!(!checks(shell.into_iter().collect(), None)[0].is_wrong());
+        let bare = &checks(Environment::default(), None)[0].verdict;
         assert!(matches!(bare, Verdict::Ok(detail) if detail.starts_with("not set here")));
     }
 }

@@ -1,4 +1,4 @@
-//! The client's end of a tunnel, as any tool has it: a CONNECT request to a relay's port, then bytes, all under one deadline.
+//! The client end of a tunnel: a CONNECT request to a relay's port, then bytes, with deadlines.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::check::Problem;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, Fields, Reply};
+use crate::probe::problem::Problem;
 use crate::tunnel::opening;
 
-/// What an answer to CONNECT may be long: a head and its sentence.
+/// The largest response to CONNECT that is read: a head and a text.
 const ANSWER_LIMIT: usize = 2 * head::HEAD_LIMIT;
-/// How long the far end may take to have seen our end.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the far end may take to close after we have closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A relay's port, and the password that it may ask for.
+/// A relay's port, and the credentials that it may require.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) address: SocketAddr,
@@ -27,7 +27,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// A port that asks for nothing.
+    /// A port that requires no credentials.
     pub(crate) fn open(address: SocketAddr) -> Self {
         Self {
             address,
@@ -35,7 +35,7 @@ impl Port {
         }
     }
 
-    /// The port at `address`, with the password that its URL carries, if any.
+    /// The port at `address`, with the credentials in its URL, if there are any.
     pub(crate) fn of_url(address: SocketAddr, url: &str) -> Self {
         let userinfo = url_parts(url).0;
         let credentials = userinfo
@@ -51,7 +51,7 @@ impl Port {
     }
 }
 
-/// Userinfo and authority of a proxy's URL, whose scheme may be missing.
+/// Userinfo and authority of a proxy URL. The scheme may be missing.
 pub(crate) fn url_parts(url: &str) -> (Option<&str>, &str) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let place = rest.split('/').next().unwrap_or_default();
@@ -65,27 +65,27 @@ pub(crate) fn url_parts(url: &str) -> (Option<&str>, &str) {
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     stream: TcpStream,
-    /// What came behind the relay's answer, and then all that came.
-    came: Vec<u8>,
+    /// What was received after the relay's response head.
+    received: Vec<u8>,
 }
 
 impl Tunnel {
-    /// Asks the relay at `port` for a tunnel to `target`.
+    /// Requests a tunnel to `target` from the relay at `port`.
     pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Problem> {
         let answer = Self::ask(port, target, within).map_err(|error| {
             Problem::new(
                 format!("the relay on {} does not answer: {error}", port.address),
-                "look at its log; if it hangs, start it again",
+                "check its log; if it hangs, restart it",
             )
         })?;
-        let (stream, mut came) = answer;
-        match head::response(&came) {
+        let (stream, mut received) = answer;
+        match head::response(&received) {
             Ok(Some((head, len))) if (200..300).contains(&head.status) => {
-                came.drain(..len);
-                Ok(Self { stream, came })
+                received.drain(..len);
+                Ok(Self { stream, received })
             }
             Ok(Some((head, len))) => {
-                let text = opening::plain_text(came.get(len..).unwrap_or_default());
+                let text = opening::plain_text(received.get(len..).unwrap_or_default());
                 let (what, remedy) = Reply::parts(text.trim());
                 let what = format!("{target} was refused with {}: {what}", head.status);
                 Err(Problem {
@@ -94,8 +94,8 @@ impl Tunnel {
                 })
             }
             _ => Err(Problem::new(
-                format!("what {} answered is not HTTP", port.address),
-                "see what else listens on that port",
+                format!("the response of {} is not HTTP", port.address),
+                "check which program listens on that port",
             )),
         }
     }
@@ -109,7 +109,7 @@ impl Tunnel {
             Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
         if let Some(credentials) = &port.credentials {
             let basic = credentials.basic();
-            // At once as large as it gets: a string that grows leaves copies behind.
+            // Allocated in full: a string that grows leaves copies of the secret behind.
             let mut longer =
                 Zeroizing::new(String::with_capacity(request.len() + basic.len() + 32));
             for part in [&request, "Proxy-Authorization: ", &basic, "\r\n"] {
@@ -119,28 +119,28 @@ impl Tunnel {
         }
         stream.write_all(request.as_bytes())?;
         stream.write_all(b"\r\n")?;
-        let mut came = Vec::new();
+        let mut received = Vec::new();
         loop {
-            // A success stays open; a refusal goes on to its end.
-            let success = match head::response(&came) {
+            // After a success the stream stays open; a refusal is read to its end.
+            let success = match head::response(&received) {
                 Ok(Some((head, _))) => (200..300).contains(&head.status),
                 Ok(None) => false,
-                Err(_) => return Ok((stream, came)),
+                Err(_) => return Ok((stream, received)),
             };
             if success
-                || came.len() >= ANSWER_LIMIT
-                || read_some(&mut stream, &mut came, deadline)? == 0
+                || received.len() >= ANSWER_LIMIT
+                || read_some(&mut stream, &mut received, deadline)? == 0
             {
                 break;
             }
         }
-        if came.is_empty() {
+        if received.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((stream, came))
+        Ok((stream, received))
     }
 
-    /// Sends `bytes` in writes of these sizes, over and over.
+    /// Sends `bytes` in writes of these sizes, repeated as often as needed.
     pub(crate) fn send(
         &mut self,
         bytes: &[u8],
@@ -158,41 +158,43 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Waits until what came is `enough`, or its end.
+    /// Reads until `enough` accepts what was received, or until the end of the stream.
     pub(crate) fn receive(
         &mut self,
         deadline: Deadline,
         mut enough: impl FnMut(&[u8]) -> bool,
     ) -> io::Result<()> {
-        while !enough(&self.came) && read_some(&mut self.stream, &mut self.came, deadline)? > 0 {}
+        while !enough(&self.received)
+            && read_some(&mut self.stream, &mut self.received, deadline)? > 0
+        {}
         Ok(())
     }
 
-    /// What came so far.
-    pub(crate) fn came(&self) -> &[u8] {
-        &self.came
+    /// What was received so far.
+    pub(crate) fn received(&self) -> &[u8] {
+        &self.received
     }
 
-    /// The connection, and what has already come over it.
+    /// The connection, and what was already received on it.
     #[cfg(feature = "bench")]
     pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
-        (self.stream, self.came)
+        (self.stream, self.received)
     }
 
-    /// Ends it in order, so that nobody's log tells of a broken tunnel.
+    /// Closes the tunnel cleanly, so that no log reports it as broken.
     pub(crate) fn end(mut self) {
-        let deadline = Deadline::after(FAREWELL);
+        let deadline = Deadline::after(CLOSE_TIMEOUT);
         if self.stream.shutdown(Shutdown::Write).is_ok() {
-            while self.came.len() < ANSWER_LIMIT
-                && read_some(&mut self.stream, &mut self.came, deadline).is_ok_and(|n| n > 0)
+            while self.received.len() < ANSWER_LIMIT
+                && read_some(&mut self.stream, &mut self.received, deadline).is_ok_and(|n| n > 0)
             {
             }
         }
     }
 }
 
-/// Whether `Proxy-Status` says that it failed in the opening ([RFC 9209](https://www.rfc-editor.org/rfc/rfc9209)): the
-/// gateway spoke, and not the relay's own rules.
+/// Whether `Proxy-Status` names the opening as the failed phase ([RFC
+/// 9209](https://www.rfc-editor.org/rfc/rfc9209)): then the gateway refused, not the relay.
 fn names_opening(fields: &Fields) -> bool {
     let details = format!("details=\"{}\"", Phase::Opening);
     fields.all("proxy-status").any(|value| {
@@ -201,13 +203,16 @@ fn names_opening(fields: &Fields) -> bool {
     })
 }
 
-/// Reads once and adds what came to `into`; 0 at the end.
+/// Reads once and appends to `into`; 0 at the end of the stream.
 fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> io::Result<usize> {
     let mut piece = [0; 4096];
     loop {
         let left = deadline.remaining();
         if left.is_some_and(|left| left.is_zero()) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the deadline has passed",
+            ));
         }
         stream.set_read_timeout(left)?;
         match stream.read(&mut piece) {
@@ -215,7 +220,7 @@ fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> 
                 into.extend_from_slice(piece.get(..count).unwrap_or_default());
                 return Ok(count);
             }
-            // How a socket says that its time is over; the deadline knows better.
+            // A read timeout. The deadline decides at the top of the loop.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -228,7 +233,7 @@ fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> 
     }
 }
 
-/// Where a proxy's URL leads, if to this machine.
+/// The address of a proxy URL's authority, if it is on this machine.
 pub(crate) fn loopback(authority: &Authority) -> Option<SocketAddr> {
     match &authority.host {
         Host::Address(address) if address.is_loopback() => {
@@ -249,7 +254,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// A relay that reads one request and answers `answer`.
+    /// A relay that reads one request and sends `answer`.
     fn relay(answer: &'static [u8]) -> (SocketAddr, JoinHandle<String>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap();
@@ -276,9 +281,9 @@ mod tests {
         let (address, thread) = relay(b"HTTP/1.1 200 Connection Established\r\n\r\nfirst");
         let mut tunnel = ask(&Port::open(address)).unwrap();
         tunnel
-            .receive(Deadline::after(PATIENCE), |came| came.len() >= 5)
+            .receive(Deadline::after(PATIENCE), |received| received.len() >= 5)
             .unwrap();
-        assert_eq!(tunnel.came(), b"first");
+        assert_eq!(tunnel.received(), b"first");
         let request = thread.join().unwrap();
         assert!(request.starts_with("CONNECT example.com:443 HTTP/1.1\r\n"));
         assert!(!request.contains("Authorization"), "{request}");
@@ -299,12 +304,12 @@ mod tests {
     fn a_refusal_is_told_with_its_remedy() {
         let (address, thread) =
             relay(b"HTTP/1.1 502 Bad Gateway\r\n\r\nit is down; wait a little\n");
-        let trouble = ask(&Port::open(address)).unwrap_err();
+        let problem = ask(&Port::open(address)).unwrap_err();
         assert_eq!(
-            trouble.what,
+            problem.what,
             "example.com:443 was refused with 502: it is down"
         );
-        assert_eq!(trouble.remedy, "wait a little");
+        assert_eq!(problem.remedy, "wait a little");
         thread.join().unwrap();
     }
 
@@ -327,8 +332,8 @@ mod tests {
             (b"SSH-2.0-x\r\n", "not HTTP"),
         ] {
             let (address, thread) = relay(answer);
-            let trouble = ask(&Port::open(address)).unwrap_err();
-            assert!(trouble.what.contains(expected), "{}", trouble.what);
+            let problem = ask(&Port::open(address)).unwrap_err();
+            assert!(problem.what.contains(expected), "{}", problem.what);
             thread.join().unwrap();
         }
     }
