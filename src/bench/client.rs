@@ -16,13 +16,13 @@ use crate::probe::client::{Port, Tunnel};
 use crate::probe::problem::Problem;
 
 /// The upper bound of every wait of a load: far longer than the longest pause of a slow path.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait for the far end's greeting while it is unknown whether it sends one.
 const GREETING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How the far end is reached.
 #[derive(Debug)]
-pub(super) enum Way {
+pub(super) enum Route {
     /// Directly.
     Direct(SocketAddr),
     /// Through a relay's port.
@@ -35,17 +35,17 @@ pub(super) enum Way {
 }
 
 /// A connection, and what was received on it so far.
-pub(super) struct Visit {
+pub(super) struct LoadConn {
     stream: TcpStream,
-    came: Vec<u8>,
+    received: Vec<u8>,
 }
 
-impl Way {
+impl Route {
     /// Opens a connection. Nothing was received from the far end yet.
-    pub(super) fn open(&self) -> Result<Visit, Problem> {
-        let (stream, came) = match self {
+    pub(super) fn open(&self) -> Result<LoadConn, Problem> {
+        let (stream, received) = match self {
             Self::Direct(address) => {
-                let stream = TcpStream::connect_timeout(address, PATIENCE);
+                let stream = TcpStream::connect_timeout(address, TIMEOUT);
                 (stream.map_err(|error| broke(&error))?, Vec::new())
             }
             Self::Tunnel {
@@ -56,15 +56,15 @@ impl Way {
         };
         let prepared = || {
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))
         };
         prepared().map_err(|error| broke(&error))?;
-        Ok(Visit { stream, came })
+        Ok(LoadConn { stream, received })
     }
 }
 
-impl Visit {
+impl LoadConn {
     /// Whether the far end greets as a benchmark origin does. Any other server sends something
     /// else, or nothing.
     pub(super) fn greets(&mut self) -> bool {
@@ -73,50 +73,50 @@ impl Visit {
 
     /// Waits for the greeting of a known origin.
     pub(super) fn greeted(&mut self) -> Result<(), Problem> {
-        self.greeting(PATIENCE).map_err(|error| broke(&error))
+        self.greeting(TIMEOUT).map_err(|error| broke(&error))
     }
 
     fn greeting(&mut self, within: Duration) -> io::Result<()> {
         let deadline = Deadline::after(within);
-        while self.came.len() < GREETING.len() && GREETING.starts_with(&self.came) {
+        while self.received.len() < GREETING.len() && GREETING.starts_with(&self.received) {
             let left = deadline.remaining().filter(|left| !left.is_zero());
             self.stream
                 .set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
             let mut piece = [0; GREETING.len()];
-            let room = piece.len() - self.came.len();
+            let room = piece.len() - self.received.len();
             let count = self
                 .stream
                 .read(piece.get_mut(..room).unwrap_or_default())?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.came
+            self.received
                 .extend_from_slice(piece.get(..count).unwrap_or_default());
         }
-        self.stream.set_read_timeout(Some(PATIENCE))?;
-        if self.came == GREETING {
+        self.stream.set_read_timeout(Some(TIMEOUT))?;
+        if self.received == GREETING {
             Ok(())
         } else {
             Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "another greeting came",
+                "the greeting is not that of a benchmark origin",
             ))
         }
     }
 
     /// Closes with a reset: nothing waits for more.
-    pub(super) fn hang_up(self) {
+    pub(super) fn reset(self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Closes cleanly, without waiting for the far end to close.
-    pub(super) fn leave(self) {
+    pub(super) fn close(self) {
         // A failure means that the far end has closed already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// Sends the request to the origin.
-    pub(super) fn ask(&mut self, work: Work) -> Result<(), Problem> {
+    pub(super) fn request(&mut self, work: Work) -> Result<(), Problem> {
         let line = format!("{work}\n");
         self.stream
             .write_all(line.as_bytes())
@@ -124,11 +124,11 @@ impl Visit {
     }
 
     /// The same connection, for another thread.
-    pub(super) fn half(&self) -> Result<Self, Problem> {
+    pub(super) fn duplicate(&self) -> Result<Self, Problem> {
         let stream = self.stream.try_clone().map_err(|error| broke(&error))?;
         Ok(Self {
             stream,
-            came: Vec::new(),
+            received: Vec::new(),
         })
     }
 
@@ -172,7 +172,7 @@ impl Visit {
         let read = (&self.stream).take(32).read_to_string(&mut answer);
         read.map_err(|error| broke(&error))?;
         match answer.trim_end().parse::<u64>() {
-            Ok(came) if came == sent => Ok(()),
+            Ok(received) if received == sent => Ok(()),
             _ => Err(wrong()),
         }
     }
@@ -181,13 +181,13 @@ impl Visit {
 fn broke(error: &io::Error) -> Problem {
     Problem::new(
         format!("a connection of the load broke: {error}"),
-        "look at the logs of the relay (-v) and of the gateway",
+        "check the logs of the relay (-v) and of the gateway",
     )
 }
 
 fn wrong() -> Problem {
     Problem::new(
-        "what came is not what was sent",
-        "see whether something on the way changes or loses bytes",
+        "the bytes received differ from the bytes sent",
+        "check whether something on the path changes or loses bytes",
     )
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::client::{Visit, Way};
+use super::client::{LoadConn, Route};
 use super::pattern::Pattern;
 use super::wire::Work;
 use crate::config::Cancel;
@@ -25,7 +25,7 @@ pub(super) enum Bulk {
 /// The parameters that all loads share.
 #[derive(Debug)]
 pub(super) struct Load {
-    pub(super) way: Way,
+    pub(super) route: Route,
     /// The duration of each measurement.
     pub(super) time: Duration,
     /// The far end is a benchmark origin.
@@ -57,9 +57,9 @@ impl Load {
                 {
                     ready();
                     let since = Instant::now();
-                    let visit = load.visit()?;
+                    let conn = load.conn()?;
                     latencies.push(since.elapsed());
-                    load.leave(visit);
+                    load.close(conn);
                 }
                 Ok(latencies)
             }
@@ -68,33 +68,33 @@ impl Load {
     }
 
     /// Opens connections that carry one byte and then stay idle. Dropping them closes them.
-    pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<Visit>, Problem> {
+    pub(super) fn idle(self: &Arc<Self>, count: usize) -> Result<Vec<LoadConn>, Problem> {
         crew(count, || {
             let load = Arc::clone(self);
             move || {
-                let mut visit = load.visit()?;
+                let mut conn = load.conn()?;
                 if load.speaks {
-                    visit.ask(Work::Echo)?;
-                    visit.round_trip(1)?;
+                    conn.request(Work::Echo)?;
+                    conn.round_trip(1)?;
                 }
-                Ok(visit)
+                Ok(conn)
             }
         })
     }
 
     /// Single-byte round trips over one connection, one after the other, for the load's time.
     pub(super) fn echoes(&self) -> Result<Vec<Duration>, Problem> {
-        let mut visit = self.visit()?;
-        visit.ask(Work::Echo)?;
+        let mut conn = self.conn()?;
+        conn.request(Work::Echo)?;
         let until = Instant::now() + self.time;
         let mut latencies = Vec::new();
         while latencies.len() < SAMPLES.1
             && (latencies.len() < SAMPLES.0 || Instant::now() < until)
             && !self.cancel.is_requested()
         {
-            latencies.push(visit.round_trip(latencies.len() as u8)?);
+            latencies.push(conn.round_trip(latencies.len() as u8)?);
         }
-        self.leave(visit);
+        self.close(conn);
         Ok(latencies)
     }
 
@@ -105,42 +105,42 @@ impl Load {
         bulk: Bulk,
         streams: usize,
     ) -> Result<(u64, Duration), Problem> {
-        let visits = crew(streams, || {
+        let conns = crew(streams, || {
             let load = Arc::clone(self);
-            move || load.visit()
+            move || load.conn()
         })?;
         let (time, since) = (self.time, Instant::now());
         let mut halves = Vec::new();
-        for mut visit in visits {
-            visit.ask(match bulk {
+        for mut conn in conns {
+            conn.request(match bulk {
                 Bulk::Down => Work::Down(time),
                 Bulk::Up => Work::Up,
                 Bulk::Both => Work::Both(time),
             })?;
             if bulk != Bulk::Down {
-                halves.push((visit.half()?, true));
+                halves.push((conn.duplicate()?, true));
             }
             if bulk != Bulk::Up {
-                halves.push((visit, false));
+                halves.push((conn, false));
             }
         }
         let mut halves = halves.into_iter();
         let moved = crew(halves.len(), || {
             let (load, half) = (Arc::clone(self), halves.next());
             move || match half {
-                Some((mut visit, true)) => {
-                    let sent = visit.send(&load.pattern, time)?;
+                Some((mut conn, true)) => {
+                    let sent = conn.send(&load.pattern, time)?;
                     if bulk == Bulk::Up {
-                        visit.confirmed(sent)?;
+                        conn.confirmed(sent)?;
                     }
                     Ok(sent)
                 }
-                Some((mut visit, false)) => {
-                    let came = visit.receive(&load.pattern)?;
+                Some((mut conn, false)) => {
+                    let received = conn.receive(&load.pattern)?;
                     if bulk == Bulk::Down {
-                        load.leave(visit);
+                        load.close(conn);
                     }
-                    Ok(came)
+                    Ok(received)
                 }
                 None => Ok(0),
             }
@@ -150,20 +150,20 @@ impl Load {
 
     /// Without half-close the relay would keep the tunnel open for seconds after our end, so the
     /// connection is reset instead.
-    pub(super) fn leave(&self, visit: Visit) {
+    pub(super) fn close(&self, conn: LoadConn) {
         if self.half_close {
-            visit.leave();
+            conn.close();
         } else {
-            visit.hang_up();
+            conn.reset();
         }
     }
 
-    fn visit(&self) -> Result<Visit, Problem> {
-        let mut visit = self.way.open()?;
+    fn conn(&self) -> Result<LoadConn, Problem> {
+        let mut conn = self.route.open()?;
         if self.speaks {
-            visit.greeted()?;
+            conn.greeted()?;
         }
-        Ok(visit)
+        Ok(conn)
     }
 }
 
@@ -187,11 +187,11 @@ where
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(Problem::new(
                 "a thread of the load panicked",
-                "please report it with its message",
+                "report it with its message",
             )),
             Err(error) => Err(Problem::new(
-                format!("no thread could be started for the load: {error}"),
-                "raise the limit on processes, or ask for fewer --streams",
+                format!("cannot start a thread for the load: {error}"),
+                "raise the limit on processes, or reduce --streams",
             )),
         })
         .collect();

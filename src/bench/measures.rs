@@ -35,18 +35,16 @@ impl Run<'_> {
         }
         let held = || -> Result<Option<f64>, Problem> {
             // Memory that is allocated once and kept does not count.
-            load.idle(1)?
-                .into_iter()
-                .for_each(|visit| load.leave(visit));
+            load.idle(1)?.into_iter().for_each(|conn| load.close(conn));
             let before = resident();
-            let visits = load.idle(count)?;
+            let conns = load.idle(count)?;
             let until = Instant::now() + TO_REST;
             while Instant::now() < until && !self.config.cancel.is_requested() {
                 thread::sleep(Duration::from_millis(50));
             }
             let with = resident();
-            for visit in visits {
-                load.leave(visit);
+            for conn in conns {
+                load.close(conn);
             }
             let each = |(with, before): (f64, f64)| (with - before) / count as f64;
             Ok(with.zip(before).map(each))
@@ -56,7 +54,7 @@ impl Run<'_> {
                 let figures = each.map(|kib| figure("memory", "KiB each", kib));
                 self.row(what, path, figures.into_iter().collect());
             }
-            Err(trouble) => self.not(what, path, trouble),
+            Err(problem) => self.not_measured(what, path, problem),
         }
     }
 
@@ -64,13 +62,13 @@ impl Run<'_> {
         &mut self,
         direct: &Arc<Load>,
         tunnel: &Arc<Load>,
-        standing: Option<&Arc<ProbeRelay>>,
+        warm: Option<&Arc<ProbeRelay>>,
         samples: &mut Samples,
     ) {
         let trip = samples.round_trip.unwrap_or_default();
         for at_once in AT_ONCE.into_iter().filter(|n| *n <= self.plan.streams) {
             self.set_up(direct, "direct", at_once, Wait::for_nothing());
-            let relay = standing.filter(|_| at_once == 1).cloned();
+            let relay = warm.filter(|_| at_once == 1).cloned();
             let median = self.set_up(tunnel, "tunnel", at_once, Wait { relay, trip });
             samples.set_up = samples.set_up.or(median);
         }
@@ -100,8 +98,8 @@ impl Run<'_> {
                 self.row(what, path, figures);
                 quantile(&latencies, 50)
             }
-            Err(trouble) => {
-                self.not(what, path, trouble);
+            Err(problem) => {
+                self.not_measured(what, path, problem);
                 None
             }
         }
@@ -124,7 +122,7 @@ impl Run<'_> {
                         (known, median) => known.or(median),
                     };
                 }
-                Err(trouble) => self.not(what, path, trouble),
+                Err(problem) => self.not_measured(what, path, problem),
             }
         }
     }
@@ -157,18 +155,18 @@ impl Run<'_> {
             return None;
         }
         if bulk != Bulk::Down && !load.half_close {
-            let trouble = Problem::new(
-                "the gateway speaks version 1 of the wire, which cannot say that a client has sent all",
-                "measure it through a gateway that speaks version 2",
+            let problem = Problem::new(
+                "the gateway speaks wire version 1, which has no half-close",
+                "measure through a gateway that speaks version 2",
             );
-            self.not(what.to_owned(), path, trouble);
+            self.not_measured(what.to_owned(), path, problem);
             return None;
         }
         let look = Look::now();
         let (bytes, took) = match load.bulk(bulk, streams) {
             Ok(moved) => moved,
-            Err(trouble) => {
-                self.not(what.to_owned(), path, trouble);
+            Err(problem) => {
+                self.not_measured(what.to_owned(), path, problem);
                 return None;
             }
         };

@@ -6,7 +6,7 @@
 
 #![allow(
     clippy::cast_precision_loss,
-    reason = "figures for readers, from counts far under 2^52"
+    reason = "figures for display, from counts far below 2^52"
 )]
 
 mod client;
@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use origin::BenchOrigin;
-pub(crate) use progress::{BenchProgress, Figure, Found, Row};
+pub(crate) use progress::{BenchProgress, Figure, Measured, Row};
 pub(crate) use verdict::{Conclusion, Limit};
 
 use crate::config::Config;
@@ -71,13 +71,13 @@ pub(crate) fn benchmark(
     config: &Config,
     about: &ProbeOptions,
     plan: &BenchPlan,
-    tell: &mut dyn FnMut(BenchProgress),
+    report: &mut dyn FnMut(BenchProgress),
 ) -> Option<Conclusion> {
     let mut run = Run {
         config,
         about,
         plan,
-        tell,
+        report,
         begun: Instant::now(),
         done: 0,
         planned: 0,
@@ -87,8 +87,8 @@ pub(crate) fn benchmark(
     run.plan_for(true, false);
     match run.walk() {
         Ok(conclusion) => conclusion,
-        Err((what, path, trouble)) => {
-            run.not(what, path, trouble);
+        Err((what, path, problem)) => {
+            run.not_measured(what, path, problem);
             None
         }
     }
@@ -101,7 +101,7 @@ struct Run<'a> {
     config: &'a Config,
     about: &'a ProbeOptions,
     plan: &'a BenchPlan,
-    tell: &'a mut dyn FnMut(BenchProgress),
+    report: &'a mut dyn FnMut(BenchProgress),
     begun: Instant,
     /// A run of measurements.
     done: usize,
@@ -113,17 +113,17 @@ struct Run<'a> {
 impl Run<'_> {
     fn walk(&mut self) -> Result<Option<Conclusion>, Stopped> {
         let living = self.about.running.as_ref();
-        let seen = prepared::see(self.config, living.is_some())
+        let prepared = prepared::see(self.config, living.is_some())
             .map_err(|error| (error.stage().to_string(), "gateway", error.into()))?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let origin = BenchOrigin::start(loopback).map_err(|error| {
-            let trouble = Problem::new(
-                format!("no origin could be started on loopback: {error}"),
+            let problem = Problem::new(
+                format!("cannot start an origin on loopback: {error}"),
                 "raise this user's limits on processes and open files",
             );
-            ("origin".to_owned(), "direct", trouble)
+            ("origin".to_owned(), "direct", problem)
         })?;
-        let Some(session) = &seen.session else {
+        let Some(session) = &prepared.session else {
             return Ok(None);
         };
         let named = self.about.target.clone();
@@ -135,16 +135,16 @@ impl Run<'_> {
             },
             None => session.base.authority().clone(),
         };
-        (self.tell)(BenchProgress::Between {
+        (self.report)(BenchProgress::Between {
             upstream: session.base.to_string(),
             target: target.to_string(),
         });
 
-        let round_trip = self.phases(&seen, &target)?;
+        let round_trip = self.phases(&prepared, &target)?;
         if self.config.cancel.is_requested() {
             return Ok(None);
         }
-        let relay = self.relay(&seen, self.config.limits.standby)?;
+        let relay = self.relay(&prepared, self.config.limits.standby)?;
         let port = match (&relay, living) {
             (_, Some(living)) => Port::of_url(living.relay, &living.proxy),
             (Some(relay), None) => relay.port(),
@@ -153,11 +153,11 @@ impl Run<'_> {
         let tunnel = self.tunnel(port, &target)?;
         let direct = Arc::new(Load {
             half_close: true,
-            ..self.load(client::Way::Direct(origin.local_addr()), true)
+            ..self.load(client::Route::Direct(origin.local_addr()), true)
         });
         let far = round_trip.is_some_and(|trip| trip >= FAR);
         let cold = if far && living.is_none() {
-            self.relay(&seen, 0)?
+            self.relay(&prepared, 0)?
         } else {
             None
         };
@@ -169,10 +169,10 @@ impl Run<'_> {
         self.plan_for(tunnel.speaks, cold.is_some());
         self.idle(&direct, "direct");
         self.idle(&tunnel, "tunnel");
-        let standing = relay.as_ref().filter(|_| far);
-        self.set_ups(&direct, &tunnel, standing, &mut samples);
+        let warm = relay.as_ref().filter(|_| far);
+        self.set_ups(&direct, &tunnel, warm, &mut samples);
         if let Some(cold) = cold {
-            let load = self.load(self.way(cold.port(), &target), tunnel.speaks);
+            let load = self.load(self.route(cold.port(), &target), tunnel.speaks);
             self.set_up(
                 &Arc::new(load),
                 "tunnel, nothing standing by",
@@ -184,11 +184,11 @@ impl Run<'_> {
             self.echoes(&direct, &tunnel, &mut samples);
             self.bulks(&direct, &tunnel, &mut samples);
         } else {
-            let trouble = Problem::new(
-                format!("{target} does not speak the benchmark's load"),
-                "run `upstreamproxy bench --origin ADDR:PORT` where the gateway can reach it, and name it with --target",
+            let problem = Problem::new(
+                format!("{target} is not a benchmark origin"),
+                "run `upstreamproxy bench --origin ADDR:PORT` on a machine that the gateway can reach, and name it with --target",
             );
-            self.not("echo and throughput".to_owned(), "tunnel", trouble);
+            self.not_measured("echo and throughput".to_owned(), "tunnel", problem);
         }
         let cancelled = self.config.cancel.is_requested();
         Ok((!cancelled).then(|| judge(&samples)))
@@ -197,21 +197,25 @@ impl Run<'_> {
     /// Measures the phases of the path, the fastest of a few attempts for each. Returns the
     /// round-trip time, from the upgrade if there is a token: a load balancer in front of the
     /// gateway may answer TCP and TLS itself.
-    fn phases(&mut self, seen: &Prepared, target: &Authority) -> Result<Option<Duration>, Stopped> {
-        let Some(session) = &seen.session else {
+    fn phases(
+        &mut self,
+        prepared: &Prepared,
+        target: &Authority,
+    ) -> Result<Option<Duration>, Stopped> {
+        let Some(session) = &prepared.session else {
             return Ok(None);
         };
         // An empty token is never sent: without a token the attempt ends before the upgrade.
-        let token = seen
+        let token = prepared
             .token
             .clone()
             .unwrap_or_else(|| Secret::new(zeroize::Zeroizing::new(String::new())));
-        let roots = seen.roots.as_deref().unwrap_or_default();
+        let roots = prepared.roots.as_deref().unwrap_or_default();
         let (id, base) = (session.id.clone(), session.base.clone());
         let upstream = upstream(id, base, token, roots, Resolver::new())
             .map_err(|error| ("tls".to_owned(), "gateway", error.into()))?;
-        let target = seen.token.is_some().then_some(target);
-        self.begins("the way to the gateway");
+        let target = prepared.token.is_some().then_some(target);
+        self.begins("the path to the gateway");
         let mut quickest: Vec<(Phase, Duration)> = Vec::new();
         let mut walked = Ok(());
         for _ in 0..WALKS {
@@ -250,25 +254,29 @@ impl Run<'_> {
 
     /// A relay in this process with a warm pool of this size; `None` if a running serve has
     /// consumed the token.
-    fn relay(&self, seen: &Prepared, standby: usize) -> Result<Option<Arc<ProbeRelay>>, Stopped> {
+    fn relay(
+        &self,
+        prepared: &Prepared,
+        standby: usize,
+    ) -> Result<Option<Arc<ProbeRelay>>, Stopped> {
         let mut config = self.config.clone();
         config.limits.standby = standby;
-        ProbeRelay::start(&config, seen)
+        ProbeRelay::start(&config, prepared)
             .map(|relay| relay.map(Arc::new))
             .map_err(|error| ("relay".to_owned(), "tunnel", error.into()))
     }
 
-    fn way(&self, port: Port, target: &Authority) -> client::Way {
-        client::Way::Tunnel {
+    fn route(&self, port: Port, target: &Authority) -> client::Route {
+        client::Route::Tunnel {
             port,
             target: target.clone(),
             within: to_open(&self.config.limits),
         }
     }
 
-    fn load(&self, way: client::Way, speaks: bool) -> Load {
+    fn load(&self, route: client::Route, speaks: bool) -> Load {
         Load {
-            way,
+            route,
             time: self.plan.time.min(LONGEST),
             speaks,
             half_close: self.half_close,
@@ -279,12 +287,12 @@ impl Run<'_> {
 
     /// The load through the relay, once it is known whether the far end is a benchmark origin.
     fn tunnel(&mut self, port: Port, target: &Authority) -> Result<Arc<Load>, Stopped> {
-        let way = self.way(port, target);
-        let opened = way.open();
-        let mut visit = opened.map_err(|trouble| ("set-up".to_owned(), "tunnel", trouble))?;
-        let speaks = visit.greets();
-        let load = self.load(way, speaks);
-        load.leave(visit);
+        let route = self.route(port, target);
+        let opened = route.open();
+        let mut conn = opened.map_err(|problem| ("set-up".to_owned(), "tunnel", problem))?;
+        let speaks = conn.greets();
+        let load = self.load(route, speaks);
+        load.close(conn);
         Ok(Arc::new(load))
     }
 
@@ -302,7 +310,7 @@ impl Run<'_> {
             _ => self.plan.time,
         };
         let left = self.planned.saturating_sub(self.done);
-        (self.tell)(BenchProgress::Begins {
+        (self.report)(BenchProgress::Begins {
             what: what.to_owned(),
             done: self.done as f64 / self.planned.max(1) as f64,
             left: pace.saturating_mul(u32::try_from(left).unwrap_or(u32::MAX)),
@@ -322,17 +330,17 @@ impl Run<'_> {
     fn row(&mut self, what: String, path: &'static str, figures: Vec<Figure>) {
         // A measurement that was cut short has no meaning.
         if !self.config.cancel.is_requested() {
-            let found = Found::Figures(figures);
-            (self.tell)(BenchProgress::Row(Row { what, path, found }));
+            let found = Measured::Figures(figures);
+            (self.report)(BenchProgress::Row(Row { what, path, found }));
         }
     }
 
-    fn not(&mut self, what: String, path: &'static str, trouble: Problem) {
+    fn not_measured(&mut self, what: String, path: &'static str, problem: Problem) {
         let Problem {
             what: why, remedy, ..
-        } = trouble;
-        let found = Found::Not { why, remedy };
-        (self.tell)(BenchProgress::Row(Row { what, path, found }));
+        } = problem;
+        let found = Measured::Not { why, remedy };
+        (self.report)(BenchProgress::Row(Row { what, path, found }));
     }
 }
 

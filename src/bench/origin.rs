@@ -11,7 +11,7 @@ use super::pattern::{PIECE, Pattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
 use crate::control::stop::Stop;
 use crate::listener;
-use crate::probe::hosted::{Hosted, ready};
+use crate::probe::origin_thread::{OriginThread, ready};
 
 /// The maximum number of visitors at once; further connections are closed.
 const VISITORS: usize = 256;
@@ -19,14 +19,14 @@ const VISITORS: usize = 256;
 /// of descriptors.
 const BACK_OFF: Duration = Duration::from_millis(10);
 /// How long a visitor may send nothing, or read nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The upper bound of a visit: the longest transfer plus the time that a slow path needs to deliver
 /// it.
 const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
 /// A running benchmark origin. Dropping it closes all visits and joins its threads.
 #[derive(Debug)]
-pub(crate) struct BenchOrigin(Hosted);
+pub(crate) struct BenchOrigin(OriginThread);
 
 impl BenchOrigin {
     /// Starts an origin on `listen`.
@@ -34,7 +34,7 @@ impl BenchOrigin {
     /// # Errors
     /// The address cannot be bound, or a thread cannot be started.
     pub(crate) fn start(listen: SocketAddr) -> io::Result<Self> {
-        Hosted::start(listener::bind(listen)?, serve).map(Self)
+        OriginThread::start(listener::bind(listen)?, serve).map(Self)
     }
 
     /// The address that it listens on.
@@ -46,7 +46,7 @@ impl BenchOrigin {
 fn serve(listener: &TcpListener, stop: &Stop) {
     let pattern = Arc::new(Pattern::new());
     let mut visitors: Vec<Visitor> = Vec::new();
-    while ready(listener, stop, next_to_leave(&visitors)) {
+    while ready(listener, stop, next_deadline(&visitors)) {
         visitors.retain(|visitor| !visitor.thread.is_finished());
         let now = Instant::now();
         for visitor in &mut visitors {
@@ -60,7 +60,9 @@ fn serve(listener: &TcpListener, stop: &Stop) {
             Ok(_) => {}
             Err(error) if transient(&error) => {}
             Err(error) => {
-                log::debug!("the benchmark's origin cannot accept: {error}; going on");
+                log::debug!(
+                    "the benchmark origin cannot accept a connection: {error}; it tries again"
+                );
                 thread::sleep(BACK_OFF);
             }
         }
@@ -89,7 +91,7 @@ impl Visitor {
     }
 }
 
-fn next_to_leave(visitors: &[Visitor]) -> Option<Instant> {
+fn next_deadline(visitors: &[Visitor]) -> Option<Instant> {
     visitors.iter().filter_map(|visitor| visitor.until).min()
 }
 
@@ -103,13 +105,13 @@ fn transient(error: &io::Error) -> bool {
 
 fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<Visitor> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let (ours, pattern) = (stream.try_clone()?, Arc::clone(pattern));
     let thread = visit_thread(move || {
-        if let Err(error) = visit(&stream, &pattern) {
+        if let Err(error) = conn(&stream, &pattern) {
             // The load reports the same failure with more detail.
-            log::debug!("a visitor of the benchmark's origin: {error}");
+            log::debug!("the benchmark origin closed a connection: {error}");
         }
         // The acceptor's duplicate must not keep the connection open.
         let _ = stream.shutdown(Shutdown::Both);
@@ -127,7 +129,7 @@ fn visit_thread(work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<(
         .spawn(work)
 }
 
-fn visit(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
+fn conn(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
     let mut to = stream;
     to.write_all(GREETING)?;
     match asked(stream)? {
@@ -166,14 +168,13 @@ fn asked(mut stream: &TcpStream) -> io::Result<Option<Work>> {
         }
         if byte == *b"\n" {
             let work = std::str::from_utf8(&line).ok().and_then(|l| l.parse().ok());
-            let unknown =
-                || io::Error::new(io::ErrorKind::InvalidData, "it asks for nothing known");
+            let unknown = || io::Error::new(io::ErrorKind::InvalidData, "unknown request");
             return work.map(Some).ok_or_else(unknown);
         }
         if line.len() == LINE_LIMIT {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "its line is too long",
+                "request line too long",
             ));
         }
         line.extend(byte);
@@ -217,12 +218,15 @@ pub(super) fn take(mut from: &TcpStream, pattern: &Pattern) -> io::Result<u64> {
         if !pattern.matches(taken, buffer.get(..count).unwrap_or_default()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("wrong bytes came after {taken} right ones"),
+                format!("wrong bytes after {taken} right ones"),
             ));
         }
         taken += count as u64;
         if Instant::now() >= until {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the deadline has passed",
+            ));
         }
     }
 }
@@ -235,7 +239,7 @@ mod tests {
 
     fn visitor(origin: &BenchOrigin, line: &str) -> TcpStream {
         let mut stream = TcpStream::connect(origin.local_addr()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut greeting = vec![0; GREETING.len()];
         stream.read_exact(&mut greeting).unwrap();
         assert_eq!(greeting, GREETING);
@@ -272,14 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn leaves_who_asks_for_nothing_known_or_sends_something_else() {
+    fn closes_a_visit_with_an_unknown_request_or_wrong_bytes() {
         let origin = origin();
         for line in ["GET / HTTP/1.1\r\n\r\n", "down 99999999\n", "up\nnoise"] {
             let stream = visitor(&origin, line);
             let _ = stream.shutdown(Shutdown::Write);
-            let mut came = Vec::new();
-            let _ = (&stream).read_to_end(&mut came);
-            assert!(came.is_empty(), "{line:?}: {came:?}");
+            let mut received = Vec::new();
+            let _ = (&stream).read_to_end(&mut received);
+            assert!(received.is_empty(), "{line:?}: {received:?}");
         }
     }
 

@@ -36,12 +36,12 @@ pub(crate) struct Row {
     /// `direct` for loopback.
     pub path: &'static str,
     /// The result.
-    pub found: Found,
+    pub found: Measured,
 }
 
 /// The result of a measurement.
 #[derive(Clone, Debug)]
-pub(crate) enum Found {
+pub(crate) enum Measured {
     /// Figures.
     Figures(Vec<Figure>),
     /// Not possible.

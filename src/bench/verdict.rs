@@ -102,14 +102,14 @@ pub(super) fn judge(samples: &Samples) -> Conclusion {
             speeds(one, best),
             idle(samples, best)
         ),
-        remedy: "look at the gateway's machine, at the target, and at the bandwidth between here and there".into(),
+        remedy: "check the gateway's machine, the target, and the bandwidth between them and this machine".into(),
     }
 }
 
 fn processor(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
     let of_direct = samples.direct.filter(|direct| *direct > 0.0).map(|direct| {
         let share = 100.0 * best.mib_s / direct;
-        format!("; straight over loopback the same load moves {direct:.0} MiB/s, so that this is {share:.0} % of it")
+        format!("; direct over loopback the same load moves {direct:.0} MiB/s, so this is {share:.0} % of it")
     });
     let of_direct = of_direct.unwrap_or_default();
     let busy = match best.machine {
@@ -121,7 +121,7 @@ fn processor(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
             best.own.unwrap_or_default()
         ),
         _ => format!(
-            "{}, and over one this process uses {:.1} processors: a tunnel is one thread",
+            "{}, and for one tunnel this process uses {:.1} processors: a tunnel is one thread",
             speeds(one, best),
             one.own.unwrap_or_default()
         ),
@@ -129,8 +129,7 @@ fn processor(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
     Conclusion {
         limit: Limit::Processor,
         sentence: busy + &of_direct,
-        remedy: "see what else keeps this machine busy, give it more or faster processors, or move less through tunnels: \
-                 NO_PROXY names what need not go"
+        remedy: "check what else keeps this machine busy, use more or faster processors, or add hosts that need no tunnel to NO_PROXY"
             .into(),
     }
 }
@@ -139,7 +138,7 @@ fn round_trip(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
     let window = samples.round_trip.map(|trip| {
         let kib = one.mib_s * 1024.0 * trip.as_secs_f64();
         format!(
-            ": at a round trip of {}, about {kib:.0} KiB of one tunnel are on the way",
+            ": with a round trip of {}, about {kib:.0} KiB of one tunnel are in flight",
             millis(trip)
         )
     });
@@ -151,21 +150,20 @@ fn round_trip(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
             idle(samples, best),
             window.unwrap_or_default()
         ),
-        remedy: "use more connections at once, take a gateway that is nearer, or let its and this machine's sockets hold more \
-                 (net.ipv4.tcp_rmem, net.ipv4.tcp_wmem)"
+        remedy: "use more connections at once, use a nearer gateway, or increase the socket buffers of both machines (net.ipv4.tcp_rmem, net.ipv4.tcp_wmem)"
             .into(),
     }
 }
 
 /// Without bulk measurements, set-up alone is judged.
 fn without_throughput(samples: &Samples) -> Conclusion {
-    let told = samples
+    let verdict = samples
         .set_up
         .zip(samples.round_trip)
         .filter(|(_, trip)| !trip.is_zero());
-    let sentence = match told {
+    let sentence = match verdict {
         Some((set_up, trip)) => format!(
-            "throughput was not measured; a tunnel is set up in {}, {:.1} times the upstream's round trip of {}",
+            "throughput was not measured; the set-up of a tunnel takes {}, {:.1} times the upstream's round trip of {}",
             millis(set_up),
             set_up.as_secs_f64() / trip.as_secs_f64(),
             millis(trip)
@@ -175,7 +173,7 @@ fn without_throughput(samples: &Samples) -> Conclusion {
     Conclusion {
         limit: Limit::Unknown,
         sentence,
-        remedy: "run `upstreamproxy bench --origin ADDR:PORT` where the gateway can reach it, and name it here with --target"
+        remedy: "run `upstreamproxy bench --origin ADDR:PORT` on a machine that the gateway can reach, and name it here with --target"
             .into(),
     }
 }
@@ -202,7 +200,7 @@ fn idle(samples: &Samples, best: &Moved) -> String {
             format!("{idle:.0} % of the {processors} processors are idle")
         }
         (_, Some(own)) => format!("this process uses {own:.1} of {processors} processors"),
-        _ => "nothing tells how busy the processors are".to_owned(),
+        _ => "the processor use is unknown".to_owned(),
     }
 }
 
@@ -235,12 +233,12 @@ mod tests {
 
     #[test]
     fn one_tunnel_far_below_many_on_an_idle_machine_waits_for_the_round_trip() {
-        let told = judged(&[
+        let verdict = judged(&[
             moved(1, 12.0, 0.1, 0.05),
             moved(8, 95.0, 0.5, 0.2),
             moved(64, 110.0, 0.6, 0.2),
         ]);
-        assert_eq!(told.limit, Limit::RoundTrip);
+        assert_eq!(verdict.limit, Limit::RoundTrip);
         for part in [
             "one tunnel moves 12 MiB/s",
             "64 tunnels together move 110",
@@ -248,52 +246,66 @@ mod tests {
             "614 KiB",
             "80 %",
         ] {
-            assert!(told.sentence.contains(part), "{part}: {}", told.sentence);
+            assert!(
+                verdict.sentence.contains(part),
+                "{part}: {}",
+                verdict.sentence
+            );
         }
     }
 
     #[test]
     fn a_machine_that_is_busy_throughout_is_the_limit_whatever_the_streams_gain() {
         for many in [610.0, 2400.0] {
-            let told = judged(&[moved(1, 600.0, 1.8, 0.6), moved(8, many, 3.9, 0.98)]);
-            assert_eq!(told.limit, Limit::Processor);
+            let verdict = judged(&[moved(1, 600.0, 1.8, 0.6), moved(8, many, 3.9, 0.98)]);
+            assert_eq!(verdict.limit, Limit::Processor);
             assert!(
-                told.sentence.contains("98 % of the 4 processors"),
+                verdict.sentence.contains("98 % of the 4 processors"),
                 "{}",
-                told.sentence
+                verdict.sentence
             );
-            assert!(told.sentence.contains("loopback"), "{}", told.sentence);
+            assert!(
+                verdict.sentence.contains("loopback"),
+                "{}",
+                verdict.sentence
+            );
         }
     }
 
     #[test]
     fn one_thread_at_its_end_is_the_processor_and_no_round_trip() {
-        let told = judged(&[moved(1, 600.0, 0.95, 0.3), moved(8, 2000.0, 3.0, 0.8)]);
-        assert_eq!(told.limit, Limit::Processor);
+        let verdict = judged(&[moved(1, 600.0, 0.95, 0.3), moved(8, 2000.0, 3.0, 0.8)]);
+        assert_eq!(verdict.limit, Limit::Processor);
         assert!(
-            told.sentence.contains("a tunnel is one thread"),
+            verdict.sentence.contains("a tunnel is one thread"),
             "{}",
-            told.sentence
+            verdict.sentence
         );
     }
 
     #[test]
     fn where_more_tunnels_do_not_help_and_the_machine_is_idle_it_is_the_far_end() {
-        let told = judged(&[moved(1, 11.0, 0.1, 0.05), moved(8, 11.5, 0.1, 0.06)]);
-        assert_eq!(told.limit, Limit::FarEnd);
+        let verdict = judged(&[moved(1, 11.0, 0.1, 0.05), moved(8, 11.5, 0.1, 0.06)]);
+        assert_eq!(verdict.limit, Limit::FarEnd);
         assert!(
-            told.sentence.contains("94 % of the 4 processors are idle"),
+            verdict
+                .sentence
+                .contains("94 % of the 4 processors are idle"),
             "{}",
-            told.sentence
+            verdict.sentence
         );
     }
 
     #[test]
     fn without_throughput_set_up_is_told_in_round_trips_and_the_remedy_names_the_origin() {
-        let told = judged(&[]);
-        assert_eq!(told.limit, Limit::Unknown);
-        assert!(told.sentence.contains("4.0 times"), "{}", told.sentence);
-        assert!(told.remedy.contains("--origin"));
+        let verdict = judged(&[]);
+        assert_eq!(verdict.limit, Limit::Unknown);
+        assert!(
+            verdict.sentence.contains("4.0 times"),
+            "{}",
+            verdict.sentence
+        );
+        assert!(verdict.remedy.contains("--origin"));
         assert_eq!(
             judge(&Samples::default()).sentence,
             "throughput was not measured"
@@ -302,12 +314,12 @@ mod tests {
 
     #[test]
     fn a_machine_that_others_keep_busy_does_not_hide_the_round_trip() {
-        let told = judged(&[moved(1, 12.0, 0.1, 0.99), moved(8, 95.0, 0.5, 1.0)]);
-        assert_eq!(told.limit, Limit::RoundTrip);
+        let verdict = judged(&[moved(1, 12.0, 0.1, 0.99), moved(8, 95.0, 0.5, 1.0)]);
+        assert_eq!(verdict.limit, Limit::RoundTrip);
         assert!(
-            told.sentence.contains("uses 0.5 of 4 processors"),
+            verdict.sentence.contains("uses 0.5 of 4 processors"),
             "{}",
-            told.sentence
+            verdict.sentence
         );
     }
 

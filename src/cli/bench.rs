@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Found, Row, benchmark};
+use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Measured, Row, benchmark};
 use crate::http::authority::Authority;
 use crate::sys::log_filter::one_line;
 use serde_json::{Map, Value, json};
@@ -157,7 +157,7 @@ fn table(
     }
     for row in &heard.rows {
         let found = match &row.found {
-            Found::Figures(figures) => figures.iter().fold(String::new(), |mut text, figure| {
+            Measured::Figures(figures) => figures.iter().fold(String::new(), |mut text, figure| {
                 let value = in_few_places(figure.value);
                 let name = match figure.name {
                     "p50" | "p99" | "least" => format!("{} ", figure.name),
@@ -167,7 +167,7 @@ fn table(
                 let _ = write!(text, "{cell:<18}");
                 text
             }),
-            Found::Not { why, remedy } => format!("not measured, {why}; {remedy}"),
+            Measured::Not { why, remedy } => format!("not measured, {why}; {remedy}"),
         };
         let _ = writeln!(
             out,
@@ -248,13 +248,13 @@ fn object(row: &Row) -> Value {
     object.insert("what".to_owned(), row.what.as_str().into());
     object.insert("path".to_owned(), row.path.into());
     match &row.found {
-        Found::Figures(figures) => {
+        Measured::Figures(figures) => {
             for figure in figures {
                 let found = json!({ "value": figure.value, "unit": figure.unit });
                 object.insert(figure.name.to_owned(), found);
             }
         }
-        Found::Not { why, remedy } => {
+        Measured::Not { why, remedy } => {
             let not = json!({ "why": why, "remedy": remedy });
             object.insert("not_measured".to_owned(), not);
         }

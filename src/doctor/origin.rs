@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use crate::control::stop::Stop;
 use crate::http::authority::{Authority, Host};
-use crate::probe::hosted::{Hosted, ready};
+use crate::probe::origin_thread::{OriginThread, ready};
 
 /// How long one write may block.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running origin. Dropping it stops it.
 #[derive(Debug)]
-pub(super) struct Origin(Hosted);
+pub(super) struct Origin(OriginThread);
 
 impl Origin {
     /// Starts an origin on a free port.
     pub(super) fn start() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        Hosted::start(listener, serve).map(Self)
+        OriginThread::start(listener, serve).map(Self)
     }
 
     /// Its address, as the target of a CONNECT request.

@@ -15,13 +15,13 @@ use crate::net::wait::wait;
 
 /// A listener that one thread serves. Dropping it stops and joins the thread.
 #[derive(Debug)]
-pub(crate) struct Hosted {
+pub(crate) struct OriginThread {
     address: SocketAddr,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Hosted {
+impl OriginThread {
     /// Starts a thread that runs `serve` on `listener` until a stop is requested.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Hosted {
     }
 }
 
-impl Drop for Hosted {
+impl Drop for OriginThread {
     fn drop(&mut self) {
         self.stop.request(Deadline::after(Duration::ZERO));
         if let Some(thread) = self.thread.take() {
