@@ -16,6 +16,7 @@ mod clients;
 mod doctor;
 mod embedding;
 mod entry;
+mod examples;
 mod gateway_service;
 mod hostile_clients;
 mod hostile_upstream;
