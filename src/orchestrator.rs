@@ -385,6 +385,15 @@ pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running
 impl Handle {
     /// The relay's URL, as `HTTPS_PROXY` contains it: `http://127.0.0.1:PORT`, with user and password if
     /// [`Config::listen_credential`] is set.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// assert_eq!(relay.proxy_url(), format!("http://{}", relay.local_addr()));
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn proxy_url(&self) -> &str {
         &self.child_env.proxy
     }
@@ -401,6 +410,16 @@ impl Handle {
 
     /// The merged CA bundle (PEM). It is not deleted with the handle, because a child process may outlive it; only the
     /// bundle of [`start_embedded`] is.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// let pem = std::fs::read_to_string(relay.ca_bundle()).unwrap();
+    /// assert!(pem.contains("-----BEGIN CERTIFICATE-----"));
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn ca_bundle(&self) -> &Path {
         &self.trust.bundle
     }
@@ -426,12 +445,37 @@ impl Handle {
     }
 
     /// The variables for a child process that inherits `environment`. Its `NO_PROXY` is kept and extended.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// use upstreamproxy::config::Environment;
+    ///
+    /// let child: Environment = [("NO_PROXY", "intranet.example")].into_iter().collect();
+    /// let variables = relay.env_for(&child);
+    /// let no_proxy = variables.iter().find(|(name, _)| name == "NO_PROXY").unwrap();
+    /// assert!(no_proxy.1.to_str().unwrap().contains("intranet.example"));
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn env_for(&self, environment: &Environment) -> Vec<(String, OsString)> {
         self.child_env.variables(environment)
     }
 
     /// Sets the variables on a command that is not started yet. A `NO_PROXY` that was set on the command, else the
     /// inherited one, is kept and extended.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// let mut command = std::process::Command::new("git");
+    /// relay.apply_to(command.args(["clone", "https://example.com/repository.git"]));
+    /// assert!(command.get_envs().any(|(name, _)| name == "GIT_SSL_CAINFO"));
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn apply_to(&self, command: &mut Command) {
         let mut environment = self.inherited.clone();
         for (name, value) in command.get_envs() {
@@ -441,6 +485,16 @@ impl Handle {
     }
 
     /// The counters, as they are now.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// let stats = relay.stats();
+    /// println!("{} tunnels open, {} refused", stats.live, stats.refused);
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn stats(&self) -> Stats {
         self.relay.stats()
     }
@@ -459,6 +513,23 @@ impl Handle {
     }
 
     /// A request, for another thread, that ends a shutdown at once.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// use std::time::Duration;
+    ///
+    /// let abort = relay.abort();
+    /// let watchdog = std::thread::spawn(move || {
+    ///     std::thread::sleep(Duration::from_millis(10));
+    ///     abort.request();
+    /// });
+    /// relay.shutdown(Duration::from_secs(60));
+    /// watchdog.join().unwrap();
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn abort(&self) -> Abort {
         self.relay.abort()
     }
@@ -467,6 +538,16 @@ impl Handle {
     ///
     /// Blocks for `drain` at most, plus up to 2 s for closing handshakes and, after [`start_embedded`], 1 s for the gateway.
     /// Tunnels that are silent end at once.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # let relay = started.into_result()?;
+    /// let report = relay.shutdown(std::time::Duration::from_secs(10));
+    /// assert_eq!((report.ended, report.cut), (0, 0), "no tunnel was open");
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.relay.shutdown(drain)
     }
