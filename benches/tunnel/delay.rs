@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
-use crate::delay_line::delay_line;
+use crate::delay_line::start_delay_forwarder;
 use crate::measure::joined;
 use crate::path::{Gateway, OURS, Path, bare, prepared};
 use crate::progress::Progress;
@@ -67,7 +67,7 @@ pub(crate) fn measure(
     for &round_trip in distances {
         progress.part(&name(round_trip));
         let one_way = Duration::from_millis(round_trip) / 2;
-        let near = delay_line((Ipv4Addr::LOCALHOST, port).into(), one_way, |_| {})?;
+        let near = start_delay_forwarder((Ipv4Addr::LOCALHOST, port).into(), one_way, |_| {})?;
         let base_url = format!("https://{near}");
         let relay = |way: &'static str, options: &[&str]| {
             Path::relay(bare(OURS), way, &base_url, &gateway.files, options, target)

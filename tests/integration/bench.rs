@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    EchoServer, OurGateway, Running, Serving, TOKEN, TempHome, delay_line, finish, upstreamproxy,
+    EchoServer, GatewayProcess, RelayProcess, Running, TOKEN, TempHome, finish,
+    start_delay_forwarder, upstreamproxy,
 };
 
 /// There and back over the line of the tests: its window then holds one tunnel to a few MiB/s.
@@ -130,10 +131,10 @@ fn prints_a_table_with_a_verdict_and_a_line_of_progress_for_each_measure() {
 #[test]
 fn behind_a_long_line_the_round_trip_is_the_limit_and_a_standby_saves_some() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let port = gateway.base_url().rsplit(':').next().unwrap().parse();
     let far = (Ipv4Addr::LOCALHOST, port.unwrap()).into();
-    let line = delay_line(far, ROUND_TRIP / 2, |_| {}).unwrap();
+    let line = start_delay_forwarder(far, ROUND_TRIP / 2, |_| {}).unwrap();
     let (far_end, target) = origin(&home);
     let options = ["--target", &target, "--streams", "8", "--seconds", "1"];
     let measured = Measured::at(&home, &format!("http://{line}"), &options);
@@ -153,7 +154,7 @@ fn behind_a_long_line_the_round_trip_is_the_limit_and_a_standby_saves_some() {
 #[test]
 fn a_target_that_speaks_no_load_gives_set_up_alone_and_the_remedy() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let echo = EchoServer::start();
     let target = echo.authority();
     let measured = Measured::at(&home, &gateway.base_url(), &["--target", &target]);
@@ -169,8 +170,8 @@ fn a_target_that_speaks_no_load_gives_set_up_alone_and_the_remedy() {
 #[test]
 fn beside_a_living_serve_the_load_goes_through_its_port() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let serving = Serving::start(&home, &gateway.base_url(), &["--listen-credential"]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let serving = RelayProcess::start(&home, &gateway.base_url(), &["--listen-credential"]);
     let (far_end, target) = origin(&home);
     let options = ["--target", &target, "--streams", "1"];
     let measured = Measured::at(&home, &gateway.base_url(), &options);
@@ -193,7 +194,7 @@ fn says_why_there_is_no_way_and_fails() {
     let down = finish(command);
     assert_eq!(down.status.code(), Some(1), "{down:#?}");
     assert!(down.text().contains("refused the connection"), "{down:#?}");
-    let strict = OurGateway::strict(&home, &[]);
+    let strict = GatewayProcess::strict(&home, &[]);
     let mut command = upstreamproxy(&home);
     let forbidden = finish(home.session(command.arg("bench"), &strict.base_url()));
     assert_eq!(forbidden.status.code(), Some(1), "{forbidden:#?}");

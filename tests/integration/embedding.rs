@@ -13,7 +13,8 @@ use std::time::Duration;
 use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
 
 use crate::support::{
-    Counts, Ending, TempHome, TestCa, connect, exchange, finish_within, once_more, pattern,
+    Ending, ResourceCounts, TempHome, TestCa, connect, exchange, finish_within, pattern,
+    test_subprocess,
 };
 
 /// Tells the test, run again in a process of its own, to be the host.
@@ -23,7 +24,7 @@ const ROUNDS: usize = 100;
 /// More than one chunk of the wire in each direction.
 const LENGTH: usize = 1 << 20;
 /// How long a hundred rounds may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_hundred_lives_in_one_process_leave_no_thread_and_no_descriptor() {
@@ -32,8 +33,8 @@ fn a_hundred_lives_in_one_process_leave_no_thread_and_no_descriptor() {
     }
     let home = TempHome::new();
     let test = "embedding::a_hundred_lives_in_one_process_leave_no_thread_and_no_descriptor";
-    let mut again = once_more(&home, test, HOST);
-    let finished = finish_within(PATIENCE, &mut again).succeeded();
+    let mut again = test_subprocess(&home, test, HOST);
+    let finished = finish_within(TIMEOUT, &mut again).succeeded();
     assert!(
         finished.text().contains("a hundred lives, nothing left"),
         "the host did not run: {finished:#?}"
@@ -82,8 +83,8 @@ fn live(target: &str, roots: &Path) {
     assert_eq!(report.cut, 0);
 }
 
-fn counts() -> Counts {
-    Counts::of(std::process::id()).unwrap()
+fn counts() -> ResourceCounts {
+    ResourceCounts::of(std::process::id()).unwrap()
 }
 
 /// A server that sends everything back, one connection after the other; it tells when one is over and closed.

@@ -15,14 +15,14 @@ use upstreamproxy::gateway::{GatewayConfig, Sessions, TlsIdentity};
 use upstreamproxy::start_gateway;
 
 use crate::support::{
-    CannedServer, Counts, EchoServer, Ending, HttpsOrigin, OurGateway, PATIENCE, Running, SESSION,
-    Serving, TOKEN, TempHome, TestCa, binary, connect, exchange, is_idle, need_tool, pattern,
-    read_to_end, request,
+    CannedServer, EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, ResourceCounts,
+    Running, SESSION, TIMEOUT, TOKEN, TempHome, TestCa, assert_idle, binary, connect, exchange,
+    need_tool, pattern, read_to_end, request,
 };
 
 const NAME: &str = "origin.test";
 
-fn port_of(gateway: &OurGateway) -> u16 {
+fn port_of(gateway: &GatewayProcess) -> u16 {
     let address: SocketAddr = gateway.ready["listening"]
         .as_str()
         .unwrap()
@@ -32,7 +32,7 @@ fn port_of(gateway: &OurGateway) -> u16 {
 }
 
 #[track_caller]
-fn goes_through(relay: &Serving, target: &EchoServer) {
+fn goes_through(relay: &RelayProcess, target: &EchoServer) {
     let (mut tunnel, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200, "{answer:?}");
     let payload = pattern(100_000);
@@ -63,10 +63,10 @@ fn a_thousand_strangers_do_not_keep_those_with_a_token_out() {
     // The cap of an ordinary machine, and one that a thousand do not fill.
     for cap in ["256", "2048"] {
         let (home, target) = (TempHome::new(), EchoServer::start());
-        let gateway = OurGateway::start(&home, &["--max-tunnels", cap]);
-        let relay = Serving::start(&home, &gateway.base_url(), &[]);
+        let gateway = GatewayProcess::start(&home, &["--max-tunnels", cap]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
         goes_through(&relay, &target);
-        let before = Counts::of(gateway.running.pid());
+        let before = ResourceCounts::of(gateway.running.pid());
         let (mut tunnel, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 200);
 
@@ -81,10 +81,10 @@ fn a_thousand_strangers_do_not_keep_those_with_a_token_out() {
             .collect();
         goes_through(&relay, &target);
         still_echoes(&mut tunnel);
-        is_idle(gateway.running.pid());
+        assert_idle(gateway.running.pid());
         drop((strangers, tunnel));
         if let Some(before) = before {
-            before.returns(gateway.running.pid());
+            before.wait_until_restored(gateway.running.pid());
         }
     }
 }
@@ -108,7 +108,7 @@ fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
         });
         let gateway = start_gateway(config).unwrap();
         let mut silent = TcpStream::connect(gateway.local_addr()).unwrap();
-        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        silent.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert_eq!(
             silent.read(&mut [0]).unwrap_or(0),
             0,
@@ -133,7 +133,7 @@ fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
 #[test]
 fn nothing_but_a_right_token_opens_the_door_and_no_answer_says_why() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let bearer = format!("Authorization: Bearer {TOKEN}");
     let basic = data_encoding::BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
     let cases: Vec<(String, u16)> = vec![
@@ -187,10 +187,10 @@ fn nothing_but_a_right_token_opens_the_door_and_no_answer_says_why() {
 #[test]
 fn wrong_tokens_over_and_over_cost_nothing_that_stays() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     goes_through(&relay, &target);
-    let before = Counts::of(gateway.running.pid());
+    let before = ResourceCounts::of(gateway.running.pid());
     for n in 0..1_000 {
         let head =
             format!("GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nAuthorization: Bearer {n}\r\n\r\n");
@@ -200,7 +200,7 @@ fn wrong_tokens_over_and_over_cost_nothing_that_stays() {
     }
     goes_through(&relay, &target);
     if let Some(before) = before {
-        before.returns(gateway.running.pid());
+        before.wait_until_restored(gateway.running.pid());
     }
 }
 
@@ -210,8 +210,8 @@ fn a_tls_gateway_survives_those_who_speak_something_else() {
     let (certificate, key) = ca.issue("127.0.0.1");
     let [certificate, key] = [("cert.pem", certificate), ("key.pem", key)]
         .map(|(name, pem)| home.write(name, pem, 0o600).to_str().unwrap().to_owned());
-    let gateway = OurGateway::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
-    let before = Counts::of(gateway.running.pid());
+    let gateway = GatewayProcess::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let before = ResourceCounts::of(gateway.running.pid());
     let others: [&[u8]; 5] = [
         b"GET /v1/code/upstreamproxy/ca-cert HTTP/1.1\r\n\r\n",
         b"\x05\x01\x00",
@@ -221,22 +221,22 @@ fn a_tls_gateway_survives_those_who_speak_something_else() {
     ];
     for bytes in others {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port_of(&gateway))).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         // An alert, and then the end or a reset.
         let _ = stream.read_to_end(&mut Vec::new());
     }
     if let Some(before) = before {
-        before.returns(gateway.running.pid());
+        before.wait_until_restored(gateway.running.pid());
     }
 }
 
 #[test]
 fn sessions_change_while_it_runs_and_open_tunnels_go_on() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut tunnel, _) = connect(relay.port(), &target.authority());
     let reload = |sessions: &str, said: &str| {
         home.write("sessions", sessions, 0o600);
@@ -325,7 +325,7 @@ fn no_form_of_a_forbidden_address_is_dialled() {
         command.args(["--resolve", entry]);
     }
     let (gateway, ready) = Running::ready(&mut command);
-    let relay = Serving::start(&home, ready["base_url"].as_str().unwrap(), &[]);
+    let relay = RelayProcess::start(&home, ready["base_url"].as_str().unwrap(), &[]);
     let names = (0..resolve.len()).map(|n| format!("name{n}.test"));
     for host in FORBIDDEN.iter().map(ToString::to_string).chain(names) {
         let (mut stream, answer) = connect(relay.port(), &format!("{host}:{port}"));
@@ -349,8 +349,8 @@ fn no_form_of_a_forbidden_address_is_dialled() {
 fn it_does_not_dial_itself() {
     let home = TempHome::new();
     // Where private addresses are allowed, too.
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = port_of(&gateway);
     for host in [
         "127.0.0.1",
@@ -367,7 +367,11 @@ fn it_does_not_dial_itself() {
 // Interception.
 
 /// A TLS handshake for `sni`, or without one, through a tunnel to `authority`; what the far end answered.
-fn ask_over_tls(relay: &Serving, authority: &str, sni: Option<&str>) -> std::io::Result<String> {
+fn ask_over_tls(
+    relay: &RelayProcess,
+    authority: &str,
+    sni: Option<&str>,
+) -> std::io::Result<String> {
     let bundle = std::fs::read(relay.ready["ca_bundle"].as_str().unwrap()).unwrap();
     let mut roots = RootCertStore::empty();
     let bundle = rustls::pki_types::CertificateDer::pem_slice_iter(&bundle);
@@ -395,7 +399,7 @@ fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let other = HttpsOrigin::start("other.test");
     let ca = origin.ca_file();
-    let gateway = OurGateway::start(
+    let gateway = GatewayProcess::start(
         &home,
         &[
             "--intercept",
@@ -408,7 +412,7 @@ fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
             ca.to_str().unwrap(),
         ],
     );
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let reply = ask_over_tls(&relay, &origin.authority(), Some(NAME)).unwrap();
     assert!(reply.ends_with(HttpsOrigin::HELLO), "{reply}");
     let reply = ask_over_tls(&relay, &origin.authority(), None).unwrap();
@@ -433,8 +437,8 @@ fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
 fn a_target_that_spoils_the_interception_ends_it_with_a_reason() {
     let home = TempHome::new();
     let options = ["--intercept", "*", "--connect-timeout", "500ms"];
-    let gateway = OurGateway::start(&home, &options);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &options);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (silent, echo) = (CannedServer::start(""), EchoServer::start());
     let ends = TcpListener::bind("127.0.0.1:0").unwrap();
     let ending = ends.local_addr().unwrap().to_string();

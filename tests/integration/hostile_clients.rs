@@ -11,9 +11,9 @@ use socket2::SockRef;
 use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
 
 use crate::support::{
-    Counts, EchoServer, Ending, HalfCloseServer, OurGateway, PATIENCE, Serving, TempHome, TestCa,
-    binary, connect, exchange, finish, is_idle, need_tool, pattern, read_to_end, request,
-    upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, TIMEOUT,
+    TempHome, TestCa, assert_idle, binary, connect, exchange, finish, need_tool, pattern,
+    read_to_end, request, upstreamproxy,
 };
 
 /// What speaks something else than HTTP, or half of it.
@@ -26,16 +26,16 @@ const GARBAGE: [&[u8]; 6] = [
     b"\xff\xfe\xfd\xfc\r\n\r\n",
 ];
 
-fn relay_and_gateway(home: &TempHome, options: &[&str]) -> (Serving, OurGateway) {
-    let gateway = OurGateway::start(home, &[]);
-    let relay = Serving::start(home, &gateway.base_url(), options);
+fn relay_and_gateway(home: &TempHome, options: &[&str]) -> (RelayProcess, GatewayProcess) {
+    let gateway = GatewayProcess::start(home, &[]);
+    let relay = RelayProcess::start(home, &gateway.base_url(), options);
     (relay, gateway)
 }
 
 fn dial(port: u16) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
@@ -55,7 +55,7 @@ fn is_open(stream: &TcpStream) -> bool {
 /// A tunnel, tried again as long as the relay has no slot free: others may be about to give theirs back.
 #[track_caller]
 fn tunnel_when_free(port: u16, authority: &str) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let (stream, answer) = connect(port, authority);
         match answer.status {
@@ -87,7 +87,7 @@ fn allow_many_descriptors() {
 }
 
 /// `upstreamproxy serve` under a limit of the shell's `ulimit`.
-fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) -> Serving {
+fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) -> RelayProcess {
     let mut command = home.command("sh");
     command
         .args([
@@ -98,7 +98,7 @@ fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) 
             "serve",
         ])
         .args(options);
-    Serving::from(home.session(&mut command, base_url))
+    RelayProcess::from(home.session(&mut command, base_url))
 }
 
 // Many and slow.
@@ -109,7 +109,7 @@ fn slow_and_senseless_clients_do_not_keep_a_good_one_waiting() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "512"]);
     serves(relay.port(), &target);
-    let before = Counts::of(relay.running.pid());
+    let before = ResourceCounts::of(relay.running.pid());
 
     let slow: Vec<_> = (0..200)
         .map(|n| {
@@ -132,10 +132,10 @@ fn slow_and_senseless_clients_do_not_keep_a_good_one_waiting() {
         slow.iter().all(is_open),
         "served while all of them were there"
     );
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
     drop((slow, senseless));
     if let Some(before) = before {
-        before.returns(relay.running.pid());
+        before.wait_until_restored(relay.running.pid());
     }
 }
 
@@ -146,7 +146,8 @@ fn ten_thousand_clients_that_reset_leave_every_slot_free() {
     let (relay, gateway) = relay_and_gateway(&home, &["--max-tunnels", "12"]);
     let port = relay.port();
     serves(port, &target);
-    let counts = [relay.running.pid(), gateway.running.pid()].map(|pid| (pid, Counts::of(pid)));
+    let counts =
+        [relay.running.pid(), gateway.running.pid()].map(|pid| (pid, ResourceCounts::of(pid)));
     let connect_request = format!("CONNECT {} HTTP/1.1\r\n\r\n", target.authority());
     thread::scope(|scope| {
         for n in 0..4 {
@@ -173,7 +174,7 @@ fn ten_thousand_clients_that_reset_leave_every_slot_free() {
     drop(held);
     for (pid, before) in counts {
         if let Some(before) = before {
-            before.returns(pid);
+            before.wait_until_restored(pid);
         }
     }
 }
@@ -300,7 +301,7 @@ fn the_slot_comes_back_on_every_way_out() {
 #[test]
 fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let relay = serve_under(
         &home,
         "-n 64",
@@ -308,12 +309,12 @@ fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
         &["--max-tunnels", "500"],
     );
     serves(relay.port(), &target);
-    let before = Counts::of(relay.running.pid());
+    let before = ResourceCounts::of(relay.running.pid());
     let crowd: Vec<_> = (0..100).map(|_| dial(relay.port())).collect();
     while !relay.running.stderr().contains("cannot accept connections") {
         thread::yield_now();
     }
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
     drop(crowd);
     serves(relay.port(), &target);
 
@@ -330,7 +331,7 @@ fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
     });
     serves(relay.port(), &target);
     if let Some(before) = before {
-        before.returns(relay.running.pid());
+        before.wait_until_restored(relay.running.pid());
     }
 }
 
@@ -340,14 +341,14 @@ fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
         return;
     }
     let (home, target, elsewhere) = (TempHome::new(), EchoServer::start(), TempHome::new());
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
     // Root's threads are not counted.
-    let mut command = home.as_ordinary_user();
+    let mut command = home.as_unprivileged_user();
     command.args(["serve", "--allow-any-user"]);
-    let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+    let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
     serves(relay.port(), &target);
     let limit_threads_to = |limit: &str| {
-        let mut prlimit = home.as_same_user("prlimit");
+        let mut prlimit = home.command_as_unprivileged_user("prlimit");
         prlimit.arg(format!("--pid={}", relay.running.pid()));
         finish(prlimit.arg(format!("--nproc={limit}:"))).succeeded();
     };
@@ -360,7 +361,7 @@ fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
         assert_eq!(answer.status, 503, "{answer:?}");
         assert_eq!(read_to_end(&mut stream).1, Ending::Eof);
     }
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
     limit_threads_to("10000");
     serves(relay.port(), &target);
     let log = relay.stop().succeeded().stderr;
@@ -371,7 +372,7 @@ fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
 #[test]
 fn without_address_space_it_takes_fewer_and_does_not_abort() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     // More than was ever asked for by anybody: what would abort the process is not taken.
     let options = ["--max-tunnels", "100000"];
     let relay = serve_under(&home, "-v 500000", &gateway.base_url(), &options);

@@ -16,8 +16,8 @@ use tungstenite::handshake::derive_accept_key;
 use upstreamproxy::{Config, Handle, start};
 
 use crate::support::{
-    Counts, Ending, PATIENCE, Serving, TOKEN, TempHome, TestCa, connect, finish, is_idle,
-    need_tool, pattern, read_to_end, skip, upstreamproxy,
+    Ending, RelayProcess, ResourceCounts, TIMEOUT, TOKEN, TempHome, TestCa, assert_idle, connect,
+    finish, need_tool, pattern, read_to_end, skip, upstreamproxy,
 };
 
 const TARGET: &str = "target.test:443";
@@ -49,7 +49,7 @@ impl Upstream {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 let (now, pem) = (Arc::clone(&now.lock().unwrap()), pem.clone());
                 thread::spawn(move || {
-                    stream.set_read_timeout(Some(PATIENCE))?;
+                    stream.set_read_timeout(Some(TIMEOUT))?;
                     let head = read_head(&mut stream)?;
                     if head.contains("/ca-cert ") {
                         return stream.write_all(ca_answer(&pem).as_bytes());
@@ -178,17 +178,17 @@ fn is_refused(port: u16, case: &str, status: u16) -> String {
 }
 
 /// What is there before and must be there again after.
-fn at_rest(relay: &Serving, check: impl FnOnce()) {
+fn at_rest(relay: &RelayProcess, check: impl FnOnce()) {
     is_refused_once(relay);
-    let before = Counts::of(relay.running.pid());
+    let before = ResourceCounts::of(relay.running.pid());
     check();
     if let Some(before) = before {
-        before.returns(relay.running.pid());
+        before.wait_until_restored(relay.running.pid());
     }
 }
 
 /// What is made once and kept counts as the beginning.
-fn is_refused_once(relay: &Serving) {
+fn is_refused_once(relay: &RelayProcess) {
     let (mut stream, _) = connect(relay.port(), TARGET);
     read_to_end(&mut stream);
 }
@@ -212,7 +212,7 @@ fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Han
 #[test]
 fn an_upstream_that_is_gone_is_a_502_however_often_one_asks() {
     let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     upstream.leave();
     at_rest(&relay, || {
         for _ in 0..1_000 {
@@ -228,7 +228,7 @@ fn an_upstream_that_is_gone_is_a_502_however_often_one_asks() {
 fn an_upstream_that_swallows_packets_is_a_504_at_the_connect_timeout() {
     let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
     let options = ["--connect-timeout", "300ms"];
-    let relay = Serving::start(&home, &upstream.base_url(), &options);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &options);
     let _full = upstream.fill();
     at_rest(&relay, || {
         let (mut stream, answer) = connect(relay.port(), TARGET);
@@ -298,17 +298,18 @@ fn a_client_that_leaves_takes_the_dialling_with_it() {
     let (tell, told) = channel();
     let leaves = |timeout, upgrades, by_reset: bool| {
         let home = TempHome::new();
-        let relay = Serving::start(&home, &upstream.base_url(), &["--connect-timeout", timeout]);
+        let relay =
+            RelayProcess::start(&home, &upstream.base_url(), &["--connect-timeout", timeout]);
         at_rest(&relay, || {
             upstream.now(telling_of(tell.clone(), upgrades));
             let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
             write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\n").unwrap();
-            assert_eq!(told.recv_timeout(PATIENCE), Ok("asked"));
+            assert_eq!(told.recv_timeout(TIMEOUT), Ok("asked"));
             if by_reset {
                 reset(&client).unwrap();
             }
             drop(client);
-            assert_eq!(told.recv_timeout(PATIENCE), Ok("ended"));
+            assert_eq!(told.recv_timeout(TIMEOUT), Ok("ended"));
             upstream.now(|_, _| Ok(()));
         });
     };
@@ -354,7 +355,7 @@ fn tls_upstream(
         first.flush().unwrap();
         drop(first);
         for stream in listener.incoming().map_while(Result::ok) {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let (config, then) = (Arc::clone(&config), Arc::clone(&then));
             thread::spawn(move || then(stream, config));
         }
@@ -426,7 +427,7 @@ fn a_tls_handshake_that_goes_wrong_is_a_502_and_one_that_does_not_go_on_a_504() 
         // Whoever only waits shall not wait long; whoever fails shall not be late on a busy machine.
         let timeout = if status == 504 { "300ms" } else { "30s" };
         let trust = format!("--upstream-ca={}", trust.display());
-        let relay = Serving::start(&home, &base_url, &[&trust, "--connect-timeout", timeout]);
+        let relay = RelayProcess::start(&home, &base_url, &[&trust, "--connect-timeout", timeout]);
         let sentence = is_refused(relay.port(), case, status);
         assert!(sentence.contains("upstream"), "{case}: {sentence}");
     }
@@ -445,13 +446,13 @@ fn an_upstream_that_nobody_vouches_for_any_more_never_sees_the_token() {
         Ok(())
     });
     let trust = format!("--upstream-ca={}", trust.display());
-    let relay = Serving::start(&home, &base_url, &[&trust]);
+    let relay = RelayProcess::start(&home, &base_url, &[&trust]);
     let sentence = is_refused(relay.port(), "another certificate", 502);
     assert!(
         sentence.contains("not issued by a CA that is trusted"),
         "{sentence}"
     );
-    assert_eq!(told.recv_timeout(PATIENCE), Ok(false), "no head came");
+    assert_eq!(told.recv_timeout(TIMEOUT), Ok(false), "no head came");
 }
 
 #[test]
@@ -469,7 +470,7 @@ fn tls_that_is_cut_off_without_its_end_is_a_reset() {
         hold(&mut tls.sock)
     });
     let trust = format!("--upstream-ca={}", trust.display());
-    let relay = Serving::start(&home, &base_url, &[&trust]);
+    let relay = RelayProcess::start(&home, &base_url, &[&trust]);
     let (mut stream, answer) = connect(relay.port(), TARGET);
     assert_eq!(answer.status, 200, "{answer:?}");
     let (rest, ending) = read_to_end(&mut stream);
@@ -482,7 +483,7 @@ fn tls_that_is_cut_off_without_its_end_is_a_reset() {
 #[test]
 fn an_upgrade_that_goes_wrong_is_a_502() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     at_rest(&relay, || {
         let wrong: [(&str, Box<Behaviour>); 15] = [
             ("ends", Box::new(|_, _| Ok(()))),
@@ -565,7 +566,7 @@ fn an_upgrade_that_goes_wrong_is_a_502() {
             is_refused(relay.port(), case, 502);
         }
     });
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
 }
 
 fn replaced(stream: &mut TcpStream, head: &str, what: &str, with: &str) -> std::io::Result<()> {
@@ -578,7 +579,7 @@ fn replaced(stream: &mut TcpStream, head: &str, what: &str, with: &str) -> std::
 fn an_upgrade_that_is_not_answered_in_time_is_a_504() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let options = ["--connect-timeout", "300ms"];
-    let relay = Serving::start(&home, &upstream.base_url(), &options);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &options);
     upstream.now(|s, _| hold(s));
     is_refused(relay.port(), "silent", 504);
     upstream.now(|s, _| dribble(s, b"HTTP/1.1 101 Switching Protocols\r\nX: ", b"x"));
@@ -588,7 +589,7 @@ fn an_upgrade_that_is_not_answered_in_time_is_a_504() {
 #[test]
 fn while_an_upstream_keeps_many_waiting_nothing_spins() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &["--connect-timeout", "10m"]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &["--connect-timeout", "10m"]);
     at_rest(&relay, || {
         let (tell, told) = channel();
         upstream.now(telling_of(tell, true));
@@ -596,11 +597,11 @@ fn while_an_upstream_keeps_many_waiting_nothing_spins() {
             .map(|_| {
                 let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
                 write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\nearly").unwrap();
-                assert_eq!(told.recv_timeout(PATIENCE), Ok("asked"));
+                assert_eq!(told.recv_timeout(TIMEOUT), Ok("asked"));
                 client
             })
             .collect();
-        is_idle(relay.running.pid());
+        assert_idle(relay.running.pid());
         for client in waiting {
             reset(&client).unwrap();
         }
@@ -612,7 +613,7 @@ fn while_an_upstream_keeps_many_waiting_nothing_spins() {
 #[test]
 fn an_opening_that_goes_wrong_is_a_502() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let big = {
         let mut header = vec![0x80 | BINARY, 127];
         header.extend((2_u64 << 20).to_be_bytes());
@@ -687,13 +688,13 @@ fn an_opening_that_goes_wrong_is_a_502() {
         let sentence = is_refused(relay.port(), "a text that stops", 403);
         assert!(sentence.contains("policy, do not retry"), "{sentence}");
     });
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
 }
 
 #[test]
 fn an_upstream_is_told_with_which_code_its_answer_to_the_opening_was_refused() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     for (case, answer, expected) in [
         ("a reserved opcode", frame(3, b""), 1002_u16),
         ("text", frame(TEXT, b"HTTP/1.1 200 OK\r\n\r\n"), 1003),
@@ -713,7 +714,7 @@ fn an_upstream_is_told_with_which_code_its_answer_to_the_opening_was_refused() {
             Ok(())
         });
         is_refused(relay.port(), case, 502);
-        let rest = hear.recv_timeout(PATIENCE).unwrap();
+        let rest = hear.recv_timeout(TIMEOUT).unwrap();
         assert_eq!(rest[..2], [0x80 | CLOSE, 0x80 | 2], "{case}: {rest:?}");
         let code = [rest[6] ^ rest[2], rest[7] ^ rest[3]];
         assert_eq!(u16::from_be_bytes(code), expected, "{case}");
@@ -755,7 +756,7 @@ fn an_opening_that_is_not_answered_in_time_is_a_504_whatever_else_is_said() {
 #[test]
 fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let broken: Vec<(&str, Vec<u8>)> = vec![
         ("a reserved bit", vec![0xa0 | BINARY, 0]),
         ("a reserved opcode", frame(4, b"x")),
@@ -807,14 +808,14 @@ fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
             }
         }
     });
-    is_idle(relay.running.pid());
+    assert_idle(relay.running.pid());
 }
 
 #[test]
 fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
     const ROUNDS: usize = 20_000;
     let (home, upstream) = (TempHome::new(), Upstream::start());
-    let relay = Serving::start(&home, &upstream.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let payload = Arc::new(pattern(ROUNDS));
     let (tell, told) = channel();
     let sent = Arc::clone(&payload);
@@ -842,7 +843,7 @@ fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
         "every byte in its place"
     );
     assert_eq!(ending, Ending::Eof);
-    let answered = told.recv_timeout(PATIENCE).unwrap();
+    let answered = told.recv_timeout(TIMEOUT).unwrap();
     let everyone = (ROUNDS * 125) as u64;
     assert!(
         answered < everyone,
@@ -894,7 +895,7 @@ fn names_and_routes() {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["serve", "--embedded", "--connect-timeout", "1s"]);
-    let relay = Serving::from(&mut command);
+    let relay = RelayProcess::from(&mut command);
     let status = |target: &str| {
         let (mut stream, answer) = connect(relay.port(), target);
         assert!(

@@ -9,8 +9,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::support::{
-    HttpsOrigin, OurGateway, Running, Serving, SpeaksFirstServer, TempHome, connect, finish,
-    need_tool, upstreamproxy,
+    GatewayProcess, HttpsOrigin, RelayProcess, Running, SpeaksFirstServer, TempHome, connect,
+    finish, need_tool, upstreamproxy,
 };
 
 const NAME: &str = "origin.test";
@@ -49,7 +49,7 @@ fn handshake(
 fn the_certificate_that_a_client_sees_is_signed_by_the_ca_in_the_bundle() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let ca = origin.ca_file();
-    let gateway = OurGateway::start(
+    let gateway = GatewayProcess::start(
         &home,
         &[
             "--intercept",
@@ -60,7 +60,7 @@ fn the_certificate_that_a_client_sees_is_signed_by_the_ca_in_the_bundle() {
             ca.to_str().unwrap(),
         ],
     );
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let bundle = std::fs::read(relay.ready["ca_bundle"].as_str().unwrap()).unwrap();
 
     let (chain, reply) = handshake(relay.port(), &origin, &bundle).expect("the bundle is trusted");
@@ -74,11 +74,11 @@ fn the_certificate_that_a_client_sees_is_signed_by_the_ca_in_the_bundle() {
 #[test]
 fn what_is_not_intercepted_shows_the_targets_own_certificate() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
-    let gateway = OurGateway::start(
+    let gateway = GatewayProcess::start(
         &home,
         &["--intercept", "none", "--resolve", &origin.resolve()],
     );
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (_, reply) = handshake(relay.port(), &origin, origin.ca_pem().as_bytes()).unwrap();
     assert!(reply.ends_with(HttpsOrigin::HELLO), "{reply}");
 }
@@ -176,7 +176,7 @@ fn http_2_and_http_1_1_both_work() {
                 option,
             ])
             .arg(format!("https://{NAME}:{port}/"));
-        let finished = finish(&mut command).succeeded().went_through();
+        let finished = finish(&mut command).succeeded().assert_tunnelled();
         let origin_saw = if version == "2" { "2.0" } else { version };
         assert_eq!(
             finished.text(),
@@ -228,8 +228,8 @@ fn two_embedded_runs_side_by_side_do_not_meet() {
 #[test]
 fn a_target_that_speaks_first_is_passed_through_whatever_comes_then() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &["--intercept", "*"]);
-    let serving = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &["--intercept", "*"]);
+    let serving = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let target = SpeaksFirstServer::start();
     let (mut tunnel, answer) = connect(serving.port(), &target.authority());
     assert_eq!(answer.status, 200);

@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::support::{
-    CannedServer, Finished, OurGateway, Running, TOKEN, TempHome, TestCa, binary, finish,
+    CannedServer, Finished, GatewayProcess, Running, TOKEN, TempHome, TestCa, binary, finish,
     upstreamproxy,
 };
 
@@ -123,7 +123,7 @@ fn nothing(_: &TempHome, _: &mut Command) {}
 #[test]
 fn a_session_that_lacks_nothing_starts_and_burns_its_token() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let mut command = upstreamproxy(&home);
     command.arg("run").arg("--").args(CHILD);
     let finished = finish(home.session(&mut command, &gateway.base_url()));
@@ -151,7 +151,7 @@ fn a_session_that_lacks_nothing_starts_and_burns_its_token() {
 #[test]
 fn a_second_start_on_the_same_token_is_disabled_and_says_that_it_is_burnt() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let run = || {
         let mut command = upstreamproxy(&home);
         finish(home.session(command.args(["run", "--", "true"]), &gateway.base_url())).succeeded()
@@ -349,7 +349,7 @@ fn a_pipe_in_place_of_the_token_does_not_hang_the_start() {
 #[test]
 fn a_token_that_others_can_read_is_a_warning_and_no_more() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     home.write("session_token", TOKEN, 0o644);
     let mut command = upstreamproxy(&home);
     let finished = finish(home.session(
@@ -458,7 +458,7 @@ fn a_ca_download_that_is_not_right_is_one_warning_at_the_ca() {
 #[test]
 fn a_ca_that_cannot_be_merged_or_written_is_one_warning_at_the_ca() {
     let gateway_home = TempHome::new();
-    let gateway = OurGateway::start(&gateway_home, &[]);
+    let gateway = GatewayProcess::start(&gateway_home, &[]);
     let cases: [(&str, &[&str], Spoil); 5] = [
         (
             "no base roots",
@@ -482,7 +482,7 @@ fn a_ca_that_cannot_be_merged_or_written_is_one_warning_at_the_ca() {
 #[test]
 fn a_link_in_place_of_the_bundle_is_replaced_and_not_followed() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let precious = home.write("precious", "keep me", 0o600);
     fs::create_dir(home.join(".ccr")).unwrap();
     symlink(&precious, home.bundle()).unwrap();
@@ -497,7 +497,7 @@ fn a_link_in_place_of_the_bundle_is_replaced_and_not_followed() {
 #[test]
 fn a_relay_that_cannot_listen_leaves_the_token() {
     let gateway_home = TempHome::new();
-    let gateway = OurGateway::start(&gateway_home, &[]);
+    let gateway = GatewayProcess::start(&gateway_home, &[]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().map(|a| (taken, a.to_string())).unwrap();
     let home = TempHome::new();
@@ -522,9 +522,9 @@ fn a_relay_that_cannot_listen_leaves_the_token() {
 #[test]
 fn a_token_that_cannot_be_burnt_is_a_warning_and_the_relay_runs() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     // Modes bind everybody but root.
-    let mut command = home.as_ordinary_user();
+    let mut command = home.as_unprivileged_user();
     let folder = home.join("read-only");
     fs::create_dir(&folder).unwrap();
     let token = folder.join("session_token");
@@ -565,7 +565,7 @@ fn the_childs_exit_status_is_ours() {
 #[test]
 fn a_command_that_cannot_run_burns_nothing() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let plain = home.write("plain", "", 0o644);
     for (command, code) in [
         ("no-such-command-here", 127),

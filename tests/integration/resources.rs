@@ -13,14 +13,14 @@ use upstreamproxy::gateway::{GatewayConfig, Sessions};
 use upstreamproxy::{Config, start, start_gateway};
 
 use crate::support::{
-    Counts, EchoServer, Ending, OurGateway, Serving, TempHome, TestCa, connect, exchange,
-    finish_within, long_forms, many, once_more, pattern,
+    EchoServer, Ending, GatewayProcess, RelayProcess, ResourceCounts, TempHome, TestCa, connect,
+    exchange, finish_within, long_tests_enabled, pattern, repetitions, test_subprocess,
 };
 
 /// Tells the test, run again in a process of its own, to be the host.
 const HOST: &str = "UPSTREAMPROXY_TEST_RESOURCES_HOST";
 /// How long a thousand starts may take on a loaded machine, and ten thousand.
-const PATIENCE: Duration = Duration::from_secs(1800);
+const TIMEOUT: Duration = Duration::from_secs(1800);
 /// What a process may hold more after very many rounds than after some: less than a leak of 100 bytes a round would be, were
 /// it not for the allocator, which keeps what it once had.
 const GROWTH_KIB: u64 = 6 << 10;
@@ -47,11 +47,11 @@ fn a_thousand_starts_and_stops_in_one_process_leave_nothing() {
     }
     let home = TempHome::new();
     let test = "resources::a_thousand_starts_and_stops_in_one_process_leave_nothing";
-    let mut again = once_more(&home, test, HOST);
-    if long_forms() {
+    let mut again = test_subprocess(&home, test, HOST);
+    if long_tests_enabled() {
         again.env("UPSTREAMPROXY_TEST_LONG", "1");
     }
-    let finished = finish_within(PATIENCE, &mut again).succeeded();
+    let finished = finish_within(TIMEOUT, &mut again).succeeded();
     let said = finished.text();
     assert!(said.contains("nothing left"), "did not run: {finished:#?}");
     // For whoever runs the long form with --nocapture.
@@ -63,7 +63,7 @@ fn a_thousand_starts_and_stops_in_one_process_leave_nothing() {
 
 /// The host's own work: a relay comes and goes before a gateway that stays; every tenth time somebody uses it.
 fn host() {
-    let rounds = many(1000, 10_000);
+    let rounds = repetitions(1000, 10_000);
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
     let token = b"token-of-the-test";
@@ -83,15 +83,15 @@ fn host() {
     let target = EchoServer::start();
     let pid = std::process::id();
     let settle = rounds / 5;
-    let (mut counts, mut memory) = (Counts::of(pid).unwrap(), 0);
+    let (mut counts, mut memory) = (ResourceCounts::of(pid).unwrap(), 0);
     for round in 0..rounds {
         live(&config, token, (round % 10 == 0).then_some(&target));
         if round == settle {
-            counts = Counts::of(pid).unwrap();
+            counts = ResourceCounts::of(pid).unwrap();
             memory = resident(pid);
         }
     }
-    counts.returns(pid);
+    counts.wait_until_restored(pid);
     let now = resident(pid);
     grew_little(memory, now);
     println!("{rounds} lives, nothing left: {memory} KiB after {settle}, {now} KiB now");
@@ -121,8 +121,8 @@ fn write_token(path: &Path, token: &[u8]) {
 #[test]
 fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = relay.port();
     let pids = [relay.running.pid(), gateway.running.pid()];
     let churn = |count: usize| {
@@ -137,19 +137,19 @@ fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
             }
         });
     };
-    churn(many(800, 8000));
-    if pids.iter().any(|&pid| Counts::of(pid).is_none()) {
+    churn(repetitions(800, 8000));
+    if pids.iter().any(|&pid| ResourceCounts::of(pid).is_none()) {
         return;
     }
     // What is on its way out after the first half is so after the second.
     let before = pids.map(resident);
-    let idle = Counts {
+    let idle = ResourceCounts {
         threads: 4,
         descriptors: 16,
     };
-    churn(many(800, 8000));
+    churn(repetitions(800, 8000));
     for (pid, before) in pids.into_iter().zip(before) {
-        idle.returns(pid);
+        idle.wait_until_restored(pid);
         grew_little(before, resident(pid));
     }
 }
@@ -176,8 +176,8 @@ fn readers_that_do_not_read_cost_a_bounded_amount_of_memory() {
     /// What one tunnel may hold at one end: a buffer each way in each layer, and some of the pool's.
     const EACH_KIB: u64 = 4 << 10;
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let pids = [relay.running.pid(), gateway.running.pid()];
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let target = listener.local_addr().unwrap().to_string();

@@ -7,8 +7,8 @@ use std::process::Command;
 use data_encoding::BASE64;
 
 use crate::support::{
-    EchoServer, HttpsOrigin, OurGateway, OutsideGateway, Python, SESSION, Serving, TOKEN, TempHome,
-    connect, exchange, finish, need_tool, read_to_end, request, skip, upstreamproxy,
+    EchoServer, GatewayProcess, HttpsOrigin, PeerGateway, Python, RelayProcess, SESSION, TOKEN,
+    TempHome, connect, exchange, finish, need_tool, read_to_end, request, skip, upstreamproxy,
 };
 
 /// Fails if the token is in `text`, plainly or as the opening carries it.
@@ -52,10 +52,10 @@ fn talkative(command: &mut Command) -> &mut Command {
 fn the_token_is_in_no_output_no_file_no_argument_and_no_environment() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &["-v"]);
+    let gateway = GatewayProcess::start(&elsewhere, &["-v"]);
     let mut command = upstreamproxy(&home);
     talkative(command.arg("serve"));
-    let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+    let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
     holds_no_secret("the ready line", relay.ready.to_string());
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
@@ -94,7 +94,7 @@ fn the_token_is_in_no_output_no_file_no_argument_and_no_environment() {
 fn the_token_is_in_no_childs_environment_and_no_log_of_a_run() {
     let home = TempHome::new();
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
     let mut command = upstreamproxy(&home);
     talkative(command.args(["run", "--", "env", "-0"]));
     let finished = finish(home.session(&mut command, &gateway.base_url())).succeeded();
@@ -120,10 +120,10 @@ fn the_token_is_in_no_log_of_a_session_that_breaks() {
         let (home, target) = (TempHome::new(), EchoServer::start());
         // The outside gateway was told the token, so its files are apart from ours.
         let elsewhere = TempHome::new();
-        let gateway = OutsideGateway::start(python, &elsewhere, &["--quirk", quirk]);
+        let gateway = PeerGateway::start(python, &elsewhere, &["--quirk", quirk]);
         let mut command = upstreamproxy(&home);
         talkative(command.arg("serve"));
-        let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+        let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         holds_no_secret(quirk, &answer.head);
         holds_no_secret(
@@ -153,7 +153,7 @@ fn the_token_stays_in_the_relay_when_a_real_client_goes_through() {
         ])
         .arg(format!("--upstream-ca={}", origin.ca_file().display()))
         .args(["--", "curl", "-sSv", &origin.url("/hello")]);
-    let finished = finish(&mut command).succeeded().went_through();
+    let finished = finish(&mut command).succeeded().assert_tunnelled();
     // The token is one that we never see, so look for what would carry it.
     for carrier in ["Bearer ", "Proxy-Authorization: Basic"] {
         assert!(
@@ -167,12 +167,12 @@ fn the_token_stays_in_the_relay_when_a_real_client_goes_through() {
 fn a_process_of_the_same_user_cannot_read_our_memory() {
     let home = TempHome::new();
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
-    let mut command = home.as_ordinary_user();
-    let relay = Serving::from(home.session(command.arg("serve"), &gateway.base_url()));
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
+    let mut command = home.as_unprivileged_user();
+    let relay = RelayProcess::from(home.session(command.arg("serve"), &gateway.base_url()));
     // Its neighbour, of the same user: first a process that may be read, so that the refusal means something.
     let reads = |pid: &str| {
-        let mut neighbour = home.as_same_user("cat");
+        let mut neighbour = home.command_as_unprivileged_user("cat");
         finish(neighbour.arg(format!("/proc/{pid}/maps")))
             .status
             .success()

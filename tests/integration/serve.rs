@@ -10,12 +10,13 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Counts, EchoServer, Ending, HalfCloseServer, OurGateway, PATIENCE, Serving, TempHome, TestCa,
-    binary, connect, exchange, finish, pattern, read_to_end, request, upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, TIMEOUT,
+    TempHome, TestCa, binary, connect, exchange, finish, pattern, read_to_end, request,
+    upstreamproxy,
 };
 
 /// A gateway over TLS with a certificate of the test's own, and the option that makes `serve` trust it.
-pub(crate) fn tls_gateway(home: &TempHome) -> (OurGateway, String) {
+pub(crate) fn tls_gateway(home: &TempHome) -> (GatewayProcess, String) {
     let ca = TestCa::new("root of the gateway");
     let (certificate, key) = ca.issue("127.0.0.1");
     let certificate = home.write("gateway.pem", certificate, 0o644);
@@ -27,7 +28,7 @@ pub(crate) fn tls_gateway(home: &TempHome) -> (OurGateway, String) {
         "--tls-key",
         key.to_str().unwrap(),
     ];
-    let gateway = OurGateway::start(home, &options);
+    let gateway = GatewayProcess::start(home, &options);
     (gateway, format!("--upstream-ca={}", trust.display()))
 }
 
@@ -37,7 +38,7 @@ fn state_file(home: &TempHome) -> std::path::PathBuf {
 
 /// Fails unless the state file says all that the ready line of `relay` said; `env` may find more in it.
 #[track_caller]
-fn state_is_of(home: &TempHome, relay: &Serving) {
+fn state_is_of(home: &TempHome, relay: &RelayProcess) {
     let state: Value = serde_json::from_slice(&fs::read(state_file(home)).unwrap()).unwrap();
     for (name, value) in relay.ready.as_object().unwrap() {
         assert_eq!(&state[name], value, "{name}");
@@ -47,7 +48,7 @@ fn state_is_of(home: &TempHome, relay: &Serving) {
 /// A socket that the notifications of `sd_notify` come to.
 fn notify_socket(home: &TempHome) -> UnixDatagram {
     let socket = UnixDatagram::bind(home.join("notify")).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -72,7 +73,7 @@ fn serve_over_wss_says_what_it_set_up_and_leaves_nothing_behind() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
     let (gateway, trust) = tls_gateway(&home);
     assert!(gateway.base_url().starts_with("https://"));
-    let relay = Serving::start(&home, &gateway.base_url(), &[&trust]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[&trust]);
 
     assert!(!home.token_file().exists(), "burnt");
     assert_eq!(relay.ready["pid"], relay.running.pid());
@@ -132,8 +133,8 @@ fn a_gateway_that_nobody_vouches_for_gets_no_token() {
 #[test]
 fn env_is_what_a_shell_evaluates() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let script = "eval \"$(\"$0\" env)\" && printf '%s\\n' \"$HTTPS_PROXY\" \"$SSL_CERT_FILE\" \"$NO_PROXY\"";
     let shell = || home.command("sh");
     let evaluated = finish(shell().args(["-c", script, binary()]))
@@ -175,8 +176,8 @@ fn env_is_what_a_shell_evaluates() {
 #[test]
 fn env_believes_no_state_file_of_a_serve_that_was_killed() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     relay.running.signal(Signal::KILL);
     relay.running.wait();
     assert!(state_file(&home).exists(), "nobody removed it");
@@ -209,17 +210,17 @@ fn a_disabled_serve_says_so_is_ready_and_exits_0() {
 /// A `serve` that notifies, one tunnel to `target` through it, and SIGTERM on its way: the drain has begun.
 fn draining(
     home: &TempHome,
-    gateway: &OurGateway,
+    gateway: &GatewayProcess,
     target: &str,
     options: &[&str],
-) -> (Serving, TcpStream) {
+) -> (RelayProcess, TcpStream) {
     let socket = notify_socket(home);
     let mut command = upstreamproxy(home);
     command
         .arg("serve")
         .args(options)
         .env("NOTIFY_SOCKET", home.join("notify"));
-    let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+    let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
     wait_for_notification(&socket, "READY=1");
     let (mut stream, answer) = connect(relay.port(), target);
     assert_eq!(answer.status, 200);
@@ -233,7 +234,7 @@ fn draining(
 #[test]
 fn a_drain_lets_an_open_tunnel_finish_and_exits_0() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let (relay, mut stream) = draining(&home, &gateway, &target.authority(), &[]);
     let payload = pattern(4 << 20);
     let (came, ending) = exchange(&mut stream, payload.clone());
@@ -249,7 +250,7 @@ fn a_drain_lets_an_open_tunnel_finish_and_exits_0() {
 #[test]
 fn a_tunnel_cut_at_the_deadline_is_reset_and_the_exit_status_is_1() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let options = ["--drain-timeout", "300ms"];
     let (relay, mut stream) = draining(&home, &gateway, &target.authority(), &options);
     assert_eq!(read_to_end(&mut stream), (vec![], Ending::Reset));
@@ -260,7 +261,7 @@ fn a_tunnel_cut_at_the_deadline_is_reset_and_the_exit_status_is_1() {
 #[test]
 fn a_second_signal_ends_the_drain_at_once() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let options = ["--drain-timeout", "10m"];
     let (relay, _stream) = draining(&home, &gateway, &target.authority(), &options);
     relay.running.signal(Signal::TERM);
@@ -271,10 +272,10 @@ fn a_second_signal_ends_the_drain_at_once() {
 #[test]
 fn the_second_serve_in_a_home_keeps_its_files_under_names_of_its_own() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let first = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let first = RelayProcess::start(&home, &gateway.base_url(), &[]);
     home.write_token(crate::support::TOKEN);
-    let second = Serving::start(&home, &gateway.base_url(), &[]);
+    let second = RelayProcess::start(&home, &gateway.base_url(), &[]);
     assert_ne!(first.ready["ca_bundle"], second.ready["ca_bundle"]);
     // The first owns the state file.
     state_is_of(&home, &first);
@@ -289,8 +290,8 @@ fn the_second_serve_in_a_home_keeps_its_files_under_names_of_its_own() {
 #[test]
 fn what_is_no_connect_request_gets_its_status_and_a_reason() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let long = format!(
         "CONNECT a.test:443 HTTP/1.1\r\nX: {}\r\n\r\n",
         "x".repeat(17 << 10)
@@ -334,8 +335,8 @@ fn what_is_no_connect_request_gets_its_status_and_a_reason() {
 #[test]
 fn at_the_cap_the_next_client_is_told_to_come_again() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &["--max-tunnels", "2"]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--max-tunnels", "2"]);
     let mut held: Vec<_> = (0..2)
         .map(|_| connect(relay.port(), &target.authority()))
         .collect();
@@ -355,8 +356,8 @@ fn at_the_cap_the_next_client_is_told_to_come_again() {
 #[test]
 fn after_a_hundred_tunnels_threads_and_descriptors_are_what_they_were() {
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     // One tunnel first: what is made once and kept counts as the beginning.
     exchange(
         &mut connect(relay.port(), &target.authority()).0,
@@ -364,7 +365,9 @@ fn after_a_hundred_tunnels_threads_and_descriptors_are_what_they_were() {
     );
     let (ours, theirs) = (relay.running.pid(), gateway.running.pid());
     let mut open: Vec<TcpStream> = Vec::new();
-    let (Some(relay_before), Some(gateway_before)) = (Counts::of(ours), Counts::of(theirs)) else {
+    let (Some(relay_before), Some(gateway_before)) =
+        (ResourceCounts::of(ours), ResourceCounts::of(theirs))
+    else {
         return;
     };
     for round in 0..100 {
@@ -379,6 +382,6 @@ fn after_a_hundred_tunnels_threads_and_descriptors_are_what_they_were() {
         }
     }
     drop(open);
-    relay_before.returns(ours);
-    gateway_before.returns(theirs);
+    relay_before.wait_until_restored(ours);
+    gateway_before.wait_until_restored(theirs);
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Finished, OurGateway, TOKEN, TempHome, binary, finish, need_tool, skip};
+use crate::support::{Finished, GatewayProcess, TOKEN, TempHome, binary, finish, need_tool, skip};
 
 const OLD_BUNDLE: &str = "the bundle of an earlier session\n";
 
@@ -89,7 +89,7 @@ fn a_system_call_that_fails_switches_it_off_and_leaves_nothing_behind() {
         return;
     }
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
     for (stage, calls, error, of_the_token) in [
         ("token", "read", "EIO", true),
         ("ca", "fsync", "EIO", false),
@@ -124,7 +124,7 @@ fn an_interrupted_read_of_the_token_is_tried_again() {
         return;
     }
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let token = home.token_file();
     let before = [
         "strace",
@@ -172,7 +172,7 @@ fn a_token_that_the_kernel_will_not_unlink_is_a_warning_and_the_relay_runs() {
         return;
     }
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
     let script = |prepare: &str| format!("{prepare} && exec \"$@\"");
     for (case, prepare) in [
         (
@@ -216,7 +216,7 @@ fn a_full_disk_leaves_the_old_bundle_and_no_temporary_file() {
     }
     let home = TempHome::new();
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
     fs::create_dir(home.join(".ccr")).unwrap();
     // The mount is gone with its namespace, so the shell inside looks at what is left.
     let script = "mount -t tmpfs -o size=64k none $HOME/.ccr && echo old > $HOME/.ccr/ca-bundle.crt && \"$@\"; \
@@ -246,7 +246,7 @@ fn a_full_disk_leaves_the_old_bundle_and_no_temporary_file() {
 #[test]
 fn a_folder_of_the_bundle_is_made_followed_or_refused() {
     let elsewhere = TempHome::new();
-    let gateway = OurGateway::start(&elsewhere, &[]);
+    let gateway = GatewayProcess::start(&elsewhere, &[]);
 
     let home = TempHome::new();
     let finished = run_behind(
@@ -286,7 +286,7 @@ fn a_folder_of_the_bundle_is_made_followed_or_refused() {
 
     // Modes bind everybody but root.
     let home = TempHome::new();
-    let mut command = home.as_ordinary_user();
+    let mut command = home.as_unprivileged_user();
     fs::create_dir(home.join(".ccr")).unwrap();
     fs::set_permissions(home.join(".ccr"), fs::Permissions::from_mode(0o555)).unwrap();
     command.args(["run", "--", "sh", "-c", "echo $HTTPS_PROXY; exit 42"]);

@@ -14,14 +14,15 @@ use tungstenite::Message;
 
 use crate::stream::{Target, Version1, chunk};
 use crate::support::{
-    EchoServer, Ending, HalfCloseServer, Network, OurGateway, PATIENCE, Running, SESSION, Serving,
-    TOKEN, TempHome, TestCa, connect, exchange, long_forms, pattern, read_to_end, upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HalfCloseServer, Network, RelayProcess, Running, SESSION,
+    TIMEOUT, TOKEN, TempHome, TestCa, connect, exchange, long_tests_enabled, pattern, read_to_end,
+    upstreamproxy,
 };
 
 /// Many of these pass in the blink of an eye.
 const SHORT: [&str; 2] = ["--keepalive", "200ms"];
 /// Over what is waited for with the default interval: three times 25 s.
-const LONG_PATIENCE: Duration = Duration::from_secs(180);
+const LONG_TIMEOUT: Duration = Duration::from_secs(180);
 /// Far over what the buffers on the way hold.
 const TOO_MUCH: usize = 256 << 20;
 
@@ -30,12 +31,12 @@ type Say<'a> = &'a dyn Fn(&mut TcpStream) -> Option<ErrorKind>;
 
 /// The options of the two ends.
 fn keepalive() -> &'static [&'static str] {
-    if long_forms() { &[] } else { &SHORT }
+    if long_tests_enabled() { &[] } else { &SHORT }
 }
 
 /// Far over three short intervals; in the long form as long as `minutes`.
 fn a_while(minutes: u64) -> Duration {
-    if long_forms() {
+    if long_tests_enabled() {
         Duration::from_secs(60 * minutes)
     } else {
         Duration::from_millis(2500)
@@ -47,8 +48,8 @@ fn a_while(minutes: u64) -> Duration {
 fn tunnel(port: u16, target: &str) -> TcpStream {
     let (stream, answer) = connect(port, target);
     assert_eq!(answer.status, 200, "{answer:?}");
-    stream.set_read_timeout(Some(LONG_PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(LONG_PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(LONG_TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(LONG_TIMEOUT)).unwrap();
     stream
 }
 
@@ -89,7 +90,7 @@ fn gateway_at_the_far_end(network: &Network, home: &TempHome) -> (Running, Strin
 #[track_caller]
 fn ends_unread(stream: &TcpStream) {
     let mut over = [PollFd::new(stream, PollFlags::empty())];
-    let timeout = Timespec::try_from(LONG_PATIENCE).unwrap();
+    let timeout = Timespec::try_from(LONG_TIMEOUT).unwrap();
     assert!(poll(&mut over, Some(&timeout)).unwrap() > 0, "still there");
 }
 
@@ -103,27 +104,27 @@ fn answers(stream: &mut TcpStream) {
 
 #[test]
 fn a_gateway_that_vanishes_is_found_by_missed_pongs_and_so_is_a_relay() {
-    let Some(network) = Network::plugged() else {
+    let Some(network) = Network::connected() else {
         return;
     };
     let home = TempHome::new();
     let (gateway, base_url, trust) = gateway_at_the_far_end(&network, &home);
     let target = network.far(EchoServer::start);
     let options = [keepalive(), &[&trust]].concat();
-    let relay = network.near(|| Serving::start(&home, &base_url, &options));
+    let relay = network.near(|| RelayProcess::start(&home, &base_url, &options));
     let mut stream = network.near(|| tunnel(relay.port(), &target.authority()));
     answers(&mut stream);
 
-    network.pull();
+    network.disconnect();
     let pulled = Instant::now();
     assert_eq!(read_to_end(&mut stream), (vec![], Ending::Reset));
     found("a vanished gateway", pulled);
-    let deadline = Instant::now() + LONG_PATIENCE;
+    let deadline = Instant::now() + LONG_TIMEOUT;
     while !gateway.stderr().contains("broken by the relay") && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
     found("a vanished relay", pulled);
-    network.plug();
+    network.reconnect();
     // For a while its kernel remembers that nobody was there.
     let mut again = loop {
         let (stream, answer) = network.near(|| connect(relay.port(), &target.authority()));
@@ -147,7 +148,7 @@ fn a_gateway_that_vanishes_is_found_by_missed_pongs_and_so_is_a_relay() {
 
 #[test]
 fn a_gateway_that_vanishes_while_the_client_does_not_read_is_found_too() {
-    let Some(network) = Network::plugged() else {
+    let Some(network) = Network::connected() else {
         return;
     };
     let home = TempHome::new();
@@ -169,10 +170,10 @@ fn a_gateway_that_vanishes_while_the_client_does_not_read_is_found_too() {
         (target, stuck)
     });
     let options = [keepalive(), &[&trust]].concat();
-    let relay = network.near(|| Serving::start(&home, &base_url, &options));
+    let relay = network.near(|| RelayProcess::start(&home, &base_url, &options));
     let client = network.near(|| tunnel(relay.port(), &target));
-    let held = stuck.recv_timeout(PATIENCE).unwrap();
-    network.pull();
+    let held = stuck.recv_timeout(TIMEOUT).unwrap();
+    network.disconnect();
     let pulled = Instant::now();
     ends_unread(&client);
     found("a vanished gateway of a client that does not read", pulled);
@@ -182,14 +183,14 @@ fn a_gateway_that_vanishes_while_the_client_does_not_read_is_found_too() {
 
 #[test]
 fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
-    let Some(network) = Network::plugged() else {
+    let Some(network) = Network::connected() else {
         return;
     };
     let home = TempHome::new();
     let listener = network.far(|| std::net::TcpListener::bind((Network::FAR, 0)).unwrap());
     let target = listener.local_addr().unwrap().to_string();
-    let gateway = network.near(|| OurGateway::start(&home, keepalive()));
-    let relay = network.near(|| Serving::start(&home, &gateway.base_url(), keepalive()));
+    let gateway = network.near(|| GatewayProcess::start(&home, keepalive()));
+    let relay = network.near(|| RelayProcess::start(&home, &gateway.base_url(), keepalive()));
     let data = pattern(1 << 20);
     // After the cable was pulled.
     let cases: [(&str, Say); 3] = [
@@ -213,7 +214,7 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
         let (mut far, _) = listener.accept().unwrap();
         client.write_all(b"!").unwrap();
         far.read_exact(&mut [0]).unwrap();
-        network.pull();
+        network.disconnect();
         let pulled = Instant::now();
         let ending = say(&mut client).or_else(|| client.read(&mut [0]).err().map(|e| e.kind()));
         let ending = ending.unwrap_or_else(|| panic!("{case}: an end in order"));
@@ -222,7 +223,7 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
             "{case}: {ending:?}"
         );
         found(&format!("a vanished target, {case}"), pulled);
-        network.plug();
+        network.reconnect();
     }
     let log = gateway.running.stop().stderr;
     assert_eq!(log.matches("broken by the target").count(), 3, "{log}");
@@ -231,7 +232,7 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
 #[test]
 fn anything_that_comes_is_a_sign_of_life() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &SHORT);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &SHORT);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     // It never reads, and so never answers a ping; but it talks: twenty intervals of that.
     let mut came = [0; 1];
@@ -255,25 +256,25 @@ fn anything_that_comes_is_a_sign_of_life() {
 fn a_process_that_was_stopped_and_goes_on_loses_nothing() {
     // The one that is not stopped is patient, as it is by default: a minute is less than its three intervals.
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, keepalive());
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, keepalive());
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     survives_a_stop(&relay, &gateway.running);
     drop((relay, gateway));
 
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), keepalive());
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), keepalive());
     survives_a_stop(&relay, &relay.running);
 }
 
 /// Stops `process` in the middle of a transfer and beside a silent tunnel, for far more than its own three intervals.
-fn survives_a_stop(relay: &Serving, process: &Running) {
+fn survives_a_stop(relay: &RelayProcess, process: &Running) {
     let target = Target::start();
     let pair = || {
         let pair = target.tunnel(relay.port());
         for stream in [&pair.0, &pair.1] {
-            stream.set_read_timeout(Some(LONG_PATIENCE)).unwrap();
-            stream.set_write_timeout(Some(LONG_PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(LONG_TIMEOUT)).unwrap();
+            stream.set_write_timeout(Some(LONG_TIMEOUT)).unwrap();
         }
         pair
     };
@@ -304,8 +305,8 @@ fn survives_a_stop(relay: &Serving, process: &Running) {
 #[test]
 fn silent_tunnels_stay_for_as_long_as_pings_are_answered() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, keepalive());
-    let relay = Serving::start(&home, &gateway.base_url(), keepalive());
+    let gateway = GatewayProcess::start(&home, keepalive());
+    let relay = RelayProcess::start(&home, &gateway.base_url(), keepalive());
     let target = Target::start();
     let mut tunnels: Vec<_> = (0..50).map(|_| target.tunnel(relay.port())).collect();
     thread::sleep(a_while(10));

@@ -14,7 +14,8 @@ use upstreamproxy::gateway::{Gateway, GatewayConfig, Sessions};
 use upstreamproxy::{Config, Handle, start, start_gateway};
 
 use crate::support::{
-    Carried, EchoServer, Ending, PATIENCE, TempHome, TestCa, connect, delay_line, exchange, pattern,
+    EchoServer, Ending, Forwarded, TIMEOUT, TempHome, TestCa, connect, exchange, pattern,
+    start_delay_forwarder,
 };
 
 /// What the line takes for each direction: far over what makes a gateway a near one, on a loaded machine too.
@@ -23,15 +24,15 @@ const ONE_WAY: Duration = Duration::from_millis(20);
 /// A line to the gateway, and the connections that go through it, the oldest first.
 struct DelayLine {
     address: SocketAddr,
-    open: Arc<Mutex<VecDeque<Carried>>>,
+    open: Arc<Mutex<VecDeque<Forwarded>>>,
 }
 
 impl DelayLine {
     fn to(far: SocketAddr) -> Self {
-        let open = Arc::<Mutex<VecDeque<Carried>>>::default();
+        let open = Arc::<Mutex<VecDeque<Forwarded>>>::default();
         let seen = Arc::clone(&open);
         let carried = move |connection| seen.lock().unwrap().push_back(connection);
-        let address = delay_line(far, ONE_WAY, carried).unwrap();
+        let address = start_delay_forwarder(far, ONE_WAY, carried).unwrap();
         Self { address, open }
     }
 
@@ -95,7 +96,7 @@ impl Ends {
     /// Waits until `count` stand by and the gateway has no connections but those and `tunnels`.
     #[track_caller]
     fn waits_for(&self, count: u64, tunnels: u64) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let now = || (self.relay.stats().standing_by, self.gateway.stats().live);
         while now() != (count, count + tunnels) {
             assert!(Instant::now() < until, "{:?}", now());
@@ -167,7 +168,7 @@ fn what_the_gateway_hung_up_on_is_not_taken() {
     for (near, _) in line.open.lock().unwrap().drain(..) {
         let _ = near.shutdown(Shutdown::Both);
     }
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while ends.gateway.stats().live > 0 {
         assert!(Instant::now() < until);
         thread::sleep(Duration::from_millis(5));

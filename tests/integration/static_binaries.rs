@@ -15,15 +15,15 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::support::{
-    EchoServer, Finished, NameServer, Network, Running, SESSION, TOKEN, TempHome, TestCa, connect,
-    finish, finish_within, need_tool, not_here, pattern, temporary_folder,
+    DnsServer, EchoServer, Finished, Network, Running, SESSION, TOKEN, TempHome, TestCa, connect,
+    finish, finish_within, need_tool, pattern, skip_unsupported, temporary_directory,
 };
 
 const PAGE: &str = include_str!("../../src/manual/static-binaries.md");
 /// How far a size may be from what the page says, in percent: what a patch release of a compiler changes.
 const TOLERANCE: f64 = 5.0;
 /// How long one recipe may take on a machine with other work.
-const BUILD_PATIENCE: Duration = Duration::from_secs(30 * 60);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// A recipe of the page.
 struct Recipe {
@@ -73,7 +73,7 @@ impl Recipe {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("CARGO_TARGET_DIR", &target)
             .env_remove("RUSTFLAGS");
-        finish_within(BUILD_PATIENCE, &mut build).succeeded();
+        finish_within(BUILD_TIMEOUT, &mut build).succeeded();
         fs::copy(target.join(self.output), &kept).unwrap();
         made.insert(self.name);
         kept
@@ -84,7 +84,7 @@ impl Recipe {
 fn is_here() -> bool {
     let here = cfg!(all(target_arch = "x86_64", target_env = "gnu"));
     if !here {
-        not_here("the page's recipes are for x86_64 and glibc");
+        skip_unsupported("the page's recipes are for x86_64 and glibc");
     }
     here
 }
@@ -183,7 +183,7 @@ fn the_musl_recipe_gives_a_binary_that_runs() {
     ]);
     let libdir = finish(&mut asked).succeeded().text();
     if !Path::new(libdir.trim()).is_dir() {
-        not_here("the target x86_64-unknown-linux-musl is not installed");
+        skip_unsupported("the target x86_64-unknown-linux-musl is not installed");
         return;
     }
     let musl = MUSL.binary();
@@ -202,7 +202,7 @@ fn both_ends_look_names_up_in_a_root_with_nothing_else_in_it() {
     if !is_here() || !need_tool("chroot") {
         return;
     }
-    let Some(network) = Network::plugged() else {
+    let Some(network) = Network::connected() else {
         return;
     };
     let everything = EVERYTHING.binary();
@@ -213,8 +213,8 @@ fn both_ends_look_names_up_in_a_root_with_nothing_else_in_it() {
 
 /// Gateway and relay, each in a root of its own, carry a stream for a client that knows nothing but names.
 fn carries_by_name(gateway: &Path, relay: &Path) {
-    static NAMES: OnceLock<NameServer> = std::sync::OnceLock::new();
-    let names = NAMES.get_or_init(|| NameServer::start(NAME_SERVER, &[GATEWAY, TARGET]));
+    static NAMES: OnceLock<DnsServer> = std::sync::OnceLock::new();
+    let names = NAMES.get_or_init(|| DnsServer::start(NAME_SERVER, &[GATEWAY, TARGET]));
     let ca = TestCa::new("upstreamproxy test root");
     let (certificate, key) = ca.issue(GATEWAY);
     let target = EchoServer::start();
@@ -258,7 +258,7 @@ fn carries_by_name(gateway: &Path, relay: &Path) {
     assert!(came == sent);
     drop(tunnel);
     for name in [GATEWAY, TARGET] {
-        assert!(names.was_asked_for(name), "nobody looked {name} up");
+        assert!(names.was_queried_for(name), "nobody looked {name} up");
     }
     for end in [relay, gateway] {
         let said: Finished = end.stop().succeeded();
@@ -271,7 +271,7 @@ struct EmptyRoot(tempfile::TempDir);
 
 impl EmptyRoot {
     fn with(program: &Path) -> Self {
-        let root = Self(temporary_folder());
+        let root = Self(temporary_directory());
         fs::copy(program, root.0.path().join("upstreamproxy")).unwrap();
         for folder in ["etc", "home"] {
             fs::create_dir(root.0.path().join(folder)).unwrap();

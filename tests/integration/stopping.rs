@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    CannedServer, EchoServer, Ending, OurGateway, Running, Serving, TempHome, binary, connect,
-    exchange, finish, many, need_tool, not_here, pattern, upstreamproxy,
+    CannedServer, EchoServer, Ending, GatewayProcess, RelayProcess, Running, TempHome, binary,
+    connect, exchange, finish, need_tool, pattern, repetitions, skip_unsupported, upstreamproxy,
 };
 
 /// How long a process that was told to stop while it set itself up may take: a loaded machine's share included.
@@ -34,10 +34,10 @@ fn a_drain_under_load_loses_no_byte() {
     const TUNNELS: usize = 5;
     let payload = pattern(8 << 20);
     let target = EchoServer::start();
-    for round in 0..many(4, 50) {
+    for round in 0..repetitions(4, 50) {
         let home = TempHome::new();
-        let gateway = OurGateway::start(&home, &[]);
-        let relay = Serving::start(&home, &gateway.base_url(), &[]);
+        let gateway = GatewayProcess::start(&home, &[]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
         let port = relay.port();
         // All are under way when the signal comes.
         let (moving, stopped) = (Barrier::new(TUNNELS + 1), Barrier::new(TUNNELS + 1));
@@ -110,11 +110,11 @@ fn late_comer(port: u16) {
 #[test]
 fn what_kill_9_leaves_is_in_nobodys_way() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let target = EchoServer::start();
     for _ in 0..3 {
         home.write_token(crate::support::TOKEN);
-        let relay = Serving::start(&home, &gateway.base_url(), &[]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
         assert_eq!(relay.ready["ca_bundle"], home.bundle().to_str().unwrap());
         assert!(relay.running.stderr().lines().all(|l| !l.contains("warn")));
         let env = finish(upstreamproxy(&home).args(["env", "--format", "json"])).succeeded();
@@ -137,9 +137,9 @@ fn what_kill_9_leaves_is_in_nobodys_way() {
 #[test]
 fn a_signal_at_any_moment_of_set_up_ends_it_soon_and_leaves_nothing_half_done() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
     let stalling = CannedServer::start("");
-    let rounds = many(40, 400);
+    let rounds = repetitions(40, 400);
     for round in 0..rounds {
         let home = TempHome::new();
         let stalls = round % 4 == 0;
@@ -200,8 +200,8 @@ fn nothing_half_done(home: &TempHome, round: usize) {
 #[test]
 fn a_signal_while_a_tunnel_is_dialled_ends_a_service_at_once() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     // Its kernel still takes connections, and nobody serves them.
     gateway.running.signal(Signal::STOP);
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
@@ -237,11 +237,11 @@ fn a_standard_error_that_takes_nothing_stops_nothing() {
         ),
     ] {
         let home = TempHome::new();
-        let gateway = OurGateway::start(&home, &[]);
+        let gateway = GatewayProcess::start(&home, &[]);
         let mut command = home.command("sh");
         command.args(["-c", script, "sh", binary(), "serve"]);
         command.env("RUST_LOG", "trace");
-        let relay = Serving::from(home.session(&mut command, &gateway.base_url()));
+        let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
         for _ in 0..3 {
             let (mut stream, answer) = connect(relay.port(), &target.authority());
             assert_eq!(answer.status, 200, "{case}");
@@ -258,7 +258,7 @@ fn a_standard_output_that_takes_nothing_stops_nothing() {
     let target = EchoServer::start();
     for script in [r#"exec "$@" >&-"#, r#"exec "$@" >/dev/full"#] {
         let home = TempHome::new();
-        let gateway = OurGateway::start(&home, &[]);
+        let gateway = GatewayProcess::start(&home, &[]);
         let mut command = home.command("sh");
         command.args(["-c", script, "sh", binary(), "serve"]);
         let relay = Running::spawn(home.session(&mut command, &gateway.base_url()));
@@ -269,7 +269,7 @@ fn a_standard_output_that_takes_nothing_stops_nothing() {
             if env.status.success() {
                 break env;
             }
-            assert!(asked.elapsed() < crate::support::PATIENCE, "{env:#?}");
+            assert!(asked.elapsed() < crate::support::TIMEOUT, "{env:#?}");
         };
         let env: serde_json::Value = serde_json::from_slice(&env.stdout).unwrap();
         let url = env["HTTPS_PROXY"].as_str().unwrap();
@@ -417,7 +417,7 @@ fn as_pid_1_it_passes_signals_on_and_reaps_orphans() {
     .status
     .success()
     {
-        return not_here("this system allows no namespaces of processes");
+        return skip_unsupported("this system allows no namespaces of processes");
     }
     let running = Running::spawn(&mut command);
     assert_eq!(running.json(), 1);
@@ -455,7 +455,7 @@ fn a_command_that_ends_with_tunnels_open_ends_us_too() {
 #[test]
 fn a_limit_on_file_sizes_disables_it_and_the_command_runs() {
     let home = TempHome::new();
-    let gateway = OurGateway::start(&TempHome::new(), &[]);
+    let gateway = GatewayProcess::start(&TempHome::new(), &[]);
     let mut command = home.command("sh");
     let script = "ulimit -f 1; exec \"$0\" run -- sh -c 'kill -XFSZ $$; echo survived' || true";
     command.args(["-c", script, binary()]);

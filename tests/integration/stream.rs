@@ -18,8 +18,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
 use crate::support::{
-    Counts, Ending, OurGateway, PATIENCE, SESSION, Serving, TOKEN, TempHome, TestCa, connect,
-    exchange, pattern, read_to_end,
+    Ending, GatewayProcess, RelayProcess, ResourceCounts, SESSION, TIMEOUT, TOKEN, TempHome,
+    TestCa, connect, exchange, pattern, read_to_end,
 };
 
 /// A target whose connections the test itself plays.
@@ -37,8 +37,8 @@ impl Target {
 
     pub(crate) fn accept(&self) -> TcpStream {
         let (stream, _) = self.0.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream
     }
 
@@ -53,8 +53,8 @@ impl Target {
 
 /// Our two ends.
 struct Pair {
-    relay: Serving,
-    gateway: OurGateway,
+    relay: RelayProcess,
+    gateway: GatewayProcess,
     _home: TempHome,
 }
 
@@ -62,8 +62,8 @@ impl Pair {
     #[track_caller]
     fn start(options: &[&str], of_gateway: &[&str]) -> Self {
         let home = TempHome::new();
-        let gateway = OurGateway::start(&home, &[options, of_gateway].concat());
-        let relay = Serving::start(&home, &gateway.base_url(), options);
+        let gateway = GatewayProcess::start(&home, &[options, of_gateway].concat());
+        let relay = RelayProcess::start(&home, &gateway.base_url(), options);
         Self {
             relay,
             gateway,
@@ -93,7 +93,7 @@ impl Version1 {
                 let mut line = [0; 64];
                 let read = stream.peek(&mut line).unwrap();
                 if String::from_utf8_lossy(&line[..read]).contains("/ws ") {
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                     let _ = send.send(tungstenite::accept(stream).unwrap());
                 } else {
                     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", ca.len());
@@ -110,10 +110,10 @@ impl Version1 {
 
     /// A tunnel through `relay`: the client's end and the gateway's, which has answered 200.
     #[track_caller]
-    pub(crate) fn tunnel(&self, relay: &Serving) -> (TcpStream, WebSocket<TcpStream>) {
+    pub(crate) fn tunnel(&self, relay: &RelayProcess) -> (TcpStream, WebSocket<TcpStream>) {
         let port = relay.port();
         let client = thread::spawn(move || connect(port, "target.test:443"));
-        let mut ws = self.tunnels.recv_timeout(PATIENCE).unwrap();
+        let mut ws = self.tunnels.recv_timeout(TIMEOUT).unwrap();
         assert!(ws.read().unwrap().is_binary());
         ws.send(chunk(b"HTTP/1.1 200 OK\r\n\r\n")).unwrap();
         let (client, answer) = client.join().unwrap();
@@ -146,7 +146,7 @@ fn data_of(message: &[u8]) -> &[u8] {
 /// Whether there is something to read within all patience.
 fn is_readable_soon(stream: &TcpStream) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
-    let patience = Timespec::try_from(PATIENCE).unwrap();
+    let patience = Timespec::try_from(TIMEOUT).unwrap();
     poll(&mut fds, Some(&patience)).unwrap() == 1
 }
 
@@ -190,7 +190,7 @@ fn fill(mut stream: &TcpStream, data: &[u8]) -> usize {
             Err(error) => panic!("{error} after {written} bytes"),
         }
     }
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     written
 }
 
@@ -225,9 +225,9 @@ fn the_same_over_wss() {
     let file = |name, pem| home.write(name, pem, 0o600).display().to_string();
     let (certificate, key) = (file("cert.pem", certificate), file("key.pem", key));
     let ca = file("upstream-ca.pem", ca.pem);
-    let gateway = OurGateway::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let gateway = GatewayProcess::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
     let base_url = gateway.base_url().replace("127.0.0.1", "localhost");
-    let relay = Serving::start(&home, &base_url, &["--upstream-ca", &ca]);
+    let relay = RelayProcess::start(&home, &base_url, &["--upstream-ca", &ca]);
     both_ways_at_once(&Pair {
         relay,
         gateway,
@@ -256,7 +256,7 @@ fn a_target_that_ends_first_still_gets_what_the_client_says() {
 #[test]
 fn a_reset_is_a_reset_at_the_other_end_after_what_was_said_before_it() {
     let (pair, target) = (Pair::start(&[], &[]), Target::start());
-    let baseline = pair.pids().map(Counts::of);
+    let baseline = pair.pids().map(ResourceCounts::of);
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     far.write_all(b"half of it").unwrap();
     client.read_exact(&mut [0; 10]).unwrap();
@@ -269,7 +269,7 @@ fn a_reset_is_a_reset_at_the_other_end_after_what_was_said_before_it() {
     assert_eq!(read_to_end(&mut far), (Vec::new(), Ending::Reset));
     for (pid, baseline) in pair.pids().into_iter().zip(baseline) {
         if let Some(baseline) = baseline {
-            baseline.returns(pid);
+            baseline.wait_until_restored(pid);
         }
     }
 }
@@ -319,7 +319,7 @@ fn waiting_costs_no_processor_time_whatever_is_waited_for() {
 #[test]
 fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &["--keepalive", "2s"]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "2s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     client.shutdown(Shutdown::Write).unwrap();
     let data = pattern(4 << 20);
@@ -361,7 +361,7 @@ fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
 #[test]
 fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gateway_has_gone() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     let data = pattern(4 << 20);
     let expected = data.clone();
@@ -388,7 +388,7 @@ fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gate
 
 /// A version 1 tunnel to `target` through `gateway`, without a relay.
 #[track_caller]
-fn version_1_tunnel(gateway: &OurGateway, target: &Target) -> WebSocket<TcpStream> {
+fn version_1_tunnel(gateway: &GatewayProcess, target: &Target) -> WebSocket<TcpStream> {
     let base = gateway.base_url();
     let mut request = format!("{}/v1/code/upstreamproxy/ws", base.replace("http:", "ws:"))
         .into_client_request()
@@ -396,7 +396,7 @@ fn version_1_tunnel(gateway: &OurGateway, target: &Target) -> WebSocket<TcpStrea
     let bearer = format!("Bearer {TOKEN}").parse().unwrap();
     request.headers_mut().insert("Authorization", bearer);
     let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (mut ws, _) = tungstenite::client(request, stream).unwrap();
     let basic = BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
     let authority = target.authority();
@@ -414,7 +414,7 @@ fn version_1_tunnel(gateway: &OurGateway, target: &Target) -> WebSocket<TcpStrea
 #[test]
 fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
     let home = TempHome::new();
-    let (gateway, target) = (OurGateway::start(&home, &[]), Target::start());
+    let (gateway, target) = (GatewayProcess::start(&home, &[]), Target::start());
     // Between what the kernel's buffers hold and what the gateway holds besides lies the case: the target's end is known, and
     // what it said waits for the reader. Which sizes those are is the kernel's to say.
     let sizes: Vec<usize> = (8..32).map(|n| n * 200_000 + 17).collect();
@@ -455,7 +455,7 @@ fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
 #[test]
 fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &["--idle-timeout", "1s"]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--idle-timeout", "1s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     // The stop is on its way, and the gateway speaks before it has read it.
     assert!(is_readable_soon(ws.get_ref()));
@@ -474,7 +474,7 @@ fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
 #[test]
 fn in_version_1_a_client_that_lingered_is_reset_though_the_gateway_answers_the_close() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     client.shutdown(Shutdown::Write).unwrap();
     ws.send(chunk(b"some of it")).unwrap();
@@ -492,10 +492,10 @@ fn in_version_1_a_client_that_lingered_is_reset_though_the_gateway_answers_the_c
 #[test]
 fn what_came_with_a_fault_in_one_segment_is_delivered_before_the_reset() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = relay.port();
     let client = thread::spawn(move || connect(port, "target.test:443"));
-    let mut ws = gateway.tunnels.recv_timeout(PATIENCE).unwrap();
+    let mut ws = gateway.tunnels.recv_timeout(TIMEOUT).unwrap();
     assert!(ws.read().unwrap().is_binary());
     // Written as one: the answer, data, and what the wire has no place for.
     for message in [
@@ -516,7 +516,7 @@ fn what_came_with_a_fault_in_one_segment_is_delivered_before_the_reset() {
 #[test]
 fn a_ping_is_answered_in_the_middle_of_a_saturated_upload() {
     let (home, gateway) = (TempHome::new(), Version1::start());
-    let relay = Serving::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (client, mut ws) = gateway.tunnel(&relay);
     let data = pattern(8 << 20);
     let written = fill(&client, &data);

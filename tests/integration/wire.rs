@@ -7,8 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use crate::support::{
-    CannedServer, EchoServer, Ending, HalfCloseServer, OurGateway, OutsideClient, OutsideGateway,
-    Python, Serving, SpeaksFirstServer, TOKEN, TempHome, TestCa, connect, exchange, pattern,
+    CannedServer, EchoServer, Ending, GatewayProcess, HalfCloseServer, PeerClient, PeerGateway,
+    Python, RelayProcess, SpeaksFirstServer, TOKEN, TempHome, TestCa, connect, exchange, pattern,
     read_to_end, request,
 };
 
@@ -26,9 +26,9 @@ const ODD_BUT_RIGHT: [&str; 9] = [
 ];
 
 /// An outside gateway with these options, and our relay before it.
-fn relay_before(python: &Python, home: &TempHome, options: &[&str]) -> (Serving, OutsideGateway) {
-    let gateway = OutsideGateway::start(python, home, options);
-    let relay = Serving::start(home, &gateway.base_url(), &[]);
+fn relay_before(python: &Python, home: &TempHome, options: &[&str]) -> (RelayProcess, PeerGateway) {
+    let gateway = PeerGateway::start(python, home, options);
+    let relay = RelayProcess::start(home, &gateway.base_url(), &[]);
     (relay, gateway)
 }
 
@@ -52,13 +52,13 @@ fn the_two_outside_peers_agree_with_each_other() {
         "field-twice",
         "non-minimal",
     ] {
-        let gateway = OutsideGateway::start(python, &home, &with_quirk(quirk));
-        let client = OutsideClient::new(python, &home, gateway.base_url());
+        let gateway = PeerGateway::start(python, &home, &with_quirk(quirk));
+        let client = PeerClient::new(python, &home, gateway.base_url());
         let seen = client.tunnel(&target.authority(), &payload, &with_quirk(quirk));
         assert_eq!(seen.report["status"], 200, "{quirk}: {seen:?}");
         assert_eq!(seen.body, HalfCloseServer::answer(&payload), "{quirk}");
         assert_eq!(seen.report["close_code"], 1000, "{quirk}");
-        let end = gateway.saw("end");
+        let end = gateway.next_event("end");
         assert_eq!(end["up"], payload.len(), "{quirk}: {end}");
     }
 }
@@ -71,7 +71,7 @@ fn the_relay_sends_the_opening_exactly_as_the_protocol_page_says() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let (relay, gateway) = relay_before(python, &home, &[]);
     assert_eq!(
-        gateway.saw("ca-cert")["authorization"],
+        gateway.next_event("ca-cert")["authorization"],
         false,
         "no credentials for the CA"
     );
@@ -86,7 +86,7 @@ fn the_relay_sends_the_opening_exactly_as_the_protocol_page_says() {
     assert_eq!([answer.early, rest].concat(), b"early and late");
     assert_eq!(ending, Ending::Eof);
 
-    let upgrade = gateway.saw("upgrade");
+    let upgrade = gateway.next_event("upgrade");
     assert_eq!(upgrade["authorised"], true);
     assert_eq!(upgrade["content_type"], "application/proto");
     assert_eq!(
@@ -95,13 +95,13 @@ fn the_relay_sends_the_opening_exactly_as_the_protocol_page_says() {
         "no extension is offered"
     );
     assert_eq!(upgrade["subprotocols"], "upstreamproxy.v2");
-    let opening = gateway.saw("opening");
+    let opening = gateway.next_event("opening");
     assert_eq!(opening["exact"], true, "{opening}");
     assert_eq!(
         opening["early"], 0,
         "the client's early bytes wait for the 2xx"
     );
-    let end = gateway.saw("end");
+    let end = gateway.next_event("end");
     assert_eq!(
         (&end["fin_up"], &end["fin_down"]),
         (&true.into(), &true.into())
@@ -177,7 +177,7 @@ fn a_half_close_reaches_the_target_and_its_answer_comes_back() {
     let (came, ending) = exchange(&mut stream, payload.clone());
     assert_eq!(came, HalfCloseServer::answer(&payload));
     assert_eq!(ending, Ending::Eof);
-    let end = gateway.saw("end");
+    let end = gateway.next_event("end");
     assert!(end["largest"].as_u64() <= Some(512 * 1024), "{end}");
 }
 
@@ -196,7 +196,7 @@ fn in_version_1_the_targets_end_is_a_clean_end() {
     let (came, ending) = read_to_end(&mut stream);
     assert!(came.ends_with(b"and that is all"));
     assert_eq!(ending, Ending::Eof);
-    assert_eq!(gateway.saw("end")["close_code"], 1000);
+    assert_eq!(gateway.next_event("end")["close_code"], 1000);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_broken_tunnel_is_a_prefix_and_a_reset() {
         let orderly_end_came_first = quirk == "data-after-fin" && ending == Ending::Eof;
         assert!(ending == Ending::Reset || orderly_end_came_first, "{quirk}");
         if let Some(code) = code {
-            let end = gateway.saw("end");
+            let end = gateway.next_event("end");
             assert_eq!(end["close_code"], code, "{quirk}: {end}");
         }
         let log = relay.stop().stderr;
@@ -359,16 +359,16 @@ fn both_ends_speak_to_the_outside_peers_over_tls() {
     let tls = ["--tls-cert", &certificate, "--tls-key", &key];
     let payload = pattern(3_000_000);
 
-    let gateway = OutsideGateway::start(python, &home, &tls);
+    let gateway = PeerGateway::start(python, &home, &tls);
     let base_url = gateway.base_url().replace("http:", "https:");
-    let relay = Serving::start(&home, &base_url, &["--upstream-ca", &trust]);
+    let relay = RelayProcess::start(&home, &base_url, &["--upstream-ca", &trust]);
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     let came = exchange(&mut stream, payload.clone());
     assert_eq!(came, (HalfCloseServer::answer(&payload), Ending::Eof));
 
-    let gateway = OurGateway::start(&home, &tls);
-    let client = OutsideClient::new(python, &home, gateway.base_url());
+    let gateway = GatewayProcess::start(&home, &tls);
+    let client = PeerClient::new(python, &home, gateway.base_url());
     let seen = client.tunnel(&target.authority(), &payload, &["--ca", &trust]);
     assert_eq!(
         seen.body,
@@ -385,8 +385,8 @@ fn a_gateway_that_answers_no_ping_is_found_dead_and_the_client_reset() {
         return;
     };
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OutsideGateway::start(python, &home, &[]);
-    let relay = Serving::start(&home, &gateway.base_url(), &["--keepalive", "200ms"]);
+    let gateway = PeerGateway::start(python, &home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "200ms"]);
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     stream.write_all(b"alive").unwrap();
@@ -454,9 +454,9 @@ fn a_fault_that_comes_in_one_read_with_the_answer_is_not_overlooked() {
     ] {
         let home = TempHome::new();
         let options = [&with_quirk(quirk)[..], &["--quirk", "corked"]].concat();
-        let gateway = OutsideGateway::start(python, &home, &options);
+        let gateway = PeerGateway::start(python, &home, &options);
         // Without pings nothing but the fault itself ends the tunnel.
-        let relay = Serving::start(&home, &gateway.base_url(), &["--keepalive", "0"]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "0"]);
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         if answer.status == 200 {
             let (rest, ending) = read_to_end(&mut stream);
@@ -477,12 +477,9 @@ fn gateway_behind<'a>(
     python: &'a Python,
     home: &'a TempHome,
     options: &[&str],
-) -> (OutsideClient<'a>, OurGateway) {
-    let gateway = OurGateway::start(home, options);
-    (
-        OutsideClient::new(python, home, gateway.base_url()),
-        gateway,
-    )
+) -> (PeerClient<'a>, GatewayProcess) {
+    let gateway = GatewayProcess::start(home, options);
+    (PeerClient::new(python, home, gateway.base_url()), gateway)
 }
 
 #[test]
@@ -636,8 +633,8 @@ fn the_gateway_refuses_addresses_that_a_sandbox_has_no_business_with() {
         return;
     };
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let gateway = OurGateway::strict(&home, &[]);
-    let client = OutsideClient::new(python, &home, gateway.base_url());
+    let gateway = GatewayProcess::strict(&home, &[]);
+    let client = PeerClient::new(python, &home, gateway.base_url());
     let port = target.port();
     for host in [
         "127.0.0.1",

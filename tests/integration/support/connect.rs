@@ -1,23 +1,24 @@
-//! A CONNECT client of few lines, to drive the relay's port and see every byte and how the connection ended.
+//! A minimal CONNECT client. It talks to the relay's port and reports every byte and how the
+//! connection ended.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::thread;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
-/// What a proxy answered: a head, and what has come behind it so far.
+/// A proxy's response: the head, and the bytes that arrived together with it.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     /// The status code.
     pub(crate) status: u16,
-    /// The head as text, the empty line left out.
+    /// The head as text, without the empty line.
     pub(crate) head: String,
-    /// What came with the head: the first bytes of the tunnel.
+    /// The bytes that arrived together with the head: the first bytes of the tunnel.
     pub(crate) early: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// Whether the head has a field of this name.
     pub(crate) fn has_field(&self, name: &str) -> bool {
         self.head
@@ -27,52 +28,52 @@ impl Answer {
     }
 }
 
-/// How a connection ended: nobody may take a part for the whole.
+/// How a connection ended. A reset means that the data may be incomplete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// An orderly end of stream.
+    /// A clean end of stream.
     Eof,
     /// A reset.
     Reset,
 }
 
-/// A tunnel through the proxy at `port`, or its refusal.
+/// Opens a tunnel through the proxy at `port`. Returns the response, which may be a refusal.
 #[track_caller]
-pub(crate) fn connect(port: u16, authority: &str) -> (TcpStream, Answer) {
+pub(crate) fn connect(port: u16, authority: &str) -> (TcpStream, Response) {
     request(
         port,
         format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes(),
     )
 }
 
-/// Sends `bytes` to the port at once and reads the answer's head.
+/// Connects to the port, sends `bytes` and reads the response head.
 #[track_caller]
-pub(crate) fn request(port: u16, bytes: &[u8]) -> (TcpStream, Answer) {
+pub(crate) fn request(port: u16, bytes: &[u8]) -> (TcpStream, Response) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(bytes).unwrap();
-    let answer = answer(&mut stream);
-    (stream, answer)
+    let response = read_response(&mut stream);
+    (stream, response)
 }
 
 #[track_caller]
-fn answer(stream: &mut TcpStream) -> Answer {
-    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+fn read_response(stream: &mut TcpStream) -> Response {
+    let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
-        let read = stream.read(&mut buffer).expect("an answer");
+        let read = stream.read(&mut buffer).expect("a response");
         assert!(
             read > 0,
-            "ended before a whole head: {:?}",
-            String::from_utf8_lossy(&seen)
+            "closed before a complete head: {:?}",
+            String::from_utf8_lossy(&received)
         );
-        seen.extend_from_slice(&buffer[..read]);
-        if let Some(end) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
-            let early = seen.split_off(end + 4);
-            let head = String::from_utf8_lossy(&seen[..end]).into_owned();
+        received.extend_from_slice(&buffer[..read]);
+        if let Some(end) = received.windows(4).position(|w| w == b"\r\n\r\n") {
+            let early = received.split_off(end + 4);
+            let head = String::from_utf8_lossy(&received[..end]).into_owned();
             let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
             let status = status.unwrap_or_else(|| panic!("no status in {head:?}"));
-            return Answer {
+            return Response {
                 status,
                 head,
                 early,
@@ -81,7 +82,7 @@ fn answer(stream: &mut TcpStream) -> Answer {
     }
 }
 
-/// Everything up to the end, and which end it was.
+/// Reads all bytes up to the end of the connection. Returns them and how it ended.
 #[track_caller]
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, Ending) {
     let (mut all, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
@@ -102,7 +103,7 @@ pub(crate) fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, Ending) {
 pub(crate) fn exchange(stream: &mut TcpStream, payload: Vec<u8>) -> (Vec<u8>, Ending) {
     let mut up = stream.try_clone().unwrap();
     let sender = thread::spawn(move || {
-        // A far end that breaks off while we send is the reader's to judge.
+        // If the peer closes early, this write fails; the reader's result shows how.
         let sent = up.write_all(&payload);
         sent.and_then(|()| up.shutdown(Shutdown::Write))
     });

@@ -1,5 +1,5 @@
-//! A line that takes its time: a forwarder to one address which delays each direction. The benchmark of `benches/tunnel` has
-//! the same one, by path, so that what is tested and what is measured is one line.
+//! A TCP forwarder to one address that delays each direction. The benchmark in `benches/tunnel`
+//! includes this file by path, so that tests and measurements use the same code.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,26 +9,29 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What one direction of a connection takes at a time.
-const PIECE: usize = 64 << 10;
-/// How many pieces are on the way in one direction at most: the line's window, so that nothing queues without a bound.
+/// How many bytes are read at a time.
+const CHUNK: usize = 64 << 10;
+/// How many chunks may be in flight in one direction. It is the window of the simulated link and
+/// bounds the memory.
 const WINDOW: usize = 8;
 
-/// A connection's near end, and whether it is to be cut at the next byte from it.
-pub(crate) type Carried = (TcpStream, Arc<AtomicBool>);
+/// The client's side of a forwarded connection, and a flag: if set, the connection is closed at the
+/// client's next byte.
+pub(crate) type Forwarded = (TcpStream, Arc<AtomicBool>);
 
-/// A line to `far` that takes `one_way` for each direction, and tells `seen` of every connection. Returns its near end.
-pub(crate) fn delay_line(
+/// Starts a forwarder to `far` that delays each direction by `one_way`. It calls `on_connection`
+/// for each connection. Returns the address it listens on.
+pub(crate) fn start_delay_forwarder(
     far: SocketAddr,
     one_way: Duration,
-    mut seen: impl FnMut(Carried) + Send + 'static,
+    mut on_connection: impl FnMut(Forwarded) + Send + 'static,
 ) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for near in listener.incoming().map_while(Result::ok) {
-            // What cannot be carried is dropped, and its near end learns it so.
-            let _ = accept(near, far, one_way, &mut seen);
+            // On an error both sockets are dropped, which closes the client's connection.
+            let _ = accept(near, far, one_way, &mut on_connection);
         }
     });
     Ok(address)
@@ -38,28 +41,36 @@ fn accept(
     near: TcpStream,
     far: SocketAddr,
     one_way: Duration,
-    seen: &mut impl FnMut(Carried),
+    on_connection: &mut impl FnMut(Forwarded),
 ) -> io::Result<()> {
     let far = TcpStream::connect(far)?;
     for stream in [&near, &far] {
         stream.set_nodelay(true)?;
     }
     let cut = Arc::new(AtomicBool::new(false));
-    seen((near.try_clone()?, Arc::clone(&cut)));
-    // TCP's own handshake ends here, at the near end, at once. So what comes from there counts as sent one round trip later
-    // at the earliest: there and back is what the handshake takes on a line that is long.
+    on_connection((near.try_clone()?, Arc::clone(&cut)));
+    // The TCP handshake with the client completes here, immediately. On a real link it would take
+    // one round trip, so bytes from the client count as received one round trip from now at the
+    // earliest.
     let now = Instant::now();
-    let stands = now + 2 * one_way;
-    carry(near.try_clone()?, far.try_clone()?, one_way, stands, cut)?;
-    carry(far, near, one_way, now, Arc::default())
+    let established = now + 2 * one_way;
+    forward(
+        near.try_clone()?,
+        far.try_clone()?,
+        one_way,
+        established,
+        cut,
+    )?;
+    forward(far, near, one_way, now, Arc::default())
 }
 
-/// One direction: what is read goes out after the delay, its end too; nothing counts as read before `stands`.
-fn carry(
+/// Forwards one direction with the delay, including the end of the stream. No bytes count as
+/// received before `established`.
+fn forward(
     mut from: TcpStream,
     to: TcpStream,
     one_way: Duration,
-    stands: Instant,
+    established: Instant,
     cut: Arc<AtomicBool>,
 ) -> io::Result<()> {
     let (queue, waiting) = sync_channel::<(Instant, Vec<u8>)>(WINDOW);
@@ -74,14 +85,14 @@ fn carry(
         let _ = out.shutdown(Shutdown::Write);
     });
     thread::spawn(move || {
-        let mut buffer = vec![0; PIECE];
+        let mut buffer = vec![0; CHUNK];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             if cut.load(Ordering::SeqCst) {
                 let _ = from.shutdown(Shutdown::Both);
                 let _ = to.shutdown(Shutdown::Both);
                 return;
             }
-            let due = Instant::now().max(stands) + one_way;
+            let due = Instant::now().max(established) + one_way;
             let _ = queue.send((due, buffer[..read].to_vec()));
         }
     });

@@ -1,4 +1,5 @@
-//! A home folder of the test's own and the clean environment of what runs in it.
+//! A temporary home directory for each test, and a clean environment for the processes that run in
+//! it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,13 +13,14 @@ use tempfile::TempDir;
 
 /// The session id of every test.
 pub(crate) const SESSION: &str = "session-of-the-test";
-/// The session token of every test; also the canary that must be found nowhere.
+/// The session token of every test. Leak tests search for it.
 pub(crate) const TOKEN: &str = "canary-token-5b1f0c77";
 
-/// The user and group that owns nothing.
-const NOBODY: u32 = 65534;
+/// The unprivileged user and group `nobody`, which own no files.
+const UNPRIVILEGED: u32 = 65534;
 
-/// What a test must not inherit from the machine it runs on: proxies, roots, the session, our own settings, logging.
+/// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
+/// program's settings, logging.
 const NOT_INHERITED: [&str; 38] = [
     "HTTPS_PROXY",
     "https_proxy",
@@ -59,16 +61,16 @@ const NOT_INHERITED: [&str; 38] = [
     "RUST_BACKTRACE",
     "NOTIFY_SOCKET",
 ];
-/// The same by the beginning of the name.
+/// The same, for all names with these prefixes.
 const NOT_INHERITED_PREFIXES: [&str; 3] = ["CLAUDE_CODE_", "CCR_", "UPSTREAMPROXY_"];
 
-/// A fresh home folder, with a session token in it; gone when dropped.
+/// A new home directory with a session token in it. It is removed on drop.
 pub(crate) struct TempHome {
-    folder: TempDir,
+    directory: TempDir,
 }
 
-/// A folder under the system's temporary one, so outside of this package.
-pub(crate) fn temporary_folder() -> TempDir {
+/// A directory in the system's temporary directory, outside of this package.
+pub(crate) fn temporary_directory() -> TempDir {
     tempfile::Builder::new()
         .prefix("upstreamproxy-test-")
         .tempdir()
@@ -76,18 +78,18 @@ pub(crate) fn temporary_folder() -> TempDir {
 }
 
 impl TempHome {
-    /// A home whose token file holds [`TOKEN`], mode 0600.
+    /// Creates a home whose token file contains [`TOKEN`] with mode 0600.
     pub(crate) fn new() -> Self {
         let home = Self {
-            folder: temporary_folder(),
+            directory: temporary_directory(),
         };
         home.write_token(TOKEN);
         home
     }
 
-    /// The folder itself.
+    /// The directory.
     pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     /// A path in the home.
@@ -95,22 +97,22 @@ impl TempHome {
         self.path().join(name)
     }
 
-    /// Where the session token lies.
+    /// The path of the session token.
     pub(crate) fn token_file(&self) -> PathBuf {
         self.join("session_token")
     }
 
-    /// Where the merged bundle goes when nothing else is said.
+    /// The default path of the merged CA bundle.
     pub(crate) fn bundle(&self) -> PathBuf {
         self.join(".ccr/ca-bundle.crt")
     }
 
-    /// Puts `content` into the token file, readable by its owner alone.
+    /// Writes `content` to the token file with mode 0600.
     pub(crate) fn write_token(&self, content: impl AsRef<[u8]>) {
         self.write("session_token", content, 0o600);
     }
 
-    /// Puts a file into the home.
+    /// Writes a file with this mode into the home.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
         let path = self.join(name);
         fs::write(&path, content).unwrap();
@@ -118,7 +120,8 @@ impl TempHome {
         path
     }
 
-    /// `program` in this home, with the machine's environment less what a test must not inherit.
+    /// A command for `program` in this home. It inherits the environment, except the variables that
+    /// a test must not inherit.
     pub(crate) fn command(&self, program: impl Into<OsString>) -> Command {
         let mut command = Command::new(program.into());
         for (name, _) in std::env::vars_os() {
@@ -133,29 +136,31 @@ impl TempHome {
         command
     }
 
-    /// The binary under test as an ordinary user, who owns this home: ourselves, or nobody where we are root.
-    pub(crate) fn as_ordinary_user(&self) -> Command {
-        // The package's own folder may be closed to others, so the binary comes along.
-        let reachable = self.join("upstreamproxy");
-        fs::copy(super::binary(), &reachable).unwrap();
+    /// The binary under test as an unprivileged user who owns this home: the current user, or
+    /// `nobody` if the tests run as root.
+    pub(crate) fn as_unprivileged_user(&self) -> Command {
+        // Other users may not have access to the package's directory, so the binary is copied.
+        let copy = self.join("upstreamproxy");
+        fs::copy(super::binary(), &copy).unwrap();
         if geteuid().is_root() {
             for path in [self.path(), &self.token_file()] {
-                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+                std::os::unix::fs::chown(path, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
             }
         }
-        self.as_same_user(reachable)
+        self.command_as_unprivileged_user(copy)
     }
 
-    /// `program` as that user.
-    pub(crate) fn as_same_user(&self, program: impl Into<OsString>) -> Command {
+    /// A command for `program` as the same unprivileged user.
+    pub(crate) fn command_as_unprivileged_user(&self, program: impl Into<OsString>) -> Command {
         let mut command = self.command(program);
         if geteuid().is_root() {
-            command.uid(NOBODY).gid(NOBODY);
+            command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
         }
         command
     }
 
-    /// Switches on what the gate asks for, with the token in this home and the upstream at `base_url`.
+    /// Sets the variables that enable the proxy: the session, the token in this home, the upstream
+    /// at `base_url`.
     pub(crate) fn session<'a>(&self, command: &'a mut Command, base_url: &str) -> &'a mut Command {
         command
             .env("CLAUDE_CODE_REMOTE", "true")

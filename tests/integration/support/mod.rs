@@ -1,11 +1,13 @@
-//! What the integration tests stand on: homes, processes with bounded waits, servers, outside peers.
+//! Shared code of the integration tests: home directories, processes with time limits, servers, and
+//! independent peers.
 //!
-//! Nothing here sleeps to be lucky: every wait is for an event (a line, an exit, a byte, an end) and has a bound.
+//! No test relies on a sleep: each waits for an event (a line, an exit, a byte, an end of stream),
+//! with a time limit.
 
 mod connect;
 mod delay;
+mod dns;
 mod home;
-mod names;
 mod network;
 mod origin;
 mod peers;
@@ -18,29 +20,30 @@ mod tools;
 use std::time::Duration;
 
 pub(crate) use connect::{Ending, connect, exchange, read_to_end, request};
-pub(crate) use delay::{Carried, delay_line};
-pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_folder};
-pub(crate) use names::NameServer;
+pub(crate) use delay::{Forwarded, start_delay_forwarder};
+pub(crate) use dns::DnsServer;
+pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_directory};
 pub(crate) use network::Network;
 pub(crate) use origin::{HttpsOrigin, TestCa};
-pub(crate) use peers::{OutsideClient, OutsideGateway};
-pub(crate) use proc::{Counts, is_idle};
+pub(crate) use peers::{PeerClient, PeerGateway};
+pub(crate) use proc::{ResourceCounts, assert_idle};
 pub(crate) use process::{
-    Finished, Running, binary, finish, finish_within, once_more, upstreamproxy,
+    Finished, Running, binary, finish, finish_within, test_subprocess, upstreamproxy,
 };
-pub(crate) use relay::{OurGateway, Serving};
+pub(crate) use relay::{GatewayProcess, RelayProcess};
 pub(crate) use servers::{CannedServer, EchoServer, HalfCloseServer, SpeaksFirstServer, pattern};
-pub(crate) use tools::{Python, need_tool, not_here, skip};
+pub(crate) use tools::{Python, need_tool, skip, skip_unsupported};
 
-/// How long anything local may take before a test fails: far over what it needs on a loaded machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit for any local operation. It is far above what a loaded machine needs.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Whether the long forms are wanted: `UPSTREAMPROXY_TEST_LONG` is set.
-pub(crate) fn long_forms() -> bool {
+/// Whether the long variants of the tests run: `UPSTREAMPROXY_TEST_LONG` is set.
+pub(crate) fn long_tests_enabled() -> bool {
     std::env::var_os("UPSTREAMPROXY_TEST_LONG").is_some()
 }
 
-/// How often something is tried that must hold every time: `few`, or `enough` in the long form.
-pub(crate) fn many(few: usize, enough: usize) -> usize {
-    if long_forms() { enough } else { few }
+/// How often a test repeats an operation that must succeed every time: `short`, or `long` in the
+/// long variant.
+pub(crate) fn repetitions(short: usize, long: usize) -> usize {
+    if long_tests_enabled() { long } else { short }
 }

@@ -1,4 +1,5 @@
-//! Two network namespaces of a test's own with a cable between them that can be pulled: how a host vanishes without a word.
+//! Two network namespaces connected by a virtual cable. Disconnecting the cable simulates a host
+//! that vanishes without closing its connections.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -8,91 +9,94 @@ use std::thread;
 use rustix::process::geteuid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Finished, finish, need_tool, not_here};
+use super::{Finished, finish, need_tool, skip_unsupported};
 
-/// The two ends' addresses, from a block that is nobody's (RFC 5737).
+/// The addresses of the two ends, from a documentation block (RFC 5737).
 const NEAR: &str = "192.0.2.1";
 const FAR: &str = "192.0.2.2";
 
-/// Two places and the cable between them; gone when dropped.
+/// Two namespaces and the cable between them. They are removed on drop.
 pub(crate) struct Network {
-    near: Place,
-    far: Place,
+    near: Namespace,
+    far: Namespace,
 }
 
-/// One namespace, kept by a process that does nothing else.
-struct Place {
+/// One namespace. A process that does nothing else keeps it alive.
+struct Namespace {
     holder: Child,
-    namespace: File,
+    handle: File,
 }
 
 impl Network {
     /// The address at the far end.
     pub(crate) const FAR: &str = FAR;
 
-    /// A plugged cable; `None`, and the test is skipped, where there are no tools or no rights for it.
+    /// Creates the two namespaces and connects them. Returns `None`, and the test is skipped, if
+    /// the tools or the permissions are missing.
     #[track_caller]
-    pub(crate) fn plugged() -> Option<Self> {
+    pub(crate) fn connected() -> Option<Self> {
         if !need_tool("unshare") || !need_tool("ip") {
             return None;
         }
         if !geteuid().is_root() {
-            not_here("only root can make network namespaces");
+            skip_unsupported("only root can make network namespaces");
             return None;
         }
-        let Some((near, far)) = Place::new().zip(Place::new()) else {
-            not_here("this system allows no network namespaces");
+        let Some((near, far)) = Namespace::new().zip(Namespace::new()) else {
+            skip_unsupported("this system does not allow network namespaces");
             return None;
         };
         let network = Self { near, far };
-        let there = network.far.holder.id().to_string();
+        let far_pid = network.far.holder.id().to_string();
         let cable = ["link", "add", "cable", "type", "veth", "peer"];
         let made = network
             .near
-            .ip(&[&cable[..], &["name", "cable", "netns", &there]].concat());
+            .ip(&[&cable[..], &["name", "cable", "netns", &far_pid]].concat());
         if !made.status.success() {
-            not_here(&format!("this system has no virtual cable: {made:?}"));
+            skip_unsupported(&format!(
+                "this system has no virtual Ethernet pairs: {made:?}"
+            ));
             return None;
         }
-        for (place, address) in [(&network.near, NEAR), (&network.far, FAR)] {
+        for (namespace, address) in [(&network.near, NEAR), (&network.far, FAR)] {
             let address = format!("{address}/30");
-            for words in [
+            for arguments in [
                 &["link", "set", "lo", "up"][..],
                 &["address", "add", &address, "dev", "cable"],
                 &["link", "set", "cable", "up"],
             ] {
-                place.ip(words).succeeded();
+                namespace.ip(arguments).succeeded();
             }
         }
         Some(network)
     }
 
-    /// Does `work` at the near end: its sockets, threads and processes are there.
+    /// Runs `work` in the near namespace: its sockets, threads and processes are created there.
     pub(crate) fn near<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.near.inside(work)
     }
 
-    /// The same at the far end.
+    /// Runs `work` in the far namespace.
     pub(crate) fn far<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.far.inside(work)
     }
 
-    /// Pulls the cable: no packet passes, and nobody is told.
-    pub(crate) fn pull(&self) {
+    /// Disconnects the cable: packets are dropped, and neither end is notified.
+    pub(crate) fn disconnect(&self) {
         self.far.ip(&["link", "set", "cable", "down"]).succeeded();
     }
 
-    /// Plugs it in again.
-    pub(crate) fn plug(&self) {
+    /// Reconnects the cable.
+    pub(crate) fn reconnect(&self) {
         self.far.ip(&["link", "set", "cable", "up"]).succeeded();
     }
 }
 
-impl Place {
+impl Namespace {
     fn new() -> Option<Self> {
-        // It ends when its standard input does, so with this process at the latest.
+        // It exits when its standard input closes, so at the latest when this process exits.
         let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo there; exec cat"])
+            .args(["--net", "sh", "-c", "echo ready; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -101,21 +105,21 @@ impl Place {
         let mut line = String::new();
         let stdout = holder.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        if line != "there\n" {
+        if line != "ready\n" {
             let _ = holder.wait();
             return None;
         }
-        let namespace = File::open(format!("/proc/{}/ns/net", holder.id())).unwrap();
-        Some(Self { holder, namespace })
+        let handle = File::open(format!("/proc/{}/ns/net", holder.id())).unwrap();
+        Some(Self { holder, handle })
     }
 
-    /// On a thread of its own, so that nobody else is moved.
+    /// Runs `work` on a new thread, because entering the namespace affects the calling thread only.
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 use std::os::fd::AsFd;
                 let network = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(self.namespace.as_fd(), network).unwrap();
+                move_into_link_name_space(self.handle.as_fd(), network).unwrap();
                 work()
             });
             match inside.join() {
@@ -125,14 +129,14 @@ impl Place {
         })
     }
 
-    fn ip(&self, words: &[&str]) -> Finished {
-        self.inside(|| finish(Command::new("ip").args(words)))
+    fn ip(&self, arguments: &[&str]) -> Finished {
+        self.inside(|| finish(Command::new("ip").args(arguments)))
     }
 }
 
-impl Drop for Place {
+impl Drop for Namespace {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both calls fail only if the process has exited already.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }

@@ -1,4 +1,4 @@
-//! A real HTTPS origin with a CA of the test's own: static files over HTTP/1.1.
+//! An HTTPS origin with its own test CA. It serves static files over HTTP/1.1.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,17 +13,17 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
 
-use super::{PATIENCE, TempHome, temporary_folder, upstreamproxy};
+use super::{TIMEOUT, TempHome, temporary_directory, upstreamproxy};
 
-/// A certificate authority that nothing but the test knows.
+/// A certificate authority that only the test trusts.
 pub(crate) struct TestCa {
     issuer: Issuer<'static, KeyPair>,
-    /// Its certificate.
+    /// The CA certificate.
     pub(crate) pem: String,
 }
 
 impl TestCa {
-    /// A fresh one, called `name`.
+    /// Creates a new CA called `name`.
     pub(crate) fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([]).unwrap();
@@ -37,7 +37,7 @@ impl TestCa {
         }
     }
 
-    /// A certificate for `name` and its key, as PEM.
+    /// Issues a certificate for `name`. Returns the certificate and its key as PEM.
     pub(crate) fn issue(&self, name: &str) -> (String, String) {
         let (certificate, key) = self.certificate(name);
         (certificate.pem(), key.serialize_pem())
@@ -65,27 +65,28 @@ impl TestCa {
     }
 }
 
-/// An HTTPS server on loopback for one name, serving the files of a folder. Its thread ends with the test process.
+/// An HTTPS server on loopback for one name. It serves the files of a directory. Its thread runs
+/// until the test process exits.
 pub(crate) struct HttpsOrigin {
     name: String,
     port: u16,
     ca: TestCa,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl HttpsOrigin {
-    /// The file that every origin has, and what is in it.
+    /// The content of `/hello`, which every origin serves.
     pub(crate) const HELLO: &str = "hello from the origin of the test\n";
 
-    /// An origin called `name`, with `/hello` in its folder.
+    /// Starts an origin called `name`, with `/hello` in its directory.
     pub(crate) fn start(name: &str) -> Self {
         let ca = TestCa::new("upstreamproxy test root");
-        let folder = temporary_folder();
-        fs::write(folder.path().join("hello"), Self::HELLO).unwrap();
-        fs::write(folder.path().join("ca.pem.private"), &ca.pem).unwrap();
+        let directory = temporary_directory();
+        fs::write(directory.path().join("hello"), Self::HELLO).unwrap();
+        fs::write(directory.path().join("ca.pem.private"), &ca.pem).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (config, root) = (Arc::new(ca.server(name)), folder.path().to_owned());
+        let (config, root) = (Arc::new(ca.server(name)), directory.path().to_owned());
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (config, root) = (Arc::clone(&config), root.clone());
@@ -96,7 +97,7 @@ impl HttpsOrigin {
             name: name.to_owned(),
             port,
             ca,
-            folder,
+            directory,
         }
     }
 
@@ -110,12 +111,13 @@ impl HttpsOrigin {
         format!("{}:{}", self.name, self.port)
     }
 
-    /// The argument of `--resolve` that leads to it.
+    /// The argument of `--resolve` that maps its name to loopback.
     pub(crate) fn resolve(&self) -> String {
         format!("{}:127.0.0.1", self.authority())
     }
 
-    /// `run --embedded` that leads here and intercepts it, with these further options.
+    /// A `run --embedded` command that resolves and intercepts this origin, with these further
+    /// options.
     pub(crate) fn embedded(&self, home: &TempHome, options: &[&str]) -> Command {
         let mut command = upstreamproxy(home);
         command.args(["run", "--embedded", "--intercept", &self.name]);
@@ -123,24 +125,24 @@ impl HttpsOrigin {
         command
     }
 
-    /// The folder that it serves.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The directory that it serves.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
-    /// A file that holds its CA's certificate.
+    /// The file that contains its CA certificate.
     pub(crate) fn ca_file(&self) -> PathBuf {
-        self.folder().join("ca.pem.private")
+        self.directory().join("ca.pem.private")
     }
 
-    /// The CA's certificate.
+    /// Its CA certificate.
     pub(crate) fn ca_pem(&self) -> &str {
         &self.ca.pem
     }
 }
 
 fn serve(tcp: TcpStream, config: Arc<ServerConfig>, root: &Path) -> std::io::Result<()> {
-    tcp.set_read_timeout(Some(PATIENCE))?;
+    tcp.set_read_timeout(Some(TIMEOUT))?;
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
     let mut stream = StreamOwned::new(connection, tcp);
     let (mut head, mut byte) = (Vec::new(), [0]);

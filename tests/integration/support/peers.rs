@@ -1,4 +1,5 @@
-//! The outside peers of `tests/peers`: they share no code with ours, so the two agree only by the protocol page.
+//! The peers in `tests/peers`: independent implementations that share no code with this crate. Both
+//! sides agree only through the protocol page.
 
 use std::fs;
 use std::path::Path;
@@ -7,20 +8,20 @@ use serde_json::Value;
 
 use super::{Python, Running, SESSION, TOKEN, TempHome, TestCa, finish};
 
-/// `gateway.py`, serving on loopback; what it saw comes as JSON lines.
-pub(crate) struct OutsideGateway {
+/// `gateway.py`, serving on loopback. It reports events as JSON lines.
+pub(crate) struct PeerGateway {
     /// The process.
     pub(crate) running: Running,
     port: u16,
 }
 
-impl OutsideGateway {
-    /// Starts one with these further options; its CA endpoint serves a certificate of the test's own.
+impl PeerGateway {
+    /// Starts a gateway with these further options. Its CA endpoint serves a new test certificate.
     #[track_caller]
     pub(crate) fn start(python: &Python, home: &TempHome, options: &[&str]) -> Self {
         let ca = home.write(
             "peer-ca.pem",
-            TestCa::new("ca of the outside gateway").pem,
+            TestCa::new("CA of the peer gateway").pem,
             0o644,
         );
         let mut command = python.peer(home, "gateway.py");
@@ -36,14 +37,14 @@ impl OutsideGateway {
         }
     }
 
-    /// The base URL for our relay.
+    /// The base URL for the relay.
     pub(crate) fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The next thing of this kind that it saw.
+    /// Waits for the next event of this kind.
     #[track_caller]
-    pub(crate) fn saw(&self, event: &str) -> Value {
+    pub(crate) fn next_event(&self, event: &str) -> Value {
         loop {
             let line = self.running.json();
             if line["event"] == event {
@@ -54,22 +55,22 @@ impl OutsideGateway {
 }
 
 /// `client.py`, run to its end.
-pub(crate) struct OutsideClient<'a> {
+pub(crate) struct PeerClient<'a> {
     python: &'a Python,
     home: &'a TempHome,
     base_url: String,
 }
 
-/// What `client.py` saw, and the bytes that came back.
+/// What `client.py` reports, and the bytes that it received.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Received {
     /// Its line of JSON.
     pub(crate) report: Value,
-    /// What came down the tunnel behind the gateway's head.
+    /// The bytes that it received after the gateway's response head.
     pub(crate) body: Vec<u8>,
 }
 
-impl<'a> OutsideClient<'a> {
+impl<'a> PeerClient<'a> {
     /// A client of the gateway at `base_url`.
     pub(crate) fn new(python: &'a Python, home: &'a TempHome, base_url: impl Into<String>) -> Self {
         Self {
@@ -79,24 +80,24 @@ impl<'a> OutsideClient<'a> {
         }
     }
 
-    /// One tunnel to `target`: sends `payload`, half-closes, reads to the end.
+    /// Opens one tunnel to `target`, sends `payload`, half-closes, and reads to the end.
     #[track_caller]
-    pub(crate) fn tunnel(&self, target: &str, payload: &[u8], options: &[&str]) -> Seen {
+    pub(crate) fn tunnel(&self, target: &str, payload: &[u8], options: &[&str]) -> Received {
         let sent = self.home.write("sent", payload, 0o600);
-        let came = self.home.join("came");
-        // One from an earlier tunnel must not be taken for this one's.
-        let _ = fs::remove_file(&came);
+        let received = self.home.join("received");
+        // An earlier tunnel may have left a file.
+        let _ = fs::remove_file(&received);
         let mut command = self.python.peer(self.home, "client.py");
         command
             .args(["--base-url", &self.base_url, "--target", target])
             .args(["--session", SESSION, "--token", TOKEN])
-            .args([Path::new("--send"), &sent, Path::new("--out"), &came])
+            .args([Path::new("--send"), &sent, Path::new("--out"), &received])
             .args(options);
         let finished = finish(&mut command).succeeded();
-        Seen {
+        Received {
             report: serde_json::from_slice(&finished.stdout)
                 .unwrap_or_else(|e| panic!("{e}: {finished:#?}")),
-            body: fs::read(came).unwrap_or_default(),
+            body: fs::read(received).unwrap_or_default(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Processes with bounded waits: one that runs to its end, and one that serves until it is told to stop.
+//! Child processes with time limits: [`finish`] runs a command to its end, [`Running`] is a process
+//! that serves until it is stopped.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -12,19 +13,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
-use super::{PATIENCE, TempHome};
+use super::{TIMEOUT, TempHome};
 
 /// The binary under test.
 pub(crate) fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_upstreamproxy")
 }
 
-/// The binary under test in `home`, with a clean environment.
+/// A command for the binary under test in `home`, with a clean environment.
 pub(crate) fn upstreamproxy(home: &TempHome) -> Command {
     home.command(binary())
 }
 
-/// How a process ended and what it said.
+/// How a process ended, and its output.
 pub(crate) struct Finished {
     /// Exit code or signal.
     pub(crate) status: ExitStatus,
@@ -51,7 +52,7 @@ impl Finished {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// The warnings and errors in the log.
+    /// The lines of warnings and errors in the log.
     pub(crate) fn warnings(&self) -> Vec<&str> {
         self.stderr
             .lines()
@@ -70,14 +71,14 @@ impl Finished {
         self
     }
 
-    /// What `run --embedded` says at its end: tunnels, bytes up, bytes down.
+    /// The summary line of `run --embedded`: tunnels, bytes up, bytes down.
     #[track_caller]
-    pub(crate) fn closing_line(&self) -> (u64, u64, u64) {
+    pub(crate) fn tunnel_summary(&self) -> (u64, u64, u64) {
         let line = self
             .stderr
             .lines()
             .rfind(|line| line.starts_with("upstreamproxy: ") && line.ends_with(" bytes down"))
-            .unwrap_or_else(|| panic!("no closing line in {self:#?}"));
+            .unwrap_or_else(|| panic!("no summary line in {self:#?}"));
         let numbers: Vec<u64> = line
             .split(|c: char| !c.is_ascii_digit())
             .filter_map(|n| n.parse().ok())
@@ -88,33 +89,35 @@ impl Finished {
         (tunnels, up, down)
     }
 
-    /// Fails the test unless bytes went through tunnels both ways.
+    /// Fails the test unless tunnels carried bytes in both directions.
     #[track_caller]
-    pub(crate) fn went_through(self) -> Self {
-        let (tunnels, up, down) = self.closing_line();
+    pub(crate) fn assert_tunnelled(self) -> Self {
+        let (tunnels, up, down) = self.tunnel_summary();
         assert!(tunnels > 0 && up > 0 && down > 0, "{self:#?}");
         self
     }
 }
 
-/// This test binary once more, for the one test called `test`, which sees the variable `host` and is then a process of its own.
-pub(crate) fn once_more(home: &TempHome, test: &str, host: &str) -> Command {
+/// Runs the single test `test` of this test binary in a new process. The test recognises that
+/// process by the variable `marker`.
+pub(crate) fn test_subprocess(home: &TempHome, test: &str, marker: &str) -> Command {
     let mut command = home.command(std::env::current_exe().unwrap());
     command
         .args(["--exact", test, "--nocapture"])
-        .env(host, "1");
+        .env(marker, "1");
     command
 }
 
-/// Runs the command to its end, its standard input empty.
+/// Runs the command to its end with an empty standard input.
 #[track_caller]
 pub(crate) fn finish(command: &mut Command) -> Finished {
-    finish_within(PATIENCE, command)
+    finish_within(TIMEOUT, command)
 }
 
-/// The same for what takes long, such as a download from a registry.
+/// The same, with another time limit, for operations that take long (such as a download from a
+/// registry).
 #[track_caller]
-pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Finished {
+pub(crate) fn finish_within(timeout: Duration, command: &mut Command) -> Finished {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -123,7 +126,7 @@ pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Finish
         .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let stdout = drain(child.stdout.take().unwrap());
     let stderr = drain(child.stderr.take().unwrap());
-    let status = wait(&mut child, patience);
+    let status = wait(&mut child, timeout);
     if status.is_none() {
         child.kill().unwrap();
     }
@@ -134,7 +137,7 @@ pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Finish
     };
     assert!(
         status.is_some(),
-        "still running after {patience:?}: {finished:#?}"
+        "still running after {timeout:?}: {finished:#?}"
     );
     finished
 }
@@ -147,15 +150,15 @@ fn drain(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// Waits for the exit itself, not by looking again and again.
-fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+/// Waits for the exit with `poll` on a pidfd. Returns `None` on a timeout.
+fn wait(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
     let handle = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap();
+        let left = Timespec::try_from(left).unwrap();
         let mut ready = [PollFd::new(&handle, PollFlags::IN)];
-        match poll(&mut ready, Some(&timeout)) {
+        match poll(&mut ready, Some(&left)) {
             Ok(0) => return None,
             Ok(_) => return Some(child.wait().unwrap()),
             Err(rustix::io::Errno::INTR) => {}
@@ -164,7 +167,8 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// A process that serves: its standard output comes line by line, its standard error is kept; killed when dropped.
+/// A running process. Standard output is read line by line, standard error is collected. The
+/// process is killed on drop.
 pub(crate) struct Running {
     child: Child,
     lines: Mutex<Receiver<String>>,
@@ -186,7 +190,7 @@ impl Running {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                // The test may have ended and be no longer interested.
+                // The test may have ended already, so an error is ignored.
                 let _ = send.send(line);
             }
         });
@@ -218,24 +222,24 @@ impl Running {
         (running, line)
     }
 
-    /// The process id.
+    /// The process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The next line of standard output, as JSON.
+    /// Waits for the next line of standard output and parses it as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         let line = self
             .lines
             .lock()
             .unwrap()
-            .recv_timeout(PATIENCE)
+            .recv_timeout(TIMEOUT)
             .unwrap_or_else(|e| panic!("no line on standard output ({e}):\n{}", self.stderr()));
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is no JSON: {e}"))
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is not JSON: {e}"))
     }
 
-    /// What standard error has said so far.
+    /// Standard error so far.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
@@ -248,7 +252,7 @@ impl Running {
     /// Waits for the exit.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Finished {
-        let status = wait(&mut self.child, PATIENCE)
+        let status = wait(&mut self.child, TIMEOUT)
             .unwrap_or_else(|| panic!("still running:\n{}", self.stderr()));
         self.stderr_ended.take().unwrap().join().unwrap();
         Finished {
@@ -275,7 +279,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only where it has ended already, which is what is wanted.
+        // Both calls fail only if the process has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Our own two ends as processes: `upstreamproxy gateway` and `upstreamproxy serve`.
+//! The two ends as processes: `upstreamproxy gateway` and `upstreamproxy serve`.
 
 use std::process::Command;
 
@@ -6,16 +6,17 @@ use serde_json::Value;
 
 use super::{Finished, Running, SESSION, TOKEN, TempHome, upstreamproxy};
 
-/// `upstreamproxy gateway` on loopback, knowing the session of the tests.
-pub(crate) struct OurGateway {
+/// `upstreamproxy gateway` on loopback, with the session of the tests.
+pub(crate) struct GatewayProcess {
     /// The process.
     pub(crate) running: Running,
     /// Its ready line.
     pub(crate) ready: Value,
 }
 
-impl OurGateway {
-    /// One that dials anything and intercepts nothing, unless `options` say otherwise.
+impl GatewayProcess {
+    /// Starts a gateway that connects to any address and intercepts nothing, unless `options`
+    /// override it.
     #[track_caller]
     pub(crate) fn start(home: &TempHome, options: &[&str]) -> Self {
         let mut defaults = vec!["--allow-private"];
@@ -25,7 +26,7 @@ impl OurGateway {
         Self::strict(home, &[&defaults, options].concat())
     }
 
-    /// One with nothing but these options: its address policy stands.
+    /// Starts a gateway with only these options: the default address policy applies.
     #[track_caller]
     pub(crate) fn strict(home: &TempHome, options: &[&str]) -> Self {
         let sessions = home.write("sessions", format!("# test\n{SESSION} {TOKEN}\n"), 0o600);
@@ -38,7 +39,7 @@ impl OurGateway {
         Self { running, ready }
     }
 
-    /// Where it serves.
+    /// Its base URL.
     pub(crate) fn base_url(&self) -> String {
         self.ready["base_url"]
             .as_str()
@@ -48,15 +49,15 @@ impl OurGateway {
 }
 
 /// `upstreamproxy serve`, enabled.
-pub(crate) struct Serving {
+pub(crate) struct RelayProcess {
     /// The process.
     pub(crate) running: Running,
     /// Its ready line.
     pub(crate) ready: Value,
 }
 
-impl Serving {
-    /// Serves in `home` with the upstream at `base_url`.
+impl RelayProcess {
+    /// Starts a relay in `home` with the upstream at `base_url`.
     #[track_caller]
     pub(crate) fn start(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
         let mut command = upstreamproxy(home);
@@ -64,7 +65,7 @@ impl Serving {
         Self::from(home.session(&mut command, base_url))
     }
 
-    /// Serves as `command` says, which must be a `serve`.
+    /// Starts `command`, which must be a `serve` command.
     #[track_caller]
     pub(crate) fn from(command: &mut Command) -> Self {
         let (running, ready) = Running::ready(command);
@@ -80,7 +81,7 @@ impl Serving {
         port.expect("a port")
     }
 
-    /// Ends it and returns what it said.
+    /// Stops it and returns its exit status and output.
     #[track_caller]
     pub(crate) fn stop(self) -> Finished {
         self.running.stop()

@@ -1,4 +1,4 @@
-//! Small TCP servers on loopback, each with a habit that a tunnel must carry.
+//! Small TCP servers on loopback. Each has a behaviour that a tunnel must support.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
-/// `length` bytes that repeat only after a long while, so that a lost or doubled piece shows.
+/// Returns `length` pseudo-random bytes, so that lost, duplicated or reordered data is detected.
 pub(crate) fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     std::iter::repeat_with(|| {
@@ -22,7 +22,8 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     .collect()
 }
 
-/// Answers every connection with one function, each in a thread; counts them. Its thread ends with the test process.
+/// Runs one function for each connection, each on a thread, and counts the connections. The
+/// accepting thread runs until the test process exits.
 struct Server {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -39,7 +40,7 @@ impl Server {
                 seen.fetch_add(1, Ordering::SeqCst);
                 let serve = Arc::clone(&serve);
                 thread::spawn(move || {
-                    stream.set_read_timeout(Some(PATIENCE))?;
+                    stream.set_read_timeout(Some(TIMEOUT))?;
                     serve(stream)
                 });
             }
@@ -54,7 +55,7 @@ macro_rules! server {
         $(#[$doc])*
         pub(crate) struct $name(Server);
 
-        #[allow(dead_code, reason = "every server has the whole set")]
+        #[allow(dead_code, reason = "not every test uses every method")]
         impl $name {
             /// The port on loopback.
             pub(crate) fn port(&self) -> u16 {
@@ -66,7 +67,7 @@ macro_rules! server {
                 format!("127.0.0.1:{}", self.port())
             }
 
-            /// How many connections have come.
+            /// How many connections were accepted.
             pub(crate) fn connections(&self) -> usize {
                 self.0.connections.load(Ordering::SeqCst)
             }
@@ -75,19 +76,20 @@ macro_rules! server {
 }
 
 server!(
-    /// Sends back what it gets, and ends when its peer has ended.
+    /// Echoes all bytes, and closes after its peer has closed.
     EchoServer
 );
 server!(
-    /// Speaks before its peer does, as SMTP and SSH do, and then echoes.
+    /// Sends a greeting before it reads (as SMTP and SSH servers do), and then echoes.
     SpeaksFirstServer
 );
 server!(
-    /// Reads to the end of its input and only then answers, which takes a half-close: `N bytes`, and the last 8 of them.
+    /// Reads to the end of its input and answers only then, so it needs a half-close. The answer is
+    /// `N bytes` and the last 8 of them.
     HalfCloseServer
 );
 server!(
-    /// Answers any HTTP request with the same bytes and ends.
+    /// Answers any HTTP request with the same bytes and closes.
     CannedServer
 );
 
@@ -98,7 +100,7 @@ impl EchoServer {
 }
 
 impl SpeaksFirstServer {
-    /// What it says first.
+    /// What it sends first.
     pub(crate) const GREETING: &str = "220 speaks first\r\n";
 
     pub(crate) fn start() -> Self {
@@ -118,7 +120,7 @@ impl HalfCloseServer {
         }))
     }
 
-    /// What it says of `all`.
+    /// The answer to the input `all`.
     pub(crate) fn answer(all: &[u8]) -> Vec<u8> {
         let mut answer = format!("{} bytes ", all.len()).into_bytes();
         answer.extend_from_slice(&all[all.len().saturating_sub(8)..]);
@@ -127,7 +129,8 @@ impl HalfCloseServer {
 }
 
 impl CannedServer {
-    /// `response` is written when the empty line of the request has come; an empty one never.
+    /// Sends `response` after the empty line of the request. With an empty `response` it never
+    /// answers.
     pub(crate) fn start(response: impl Into<Vec<u8>>) -> Self {
         let response = response.into();
         Self(Server::start(move |mut stream| {
@@ -137,7 +140,7 @@ impl CannedServer {
                 head.push(byte[0]);
             }
             if response.is_empty() {
-                // Silent until the client has enough of it.
+                // Stays silent until the client closes.
                 return stream.read_to_end(&mut head).map(|_| ());
             }
             stream.write_all(&response)?;
@@ -146,7 +149,7 @@ impl CannedServer {
         }))
     }
 
-    /// `status` and a body with its length.
+    /// Answers with `status` and `body`, with a matching `Content-Length`.
     pub(crate) fn answering(status: &str, body: &[u8]) -> Self {
         let mut response = format!(
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",

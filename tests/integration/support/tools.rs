@@ -1,4 +1,5 @@
-//! The tools of the outside world that tests drive: found, or skipped with a line that says so; in CI never skipped.
+//! External tools that tests use. If a tool is missing, the test is skipped and prints why; in CI a
+//! missing tool is a failure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,10 @@ use std::time::Duration;
 
 use super::{TempHome, finish_within};
 
-/// How long two libraries may take to come from the index.
-const INSTALL_PATIENCE: Duration = Duration::from_secs(300);
+/// The time limit for installing the Python libraries.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Whether `tool` is in the `PATH`. Says that the test is skipped if not; in CI that is a failure.
+/// Whether `tool` is in the `PATH`. If not, the test is skipped; in CI it fails.
 #[track_caller]
 pub(crate) fn need_tool(tool: &str) -> bool {
     let found = found(tool);
@@ -21,26 +22,28 @@ pub(crate) fn need_tool(tool: &str) -> bool {
     found
 }
 
-/// Says why a test is skipped; fails it in CI, where nothing is.
+/// Prints why a test is skipped. Fails it in CI, where no test may be skipped.
 #[track_caller]
 pub(crate) fn skip(why: &str) {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    assert!(!in_ci, "{why}, and nothing is skipped in CI");
+    assert!(!in_ci, "{why}, and no test may be skipped in CI");
     println!("skipped: {why}");
 }
 
-/// Says why a test is skipped where no package can mend it: a container that allows no namespaces, in CI too.
-pub(crate) fn not_here(why: &str) {
+/// Prints why a test is skipped if no installation can help, such as a container that does not
+/// allow namespaces. Does not fail in CI.
+pub(crate) fn skip_unsupported(why: &str) {
     println!("skipped: {why}");
 }
 
-/// A Python of the tests' own (a virtual environment) with the libraries that peers and clients need.
+/// A Python virtual environment with the libraries that the peers and clients need.
 pub(crate) struct Python {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Python {
-    /// The one environment of this test run, made by whichever test needs it first; `None`: skipped.
+    /// The environment of this test run. The first test that needs it creates it. Returns `None`,
+    /// and the test is skipped, if that fails.
     #[track_caller]
     pub(crate) fn ready() -> Option<&'static Self> {
         static MADE: OnceLock<Result<Python, String>> = OnceLock::new();
@@ -53,12 +56,12 @@ impl Python {
         }
     }
 
-    /// The interpreter, or another program of the environment such as `pip`.
+    /// The path of the interpreter, or of another program of the environment such as `pip`.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.folder.join("bin").join(name)
+        self.directory.join("bin").join(name)
     }
 
-    /// One of the peers under `tests/peers`.
+    /// A command that runs a script of `tests/peers`.
     pub(crate) fn peer(&self, home: &TempHome, script: &str) -> Command {
         let mut command = home.command(self.program("python"));
         command
@@ -73,28 +76,30 @@ impl Python {
 
     fn make() -> Result<Self, String> {
         let python = Self {
-            folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join("python"),
+            directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join("python"),
         };
         let requirements =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/requirements.txt");
-        let wanted = fs::read(&requirements).map_err(|e| e.to_string())?;
-        // What an earlier run installed, said there only once it was whole.
-        let installed = python.folder.join("installed.txt");
-        if fs::read(&installed).is_ok_and(|there| there == wanted) {
+        let required = fs::read(&requirements).map_err(|e| e.to_string())?;
+        // The requirements that an earlier run installed; written only after a complete
+        // installation.
+        let installed = python.directory.join("installed.txt");
+        if fs::read(&installed).is_ok_and(|found| found == required) {
             return Ok(python);
         }
         if !found("python3") {
             return Err("python3 is not installed".to_owned());
         }
-        // The machine's own environment on purpose: its roots and its index are what pip needs here.
+        // pip needs the machine's environment (CA certificates and package index), so it is not
+        // cleaned.
         let mut venv = Command::new("python3");
-        venv.args(["-m", "venv"]).arg(&python.folder);
+        venv.args(["-m", "venv"]).arg(&python.directory);
         let mut install = Command::new(python.program("python"));
         install
             .args(["-m", "pip", "install", "--quiet", "--requirement"])
             .arg(requirements);
         for command in [&mut venv, &mut install] {
-            let done = finish_within(INSTALL_PATIENCE, command);
+            let done = finish_within(INSTALL_TIMEOUT, command);
             if !done.status.success() {
                 return Err(format!(
                     "{command:?} failed: {}{}",
@@ -103,12 +108,12 @@ impl Python {
                 ));
             }
         }
-        fs::write(installed, wanted).map_err(|e| e.to_string())?;
+        fs::write(installed, required).map_err(|e| e.to_string())?;
         Ok(python)
     }
 }
 
 fn found(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
+    std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
 }
