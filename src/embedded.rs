@@ -5,12 +5,13 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::config::{Config, Environment, Limits, Reader, UnusableSetting, When};
+use crate::config::{
+    BaseUrl, Config, Environment, Limits, SessionId, Source, UPSTREAM_SETTINGS, When,
+};
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};
@@ -51,78 +52,25 @@ pub struct EmbeddedOptions {
 }
 
 impl EmbeddedOptions {
-    /// The settings of an embedded gateway in `environment` and `config`. The additional roots of `config` are used for
-    /// verifying targets; values that cannot be used are added to [`Config::unusable`].
-    pub fn from_environment(environment: &Environment, config: &mut Config) -> Self {
-        let TargetOptions { intercept, resolve } =
-            TargetOptions::from_environment(environment, &mut config.unusable);
+    /// The embedded gateway that the settings `embedded`, `intercept`, `resolve`, `upstream-ca` and
+    /// `system-ca` describe. The additional roots of `config` verify targets.
+    pub(crate) fn from_config(config: &Config) -> Self {
         Self {
-            intercept,
-            resolve,
-            target_ca: config.upstream_ca.take(),
+            intercept: config.intercept.clone(),
+            resolve: config.resolve.clone(),
+            target_ca: config.upstream_ca.clone(),
             system_ca: config.system_ca.clone(),
-            inherited: Some(environment.clone()),
+            inherited: Some(config.inherited.clone()),
             limits: config.limits,
         }
     }
 }
 
-/// What every gateway can be told by an environment: whose TLS it intercepts, and where it finds them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TargetOptions {
-    /// `UPSTREAMPROXY_INTERCEPT`: patterns, or `none` alone. `None`: the gateway's default.
-    pub intercept: Option<Vec<Pattern>>,
-    /// `UPSTREAMPROXY_RESOLVE`: names whose addresses are fixed.
-    pub resolve: Vec<Override>,
-}
-
-impl TargetOptions {
-    /// Reads both; what cannot be used is added to `unusable`.
-    pub(crate) fn from_environment(
-        environment: &Environment,
-        unusable: &mut Vec<UnusableSetting>,
-    ) -> Self {
-        let mut reader = Reader::new(environment);
-        let mut reach = Self::default();
-        reader.value(
-            "UPSTREAMPROXY_INTERCEPT",
-            |text| parse_intercept(text).map(Some),
-            &mut reach.intercept,
-        );
-        reader.value("UPSTREAMPROXY_RESOLVE", parse_resolve, &mut reach.resolve);
-        unusable.append(&mut reader.unusable);
-        reach
-    }
-}
-
-/// Patterns with blanks between, or `none` alone: among others it would pass for the name of a host.
-fn parse_intercept(text: &str) -> Result<Vec<Pattern>, &'static str> {
-    const EXPECTED: &str = "a pattern such as example.com, *.example.com:443 or *, or none alone";
-    let words: Vec<&str> = text.split_whitespace().collect();
-    match words[..] {
-        ["none"] => Ok(Vec::new()),
-        _ if words.contains(&"none") => Err(EXPECTED),
-        _ => parse_each(&words, EXPECTED),
-    }
-}
-
-/// Addresses for names, with blanks between.
-fn parse_resolve(text: &str) -> Result<Vec<Override>, &'static str> {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    parse_each(&words, "HOST:PORT:ADDR such as example.com:443:192.0.2.1")
-}
-
-/// At least one word, each a `T`.
-fn parse_each<T: FromStr>(words: &[&str], expected: &'static str) -> Result<Vec<T>, &'static str> {
-    let values: Option<Vec<T>> = words.iter().map(|word| word.parse().ok()).collect();
-    values.filter(|values| !values.is_empty()).ok_or(expected)
-}
-
 /// A gateway inside this process. Dropping it resets its open tunnels and removes its private directory.
 #[derive(Debug)]
 pub(crate) struct Embedded {
-    base_url: String,
-    session_id: String,
+    base_url: BaseUrl,
+    session_id: SessionId,
     cap: usize,
     // Before the directory: the gateway must have stopped when its directory is removed.
     gateway: Option<Gateway>,
@@ -142,12 +90,6 @@ impl Embedded {
         let embedded = Self::start(options)?;
         embedded.configure(config);
         Ok(embedded)
-    }
-
-    /// Resets the open tunnels, joins every thread and removes the private directory.
-    #[cfg(feature = "cli")]
-    pub(crate) fn stop(self) {
-        drop(self);
     }
 
     fn start(options: EmbeddedOptions) -> Result<Self, Error> {
@@ -172,11 +114,14 @@ impl Embedded {
             "embedded-{}",
             *random::hex::<8>().map_err(|error| failed("no randomness", error))?
         );
+        let session_id: SessionId = session_id
+            .parse()
+            .map_err(|error| failed("the session ID", io::Error::other(error)))?;
         write_token(&directory.token_file(), &token)
             .map_err(|error| failed("the token file", error))?;
         let credentials = Credentials {
-            session_id: session_id.clone(),
-            token: Secret::new(token),
+            session_id: session_id.to_string(),
+            token: Secret::from_zeroizing(token),
         };
         let cap = capacity::tunnels(options.limits.max_tunnels, true);
         let config = GatewayConfig {
@@ -200,8 +145,9 @@ impl Embedded {
             )
             .caused_by(error)
         })?;
+        let base_url = gateway.base_url().parse();
         Ok(Self {
-            base_url: gateway.base_url(),
+            base_url: base_url.map_err(|error| failed("the base URL", io::Error::other(error)))?,
             session_id,
             cap,
             gateway: Some(gateway),
@@ -214,12 +160,17 @@ impl Embedded {
         config.when = When::Always;
         config.base_url = Some(self.base_url.clone());
         config.session_id = Some(self.session_id.clone());
+        config.token = None;
         config.token_file = self.directory.token_file();
         config
             .ca_bundle
             .get_or_insert_with(|| self.directory.0.join("ca-bundle.crt"));
         config.upstream_ca = None;
         config.limits.max_tunnels = Some(self.cap);
+        // Unusable values that these have replaced no longer matter.
+        for setting in UPSTREAM_SETTINGS {
+            config.record(setting, Source::Host, Ok(()));
+        }
     }
 }
 

@@ -151,6 +151,22 @@ pub struct Handle {
 pub(crate) struct OwnedGateway(#[cfg(feature = "gateway")] Option<Embedded>);
 
 impl OwnedGateway {
+    /// Starts the embedded gateway if `config` requests one, and points `config` to it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    #[cfg(feature = "cli")]
+    #[cfg_attr(not(feature = "gateway"), allow(clippy::unnecessary_wraps))]
+    pub(crate) fn start_for(config: &mut Config) -> Result<Self, Error> {
+        #[cfg(feature = "gateway")]
+        if config.wants_embedded() {
+            let options = EmbeddedOptions::from_config(config);
+            return Embedded::start_for(config, options).map(|gateway| Self(Some(gateway)));
+        }
+        let _ = config;
+        Ok(Self::default())
+    }
+
     /// Stops the gateway.
     #[cfg(feature = "cli")]
     pub(crate) fn stop(self) {
@@ -162,6 +178,8 @@ impl OwnedGateway {
 }
 
 /// Runs the five stages and returns with a listening relay, or with the reason why proxying is off.
+///
+/// If the setting `embedded` is on (`UPSTREAMPROXY_EMBEDDED`), this is [`start_embedded`] with the options in `config`.
 ///
 /// Blocks the calling thread for the time of set-up: file access, and one HTTPS download that is bounded by
 /// [`Limits::ca_timeout`](crate::config::Limits::ca_timeout) (5 s by default). Another thread can end it early with
@@ -181,6 +199,10 @@ impl OwnedGateway {
 /// }
 /// ```
 pub fn start(config: &Config) -> Started {
+    #[cfg(feature = "gateway")]
+    if config.wants_embedded() {
+        return start_embedded(config, EmbeddedOptions::from_config(config));
+    }
     supervised(|stage| set_up(config, stage))
 }
 
@@ -463,8 +485,8 @@ impl Handle {
         self.child_env.variables(environment)
     }
 
-    /// Sets the variables on a command that is not started yet. A `NO_PROXY` that was set on the command, else the
-    /// inherited one, is kept and extended.
+    /// Sets the variables on a command that is not started yet. The `NO_PROXY` that it would have had is kept and
+    /// extended: the one set on the command, else that of [`Config::inherited`], else that of this process.
     ///
     /// # Example
     /// ```
@@ -477,7 +499,10 @@ impl Handle {
     /// # Ok::<(), upstreamproxy::Disabled>(())
     /// ```
     pub fn apply_to(&self, command: &mut Command) {
-        let mut environment = self.inherited.clone();
+        let mut environment = Environment::of_process();
+        for (name, value) in self.inherited.iter() {
+            environment.set(name, value);
+        }
         for (name, value) in command.get_envs() {
             environment.set(name, value.unwrap_or_default());
         }

@@ -63,6 +63,15 @@ pub(crate) struct BenchPlan {
     pub streams: usize,
 }
 
+impl Default for BenchPlan {
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(1),
+            streams: 64,
+        }
+    }
+}
+
 /// Measures the path through the upstream of `config`, and reports each figure when it is known.
 /// Changes nothing.
 ///
@@ -209,7 +218,7 @@ impl Run<'_> {
         let token = prepared
             .token
             .clone()
-            .unwrap_or_else(|| Secret::new(zeroize::Zeroizing::new(String::new())));
+            .unwrap_or_else(|| Secret::new(String::new()));
         let roots = prepared.roots.as_deref().unwrap_or_default();
         let (id, base) = (session.id.clone(), session.base.clone());
         let upstream = upstream(id, base, token, roots, Resolver::new())

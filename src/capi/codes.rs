@@ -1,46 +1,47 @@
-//! What a call answers: a code, and the words for it, kept for the thread that was told. `upstreamproxy.h` has the same codes.
+//! The results of calls: a code, and an error message that is stored per thread. `upstreamproxy.h` has
+//! the same codes.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Grows when something in the header is changed so that a program compiled against an older one would go wrong.
+/// Increases when programs compiled against an older header would no longer work.
 pub(super) const ABI_VERSION: u32 = 1;
 
-/// Done; of `upstreamproxy_start`: the proxy is up.
+/// Success; from `upstreamproxy_start`: the proxy is enabled.
 pub(super) const OK: c_int = 0;
-/// Of `upstreamproxy_start`: the proxy is off, which is no error.
+/// From `upstreamproxy_start`: the proxy is disabled, which is not an error.
 pub(super) const DISABLED: c_int = 1;
-/// A pointer is NULL that must not be.
+/// A pointer that must not be NULL is NULL.
 pub(super) const ERROR_NULL: c_int = -1;
-/// An argument is outside of what is allowed.
+/// An argument is out of range.
 pub(super) const ERROR_ARGUMENT: c_int = -2;
 /// There is no setting of this name.
 pub(super) const ERROR_SETTING: c_int = -3;
 /// The setting cannot have this value.
 pub(super) const ERROR_VALUE: c_int = -4;
-/// Called from the log callback, which may not.
+/// The log callback must not call this function.
 pub(super) const ERROR_IN_CALLBACK: c_int = -5;
-/// Called in a child made by fork, where the threads are missing.
+/// Called in a child made by fork, which does not have the threads.
 pub(super) const ERROR_FORKED: c_int = -6;
-/// The Rust program around us has a logger of its own.
+/// The program has set another logger for the crate `log`.
 pub(super) const ERROR_LOG_TAKEN: c_int = -7;
-/// A fault of the library.
+/// A bug in the library.
 pub(super) const ERROR_INTERNAL: c_int = -8;
 
-/// The proxy is up.
+/// The proxy is enabled.
 pub(super) const STATE_ENABLED: c_int = 0;
-/// The proxy is off, from the start.
+/// The proxy is disabled, and never was enabled.
 pub(super) const STATE_DISABLED: c_int = 1;
-/// A shutdown is under way.
+/// A shutdown is in progress.
 pub(super) const STATE_STOPPING: c_int = 2;
-/// The shutdown is done.
+/// The shutdown is complete.
 pub(super) const STATE_STOPPED: c_int = 3;
 
-/// As a drain: the one of the setting drain-timeout.
+/// As `drain_ms`: use the setting drain-timeout.
 pub(super) const DRAIN_DEFAULT: i64 = -1;
 
-/// Why a call did not do what it was asked.
+/// Why a call failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ApiError {
     /// One of the `ERROR_` codes.
@@ -49,7 +50,7 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
-    /// An error with its sentence.
+    /// An error with its message.
     pub(super) fn new(code: c_int, text: impl Into<String>) -> Self {
         Self {
             code,
@@ -64,33 +65,36 @@ impl ApiError {
 }
 
 thread_local! {
-    /// The words of this thread's last error.
+    /// The message of this thread's last error.
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// The words of this thread's last error; empty if there was none. Good until the thread's next one.
-pub(super) fn last() -> *const c_char {
-    // A thread that is at its end has none any more.
+/// The message of this thread's last error; empty if there was none. Valid until the thread's next error.
+pub(super) fn last_error() -> *const c_char {
+    // It is not available while the thread's locals are being destroyed.
     LAST.try_with(|last| last.borrow().as_ptr())
         .unwrap_or(c"".as_ptr())
 }
 
-/// Does `call`: its code, or that of what went wrong, which is kept for [`last`]. No panic passes.
-pub(super) fn answer(call: impl FnOnce() -> Result<c_int, ApiError>) -> c_int {
+/// The code that `call` returns, or the code of its error, whose message is stored for [`last_error`].
+/// A panic becomes an error.
+pub(super) fn code_of(call: impl FnOnce() -> Result<c_int, ApiError>) -> c_int {
     attempt(call).unwrap_or_else(|code| code)
 }
 
-/// The same for what answers with a value, and with `otherwise` when something went wrong.
-pub(super) fn value<T>(otherwise: T, call: impl FnOnce() -> Result<T, ApiError>) -> T {
+/// The same for functions that return a value; after an error they return `otherwise`.
+pub(super) fn value_of<T>(otherwise: T, call: impl FnOnce() -> Result<T, ApiError>) -> T {
     attempt(call).unwrap_or(otherwise)
 }
 
-/// The same for a string that may be missing: then it is NULL, without an error.
-pub(super) fn text<'a>(call: impl FnOnce() -> Result<Option<&'a CStr>, ApiError>) -> *const c_char {
-    value(None, call).map_or(std::ptr::null(), CStr::as_ptr)
+/// The same for functions that return a string; `None` is NULL, without an error.
+pub(super) fn string_of<'a>(
+    call: impl FnOnce() -> Result<Option<&'a CStr>, ApiError>,
+) -> *const c_char {
+    value_of(None, call).map_or(std::ptr::null(), CStr::as_ptr)
 }
 
-/// Text for the other side, which knows no zero bytes within.
+/// A C string. Zero bytes in the text are removed.
 pub(super) fn c_string(text: impl Into<Vec<u8>>) -> CString {
     let mut bytes = text.into();
     bytes.retain(|&byte| byte != 0);
@@ -98,46 +102,46 @@ pub(super) fn c_string(text: impl Into<Vec<u8>>) -> CString {
 }
 
 fn attempt<T>(call: impl FnOnce() -> Result<T, ApiError>) -> Result<T, c_int> {
-    let wrong = match catch_unwind(AssertUnwindSafe(call)) {
+    let error = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(wrong)) => wrong,
+        Ok(Err(error)) => error,
         Err(_) => ApiError::new(
             ERROR_INTERNAL,
             "the library panicked; report it with the message on standard error",
         ),
     };
-    let _ = LAST.try_with(|last| last.replace(c_string(wrong.text)));
-    Err(wrong.code)
+    let _ = LAST.try_with(|last| last.replace(c_string(error.text)));
+    Err(error.code)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn said() -> String {
+    fn message() -> String {
         LAST.with(|last| last.borrow().to_str().unwrap().to_owned())
     }
 
     #[test]
-    fn an_error_is_a_code_and_its_words_for_this_thread_alone() {
-        assert_eq!(answer(|| Err(ApiError::null("config"))), ERROR_NULL);
-        assert_eq!(said(), "config is NULL");
-        std::thread::spawn(|| assert_eq!(said(), ""))
+    fn an_error_is_a_code_and_a_message_for_this_thread() {
+        assert_eq!(code_of(|| Err(ApiError::null("config"))), ERROR_NULL);
+        assert_eq!(message(), "config is NULL");
+        std::thread::spawn(|| assert_eq!(message(), ""))
             .join()
             .unwrap();
-        assert_eq!(answer(|| Ok(OK)), OK);
-        assert_eq!(said(), "config is NULL", "kept until the next error");
+        assert_eq!(code_of(|| Ok(OK)), OK);
+        assert_eq!(message(), "config is NULL", "kept until the next error");
     }
 
     #[test]
     fn a_panic_is_an_error_and_goes_no_further() {
-        assert_eq!(answer(|| panic!("on purpose")), ERROR_INTERNAL);
-        assert!(said().contains("panicked"));
-        assert_eq!(value(7, || panic!("on purpose")), 7);
+        assert_eq!(code_of(|| panic!("on purpose")), ERROR_INTERNAL);
+        assert!(message().contains("panicked"));
+        assert_eq!(value_of(7, || panic!("on purpose")), 7);
     }
 
     #[test]
-    fn text_for_the_other_side_has_no_zero_bytes() {
+    fn a_c_string_has_no_zero_bytes() {
         assert_eq!(c_string("a\0b"), c"ab".to_owned());
     }
 }

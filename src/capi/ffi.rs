@@ -1,8 +1,9 @@
-//! The border itself, and the only unsafe code of the C API: what comes over it as a pointer, and what goes out as one.
+//! Pointers from and to C, and the only unsafe code of the C API.
 //!
-//! Opaque objects cross as `Option<&T>`, `Option<Box<T>>` and `Option<&mut MaybeUninit<..>>`, whose layout is that of a
-//! pointer that may be NULL: there the compiler stands guard. What is left stands here. That pointers are good, strings end
-//! with a zero byte, and nothing is freed while it is used, is the caller's promise; the header asks for it.
+//! Opaque objects are passed as `Option<&T>`, `Option<Box<T>>` and `Option<&mut MaybeUninit<..>>`, which
+//! have the layout of a pointer that may be NULL; they need no unsafe code. The other pointers are in this
+//! file. The header requires of the caller that pointers are valid, that strings end with a zero byte, and
+//! that no object is freed while it is used.
 
 #![allow(unsafe_code, reason = "pointers from C, and the signal mask")]
 
@@ -11,24 +12,24 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// A string from the other side; may be NULL.
+/// A string from C; may be NULL.
 #[repr(transparent)]
-pub(super) struct Text(*const c_char);
+pub(super) struct CStrPtr(*const c_char);
 
-impl Text {
-    /// Its bytes, without the zero at its end.
+impl CStrPtr {
+    /// Its bytes, without the zero byte at the end.
     pub(super) fn bytes(&self) -> Option<&[u8]> {
-        // SAFETY: not NULL, and by the caller's promise a string that ends with a zero and lasts for the call, which is as
-        // long as this argument of it does.
+        // SAFETY: not NULL; the caller guarantees a string that ends with a zero byte and is valid during
+        // the call, which this argument does not outlive.
         (!self.0.is_null()).then(|| unsafe { CStr::from_ptr(self.0) }.to_bytes())
     }
 }
 
-/// An array of strings from the other side, with a NULL at its end; may be NULL itself.
+/// An array of strings from C that ends with NULL; may be NULL itself.
 #[repr(transparent)]
-pub(super) struct Texts(*const *const c_char);
+pub(super) struct CStrArray(*const *const c_char);
 
-impl Texts {
+impl CStrArray {
     /// The bytes of each.
     pub(super) fn bytes(&self) -> Option<Vec<&[u8]>> {
         if self.0.is_null() {
@@ -37,8 +38,8 @@ impl Texts {
         let mut all = Vec::new();
         let mut at = self.0;
         loop {
-            // SAFETY: by the caller's promise every element up to the NULL can be read, and each is a string that lasts for
-            // the call, as above. Nothing behind the NULL is looked at.
+            // SAFETY: the caller guarantees that every element up to the NULL can be read, and that each
+            // is a string as above. Nothing after the NULL is read.
             let text = unsafe {
                 if (*at).is_null() {
                     return Some(all);
@@ -46,33 +47,34 @@ impl Texts {
                 CStr::from_ptr(*at).to_bytes()
             };
             all.push(text);
-            // SAFETY: the element was not the last one, so that there is a next.
+            // SAFETY: the element was not NULL, so the array has a next one.
             at = unsafe { at.add(1) };
         }
     }
 }
 
-/// Where the other side wants a struct of numbers; may be NULL.
+/// Where C expects a struct of numbers to be written; may be NULL.
 #[repr(transparent)]
-pub(super) struct Room<T: Numbers>(*mut u8, PhantomData<T>);
+pub(super) struct OutPtr<T: Numbers>(*mut u8, PhantomData<T>);
 
-/// A `repr(C)` struct of nothing but `u64`: no byte of it is padding, and any prefix of it can be copied.
+/// A `repr(C)` struct whose fields are all `u64`: it has no padding, and any prefix of it can be copied.
 pub(super) trait Numbers: Copy {}
 
-impl<T: Numbers> Room<T> {
-    /// Whether there is any.
-    pub(super) fn is_there(&self) -> bool {
-        !self.0.is_null()
+impl<T: Numbers> OutPtr<T> {
+    /// Whether it is NULL.
+    pub(super) fn is_null(&self) -> bool {
+        self.0.is_null()
     }
 
-    /// Writes as much of `value` as fits into `size` bytes. What a newer caller has behind that becomes zero.
-    pub(super) fn fill(&self, value: &T, size: usize) {
+    /// Writes the part of `value` that fits into `size` bytes. The additional fields of a newer header
+    /// become zero.
+    pub(super) fn write(&self, value: &T, size: usize) {
         if self.0.is_null() {
             return;
         }
         let fits = size.min(size_of::<T>());
-        // SAFETY: by the caller's promise there are `size` bytes to write to. `value` has at least `fits` bytes, all of
-        // them initialised, and it is ours, so that the two do not overlap.
+        // SAFETY: the caller guarantees `size` writable bytes. `value` has at least `fits` bytes, all
+        // initialised, and it belongs to Rust, so the two do not overlap.
         unsafe {
             ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), self.0, fits);
             ptr::write_bytes(self.0.add(fits), 0, size - fits);
@@ -80,25 +82,29 @@ impl<T: Numbers> Room<T> {
     }
 }
 
-/// Strings for the other side as an array with a NULL at its end, the shape of `environ`.
+/// Strings for C as an array that ends with NULL, like `environ`.
 pub(super) struct Array {
-    /// What the pointers lead to; never changed, so that they stay good for as long as this lasts.
-    _texts: Vec<CString>,
+    /// The strings that the pointers point to. They are never changed, so the pointers stay valid.
+    _strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers lead to memory that belongs to the same value, and nobody changes either.
+// SAFETY: the pointers point to memory that belongs to the same value, and neither is ever changed.
 unsafe impl Send for Array {}
 // SAFETY: as above; it is only ever read.
 unsafe impl Sync for Array {}
 
 impl Array {
-    /// An array of these.
-    pub(super) fn new(texts: Vec<CString>) -> Self {
-        let ends = std::iter::once(ptr::null());
-        let pointers = texts.iter().map(|text| text.as_ptr()).chain(ends).collect();
+    /// An array of these strings.
+    pub(super) fn new(strings: Vec<CString>) -> Self {
+        let end = std::iter::once(ptr::null());
+        let pointers = strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain(end)
+            .collect();
         Self {
-            _texts: texts,
+            _strings: strings,
             pointers,
         }
     }
@@ -109,8 +115,8 @@ impl Array {
     }
 }
 
-/// Does `work` with every signal blocked in this thread, for the threads that it starts to inherit: the handlers of the
-/// host then run on the host's own threads. Not blocked are those that tell of a fault in the thread itself.
+/// Does `work` with signals blocked in this thread. Threads that it starts inherit that, so the handlers
+/// of the host run on the threads of the host. Signals of faults in the thread itself are not blocked.
 pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     const FAULTS: [libc::c_int; 6] = [
         libc::SIGSEGV,
@@ -121,7 +127,8 @@ pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
         libc::SIGSYS,
     ];
     let (mut blocked, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: each set is written by the first call that is given it, and read only afterwards; the numbers are signals.
+    // SAFETY: the first call for each set initialises it, and it is read only afterwards; the numbers
+    // are valid signals.
     let changed = unsafe {
         libc::sigfillset(blocked.as_mut_ptr());
         for fault in FAULTS {
@@ -129,17 +136,17 @@ pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr()) == 0
     };
-    // SAFETY: the call that changed the mask has written the one before.
-    let _back = changed.then(|| Mask(unsafe { before.assume_init() }));
+    // SAFETY: the call that changed the mask has written the previous one.
+    let _restore = changed.then(|| Mask(unsafe { before.assume_init() }));
     work()
 }
 
-/// A mask that this thread has again when this is dropped, be it by a panic.
+/// A signal mask that is restored on drop, also after a panic.
 struct Mask(libc::sigset_t);
 
 impl Drop for Mask {
     fn drop(&mut self) {
-        // SAFETY: it is a whole mask, and the old one is not asked for.
+        // SAFETY: the mask is initialised, and the previous one is not requested.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
@@ -154,10 +161,10 @@ mod tests {
     impl Numbers for Two {}
 
     #[test]
-    fn a_struct_is_cut_for_an_older_caller_and_zeroed_behind_for_a_newer_one() {
+    fn a_struct_is_cut_for_an_older_caller_and_zero_filled_for_a_newer_one() {
         let filled = |size: usize| {
             let mut bytes = [0xff_u8; 32];
-            Room::<Two>(bytes.as_mut_ptr(), PhantomData).fill(&Two(1, 2), size);
+            OutPtr::<Two>(bytes.as_mut_ptr(), PhantomData).write(&Two(1, 2), size);
             bytes
         };
         let expected = |numbers: [u64; 4]| numbers.map(u64::to_ne_bytes).concat();
@@ -165,28 +172,28 @@ mod tests {
         assert_eq!(filled(8)[..], expected([1, u64::MAX, u64::MAX, u64::MAX]));
         assert_eq!(filled(16)[..], expected([1, 2, u64::MAX, u64::MAX]));
         assert_eq!(filled(24)[..], expected([1, 2, 0, u64::MAX]));
-        Room::<Two>(ptr::null_mut(), PhantomData).fill(&Two(1, 2), 16);
+        OutPtr::<Two>(ptr::null_mut(), PhantomData).write(&Two(1, 2), 16);
     }
 
     #[test]
     fn strings_and_arrays_of_them_may_be_null() {
-        assert_eq!(Text(ptr::null()).bytes(), None);
-        assert_eq!(Text(c"a".as_ptr()).bytes(), Some(&b"a"[..]));
-        assert_eq!(Texts(ptr::null()).bytes(), None);
+        assert_eq!(CStrPtr(ptr::null()).bytes(), None);
+        assert_eq!(CStrPtr(c"a".as_ptr()).bytes(), Some(&b"a"[..]));
+        assert_eq!(CStrArray(ptr::null()).bytes(), None);
         let array = Array::new(vec![c"a".into(), c"".into()]);
-        let read = Texts(array.as_ptr());
+        let read = CStrArray(array.as_ptr());
         assert_eq!(read.bytes(), Some(vec![&b"a"[..], b""]));
         assert_eq!(
-            Texts(Array::new(Vec::new()).as_ptr()).bytes(),
+            CStrArray(Array::new(Vec::new()).as_ptr()).bytes(),
             Some(Vec::new())
         );
     }
 
     #[test]
-    fn threads_started_with_signals_blocked_have_them_blocked_and_we_have_not() {
+    fn threads_inherit_blocked_signals_and_the_caller_keeps_its_mask() {
         let is_blocked = |signal| {
             let mut mask = MaybeUninit::uninit();
-            // SAFETY: no new mask is given, the old one is written.
+            // SAFETY: no new mask is given, and the current one is written.
             unsafe {
                 libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), mask.as_mut_ptr());
                 libc::sigismember(mask.as_ptr(), signal) == 1

@@ -1,16 +1,16 @@
-//! `upstreamproxy.h`, held against the code: its functions with their types, its structs, its constants. A test, no part of the API.
+//! Tests that compare `upstreamproxy.h` with the code: functions with their types, structs, constants,
+//! settings.
 //!
-//! It reads both as text, as they are written by hand in one plain style. That the header compiles, and works, is shown by the
-//! hosts of `tests/integration/capi.rs`.
+//! They read both as text, which works because both are written in one simple style. The hosts of
+//! `tests/integration/capi.rs` show that the header compiles and works.
 
 use std::collections::BTreeMap;
 
 const HEADER: &str = include_str!("upstreamproxy.h");
 const EXPORTS: &str = include_str!("mod.rs");
-const ANSWERS: &str = include_str!("codes.rs");
-const SETTINGS: &str = include_str!("settings.rs");
+const CODES: &str = include_str!("codes.rs");
 
-/// Each type that an exported function has, and what C calls it.
+/// Each type in an exported function, and its name in C.
 const TYPES: [(&str, &str); 19] = [
     ("u16", "uint16_t"),
     ("u32", "uint32_t"),
@@ -20,8 +20,8 @@ const TYPES: [(&str, &str); 19] = [
     ("*mut c_void", "void *"),
     ("*const c_char", "const char *"),
     ("*const *mut c_char", "char *const *"),
-    ("Text", "const char *"),
-    ("Texts", "const char *const *"),
+    ("CStrPtr", "const char *"),
+    ("CStrArray", "const char *const *"),
     ("Option<Callback>", "upstreamproxy_log_callback"),
     ("Option<&Config>", "upstreamproxy_config *"),
     ("Option<Box<Config>>", "upstreamproxy_config *"),
@@ -35,21 +35,21 @@ const TYPES: [(&str, &str); 19] = [
         "Option<&mut MaybeUninit<Option<Box<Proxy>>>>",
         "upstreamproxy **",
     ),
-    ("Room<Stats>", "struct upstreamproxy_stats *"),
-    ("Room<Report>", "struct upstreamproxy_report *"),
+    ("OutPtr<Stats>", "struct upstreamproxy_stats *"),
+    ("OutPtr<Report>", "struct upstreamproxy_report *"),
 ];
 
-/// What stands in C for a type of Rust.
+/// The C type for a Rust type.
 fn in_c(rust: &str) -> String {
-    let found = TYPES.iter().find(|(ours, _)| *ours == rust);
+    let found = TYPES.iter().find(|(known, _)| *known == rust);
     found
-        .unwrap_or_else(|| panic!("{rust} has no counterpart in the table"))
+        .unwrap_or_else(|| panic!("{rust} is missing in the table"))
         .1
         .to_owned()
 }
 
-/// The text without comments, preprocessor lines and runs of blanks.
-fn bare(header: &str) -> String {
+/// The text without comments, preprocessor lines and repeated spaces.
+fn code_of(header: &str) -> String {
     let mut text = String::new();
     let mut rest = header;
     while let Some((before, comment)) = rest.split_once("/*") {
@@ -62,7 +62,7 @@ fn bare(header: &str) -> String {
     words.join(" ")
 }
 
-/// `const char *name` as type and name. A const opaque object is the same to Rust as one that is not.
+/// Splits `const char *name` into type and name. Rust does not distinguish const opaque objects.
 fn typed(declaration: &str) -> (String, String) {
     let at = declaration
         .rfind(|c: char| !c.is_alphanumeric() && c != '_')
@@ -75,18 +75,18 @@ fn typed(declaration: &str) -> (String, String) {
     (opaque.unwrap_or(kind).to_owned(), name.to_owned())
 }
 
-/// Each function of the header: the type that it returns, and those of its arguments with their names.
+/// Each function: its return type, and its arguments with their types and names.
 type Functions = BTreeMap<String, (String, Vec<(String, String)>)>;
 
 fn declared() -> Functions {
-    let text = bare(HEADER);
+    let text = code_of(HEADER);
     let declarations = text
         .split(';')
         .map(str::trim)
         .filter(|part| part.ends_with(')') && !part.contains("typedef"));
     declarations
         .map(|declaration| {
-            // What the first one has in front of it is the block for C++.
+            // The block for C++ precedes the first function.
             let declaration = declaration.rsplit(['{', '}']).next().unwrap().trim();
             let (head, arguments) = declaration.split_once('(').unwrap();
             let (returns, name) = typed(head);
@@ -135,9 +135,9 @@ fn every_function_is_declared_as_it_is_exported() {
 }
 
 #[test]
-fn every_struct_has_the_fields_of_its_namesake_in_their_order() {
-    for (name, ours) in [("stats", "Stats"), ("report", "Report")] {
-        let header = bare(HEADER);
+fn every_struct_has_the_same_fields_in_the_same_order() {
+    for (name, rust) in [("stats", "Stats"), ("report", "Report")] {
+        let header = code_of(HEADER);
         let fields = |text: &str, start: &str| -> Vec<String> {
             let body = text.split_once(start).expect(start).1;
             let body = body.split_once('}').unwrap().0;
@@ -147,32 +147,32 @@ fn every_struct_has_the_fields_of_its_namesake_in_their_order() {
                 .map(str::to_owned)
                 .collect()
         };
-        // `uint64_t live` there, `live: u64` here.
-        let there = fields(&header, &format!("struct upstreamproxy_{name} {{"));
-        let here = fields(EXPORTS, &format!("#[repr(C)]\nstruct {ours} {{"));
-        let turned: Vec<String> = there
+        // `uint64_t live` in C is `live: u64` in Rust.
+        let in_header = fields(&header, &format!("struct upstreamproxy_{name} {{"));
+        let in_code = fields(EXPORTS, &format!("#[repr(C)]\nstruct {rust} {{"));
+        let translated: Vec<String> = in_header
             .chunks(2)
             .flat_map(|pair| {
                 assert_eq!(pair[0], "uint64_t");
                 [pair[1].clone(), "u64".to_owned()]
             })
             .collect();
-        assert_eq!(turned, here, "{name}");
+        assert_eq!(translated, in_code, "{name}");
     }
 }
 
 #[test]
-fn every_constant_has_the_value_of_its_namesake() {
-    let mut there: BTreeMap<String, i64> = BTreeMap::new();
+fn every_constant_has_the_same_value() {
+    let mut in_header: BTreeMap<String, i64> = BTreeMap::new();
     for line in HEADER.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let ["#define", name, value, ..] = words[..] {
             let name = name.strip_prefix("UPSTREAMPROXY_").unwrap();
             let value = value.trim_matches(['(', ')']).parse().unwrap();
-            there.insert(name.to_owned(), value);
+            in_header.insert(name.to_owned(), value);
         }
     }
-    let here: BTreeMap<String, i64> = ANSWERS
+    let in_code: BTreeMap<String, i64> = CODES
         .lines()
         .filter_map(|line| line.strip_prefix("pub(super) const "))
         .map(|line| {
@@ -181,21 +181,18 @@ fn every_constant_has_the_value_of_its_namesake() {
             (name.to_owned(), value.parse().unwrap())
         })
         .collect();
-    assert!(there.len() > 10);
-    assert_eq!(there, here);
+    assert!(in_header.len() > 10);
+    assert_eq!(in_header, in_code);
 }
 
 #[test]
-fn every_setting_is_told_of() {
-    let names = SETTINGS.split_once("const NAMES").unwrap().1;
-    let names = names.split_once("];").unwrap().0;
-    let mut here: Vec<&str> = names.split('"').skip(1).step_by(2).collect();
-    here.push("harden");
-    let there: Vec<&str> = HEADER
+fn every_setting_is_documented() {
+    let documented: Vec<&str> = HEADER
         .lines()
         .filter_map(|line| line.strip_prefix(" *   "))
         .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert_eq!(there, here);
+    let known: Vec<&str> = crate::config::Config::setting_names().collect();
+    assert_eq!(documented, known);
 }

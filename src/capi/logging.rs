@@ -1,5 +1,5 @@
-//! The log, to a function of the host's instead of a stream. The `log` crate's logger is the library's own: a host that is
-//! not Rust has none that it could meet.
+//! Sends the log to a function of the host. The library sets the logger of the `log` crate: a host that
+//! is not written in Rust has no other one.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
@@ -11,32 +11,34 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use super::codes::{ApiError, ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, c_string};
 use crate::sys::log_filter::{may_be_shown, one_line};
 
-/// A function of the host's: its own context, the level (1 error to 4 debug), the text.
+/// A function of the host: its context, the level (1 error to 4 debug), the message.
 pub(super) type Callback = extern "C" fn(*mut c_void, c_int, *const c_char);
 
-/// Where records go now. Whoever calls back holds it, so that who changes it waits until no call is under way.
+/// Where records go. A thread holds the lock while it calls back, so a change waits until no call is
+/// in progress.
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
-/// Whether the logger of this process is ours.
-static OURS: OnceLock<bool> = OnceLock::new();
+/// Whether the logger of this process is [`Forwarder`].
+static IS_SET: OnceLock<bool> = OnceLock::new();
 
 thread_local! {
-    /// Whether this thread is in the callback: it may then neither log, nor wait for what may have to log.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is in the callback. It must then not log, and not wait for a thread that may log.
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Sink {
     callback: Callback,
-    /// Never looked into; an atomic one because every thread passes it on.
+    /// Never dereferenced. Atomic because every thread passes it on.
     context: AtomicPtr<c_void>,
 }
 
-/// Sends what is logged up to `level` to `callback`, or nowhere. When it returns, the one before is not called any more.
+/// Sends records up to `level` to `callback`, or nowhere. When it returns, the previous callback is not
+/// called any more.
 pub(super) fn log_to(
     callback: Option<Callback>,
     context: *mut c_void,
     level: c_int,
 ) -> Result<c_int, ApiError> {
-    outside()?;
+    refuse_in_callback()?;
     let level = match (level, callback) {
         (_, None) | (0, _) => LevelFilter::Off,
         (1, _) => LevelFilter::Error,
@@ -46,14 +48,14 @@ pub(super) fn log_to(
         _ => {
             return Err(ApiError::new(
                 ERROR_ARGUMENT,
-                format!("level {level} is none from 0, nothing, to 4, debug"),
+                format!("level is {level}; it must be from 0 (nothing) to 4 (debug)"),
             ));
         }
     };
-    if !OURS.get_or_init(|| log::set_logger(&Forwarder).is_ok()) {
+    if !IS_SET.get_or_init(|| log::set_logger(&Forwarder).is_ok()) {
         return Err(ApiError::new(
             ERROR_LOG_TAKEN,
-            "this program has a logger for the crate log already; read it there",
+            "the program has set another logger for the crate log; use that one",
         ));
     }
     let mut sink = SINK.write().unwrap_or_else(PoisonError::into_inner);
@@ -65,18 +67,18 @@ pub(super) fn log_to(
     Ok(OK)
 }
 
-/// An error in the callback, from which nothing may be called that waits for other threads.
-pub(super) fn outside() -> Result<(), ApiError> {
-    if INSIDE.get() {
+/// An error in the callback, which must not call functions that wait for other threads.
+pub(super) fn refuse_in_callback() -> Result<(), ApiError> {
+    if IN_CALLBACK.get() {
         return Err(ApiError::new(
             ERROR_IN_CALLBACK,
-            "the log callback may not call this; leave it to another thread",
+            "the log callback must not call this function; call it from another thread",
         ));
     }
     Ok(())
 }
 
-/// Hands records on.
+/// Passes records to the callback.
 struct Forwarder;
 
 impl Log for Forwarder {
@@ -85,7 +87,7 @@ impl Log for Forwarder {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if INSIDE.get() || !self.enabled(record.metadata()) {
+        if IN_CALLBACK.get() || !self.enabled(record.metadata()) {
             return;
         }
         let level = match record.level() {
@@ -97,9 +99,9 @@ impl Log for Forwarder {
         let text = c_string(one_line(record.args()));
         let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = &*sink {
-            INSIDE.set(true);
+            IN_CALLBACK.set(true);
             (sink.callback)(sink.context.load(Ordering::Relaxed), level, text.as_ptr());
-            INSIDE.set(false);
+            IN_CALLBACK.set(false);
         }
     }
 

@@ -1,9 +1,10 @@
-//! The C API, of the feature `capi`: what `upstreamproxy.h` promises, one function after the other in its order. The header is
-//! the manual; `header` holds it against this page.
+//! The C API, with the feature `capi`: the functions of `upstreamproxy.h`, in its order. The header is
+//! the manual; the tests in `header` compare it with this file.
 //!
-//! Everything is checked here, done in `proxy`, `settings` and `logging`, and answered by `answers`; `border` has the pointers.
+//! The functions check their arguments here. `proxy`, `settings` and `logging` do the work, `codes` has
+//! the results, and `ffi` converts pointers.
 
-// Their names are no secret to the linker, which is all that is unsafe on this page.
+// Exported names are the only unsafe feature in this file.
 #![allow(unsafe_code, reason = "no_mangle")]
 
 mod codes;
@@ -18,18 +19,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use codes::{
-    ABI_VERSION, ApiError, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, answer,
-    last, text, value,
+    ABI_VERSION, ApiError, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, code_of,
+    last_error, string_of, value_of,
 };
-use ffi::{Numbers, Room, Text, Texts};
+use ffi::{CStrArray, CStrPtr, Numbers, OutPtr};
 use logging::Callback;
 use proxy::Proxy;
-use settings::Settings;
 
-use crate::config::Environment;
+use crate::config;
 
-/// What the header calls `upstreamproxy_config`.
-struct Config(Mutex<Settings>);
+/// `upstreamproxy_config` in the header.
+struct Config(Mutex<config::Config>);
 
 /// `struct upstreamproxy_stats`.
 #[derive(Clone, Copy)]
@@ -67,55 +67,60 @@ extern "C" fn upstreamproxy_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The words of this thread's last error.
+/// The message of this thread's last error.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_last_error() -> *const c_char {
-    last()
+    last_error()
 }
 
-/// Sends the log to a function of the host's.
+/// Sends the log to a function of the host.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_log_to(
     callback: Option<Callback>,
     context: *mut c_void,
     level: c_int,
 ) -> c_int {
-    answer(|| logging::log_to(callback, context, level))
+    code_of(|| logging::log_to(callback, context, level))
 }
 
-/// The settings that an environment asks for.
+/// The settings in an environment.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_config_new(
-    environment: Texts,
+    environment: CStrArray,
     config: Option<&mut MaybeUninit<Option<Box<Config>>>>,
 ) -> c_int {
-    answer(|| {
-        let config = emptied(config, "config")?;
+    code_of(|| {
+        let config = cleared(config, "config")?;
         let environment = match environment.bytes() {
             Some(entries) => settings::environment(&entries),
-            None => Environment::of_process(),
+            None => config::Environment::of_process(),
         };
-        *config = Some(Box::new(Config(Mutex::new(Settings::of(environment)))));
+        let settings = config::Config::from_environment(environment);
+        *config = Some(Box::new(Config(Mutex::new(settings))));
         Ok(OK)
     })
 }
 
 /// Changes one setting.
 #[unsafe(no_mangle)]
-extern "C" fn upstreamproxy_config_set(config: Option<&Config>, name: Text, value: Text) -> c_int {
-    answer(|| {
+extern "C" fn upstreamproxy_config_set(
+    config: Option<&Config>,
+    name: CStrPtr,
+    value: CStrPtr,
+) -> c_int {
+    code_of(|| {
         let config = given(config, "config")?;
         let name = given(name.bytes(), "name")?;
         let value = given(value.bytes(), "value")?;
-        config.with(|settings| settings.set(name, value))
+        config.with(|config| settings::set(config, name, value))
     })
 }
 
-/// Calls off every start with these settings.
+/// Cancels every start with these settings.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_config_cancel(config: Option<&Config>) -> c_int {
-    answer(|| {
-        given(config, "config")?.with(|settings| settings.cancel());
+    code_of(|| {
+        given(config, "config")?.with(|config| config.cancel.request());
         Ok(OK)
     })
 }
@@ -126,104 +131,103 @@ extern "C" fn upstreamproxy_config_free(config: Option<Box<Config>>) {
     drop(config);
 }
 
-/// Goes through the stages up to a proxy that listens.
+/// Runs the stages up to a listening proxy.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_start(
     config: Option<&Config>,
     proxy: Option<&mut MaybeUninit<Option<Box<Proxy>>>>,
 ) -> c_int {
-    answer(|| {
-        let proxy = emptied(proxy, "proxy")?;
+    code_of(|| {
+        let proxy = cleared(proxy, "proxy")?;
         let config = given(config, "config")?;
-        logging::outside()?;
-        let settings = config.with(|settings| settings.clone());
-        let started = Proxy::start(&settings);
+        logging::refuse_in_callback()?;
+        let started = Proxy::start(config.with(|config| config.clone()));
         let state = started.state();
         *proxy = Some(Box::new(started));
         Ok(if state == STATE_ENABLED { OK } else { DISABLED })
     })
 }
 
-/// Where it stands.
+/// Its state.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_state(proxy: Option<&Proxy>) -> c_int {
-    answer(|| Ok(given(proxy, "proxy")?.state()))
+    code_of(|| Ok(given(proxy, "proxy")?.state()))
 }
 
-/// The stage at which it is off.
+/// The stage at which it was disabled.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_stage(proxy: Option<&Proxy>) -> *const c_char {
-    text(|| Ok(given(proxy, "proxy")?.stage()))
+    string_of(|| Ok(given(proxy, "proxy")?.stage()))
 }
 
-/// Why it is off.
+/// Why it is disabled.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_reason(proxy: Option<&Proxy>) -> *const c_char {
-    text(|| Ok(given(proxy, "proxy")?.reason()))
+    string_of(|| Ok(given(proxy, "proxy")?.reason()))
 }
 
 /// Its port.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_port(proxy: Option<&Proxy>) -> u16 {
-    value(0, || Ok(given(proxy, "proxy")?.port()))
+    value_of(0, || Ok(given(proxy, "proxy")?.port()))
 }
 
 /// Its URL.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_url(proxy: Option<&Proxy>) -> *const c_char {
-    text(|| Ok(given(proxy, "proxy")?.url()))
+    string_of(|| Ok(given(proxy, "proxy")?.url()))
 }
 
 /// Its CA bundle.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_ca_bundle(proxy: Option<&Proxy>) -> *const c_char {
-    text(|| Ok(given(proxy, "proxy")?.ca_bundle()))
+    string_of(|| Ok(given(proxy, "proxy")?.ca_bundle()))
 }
 
 /// How many variables a child needs.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_count(proxy: Option<&Proxy>) -> usize {
-    value(0, || Ok(given(proxy, "proxy")?.variables().len()))
+    value_of(0, || Ok(given(proxy, "proxy")?.variables().len()))
 }
 
-/// The name of one.
+/// The name of a variable.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_name(proxy: Option<&Proxy>, index: usize) -> *const c_char {
-    text(|| {
+    string_of(|| {
         let variables = given(proxy, "proxy")?.variables();
         Ok(variables.get(index).map(|(name, _)| name.as_c_str()))
     })
 }
 
-/// The value of one.
+/// The value of a variable.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_value(proxy: Option<&Proxy>, index: usize) -> *const c_char {
-    text(|| {
+    string_of(|| {
         let variables = given(proxy, "proxy")?.variables();
         Ok(variables.get(index).map(|(_, value)| value.as_c_str()))
     })
 }
 
-/// A child's whole environment.
+/// The complete environment for a child process.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_environment(proxy: Option<&Proxy>) -> *const *mut c_char {
-    value(std::ptr::null(), || {
+    value_of(std::ptr::null(), || {
         let environment = given(proxy, "proxy")?.environment();
-        // In the type that execve wants; the header says that nobody may write there.
+        // The type of the argument of execve. The header forbids writing to it.
         Ok(environment.as_ptr().cast())
     })
 }
 
-/// What has happened so far.
+/// The counters.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_read_stats(
     proxy: Option<&Proxy>,
-    stats: Room<Stats>,
+    stats: OutPtr<Stats>,
     size: usize,
 ) -> c_int {
-    answer(|| {
+    code_of(|| {
         let now = given(proxy, "proxy")?.stats();
-        given(stats.is_there().then_some(()), "stats")?;
+        given((!stats.is_null()).then_some(()), "stats")?;
         let now = Stats {
             live: now.live,
             tunnels: now.tunnels,
@@ -234,29 +238,29 @@ extern "C" fn upstreamproxy_read_stats(
             bytes_up: now.bytes_up,
             bytes_down: now.bytes_down,
         };
-        stats.fill(&now, size);
+        stats.write(&now, size);
         Ok(OK)
     })
 }
 
-/// Ends at once what a shutdown gives time to.
+/// Cuts every open tunnel at once.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_abort(proxy: Option<&Proxy>) -> c_int {
-    answer(|| {
+    code_of(|| {
         given(proxy, "proxy")?.abort()?;
         Ok(OK)
     })
 }
 
-/// Stops it, and returns when that is done.
+/// Stops it, and returns when it is stopped.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_shutdown(
     proxy: Option<&Proxy>,
     drain_ms: i64,
-    report: Room<Report>,
+    report: OutPtr<Report>,
     size: usize,
 ) -> c_int {
-    answer(|| {
+    code_of(|| {
         let drain = match u64::try_from(drain_ms) {
             Ok(ms) => Some(Duration::from_millis(ms)),
             Err(_) if drain_ms == DRAIN_DEFAULT => None,
@@ -264,7 +268,7 @@ extern "C" fn upstreamproxy_shutdown(
                 return Err(ApiError::new(
                     ERROR_ARGUMENT,
                     format!(
-                        "a drain of {drain_ms} ms; {DRAIN_DEFAULT} stands for the configured one"
+                        "drain_ms is {drain_ms}; it must be 0 or more, or {DRAIN_DEFAULT} for the default"
                     ),
                 ));
             }
@@ -274,43 +278,43 @@ extern "C" fn upstreamproxy_shutdown(
             ended: done.ended,
             cut: done.cut,
         };
-        report.fill(&done, size);
+        report.write(&done, size);
         Ok(OK)
     })
 }
 
-/// Stops it if it is up, and frees it.
+/// Stops it if it is enabled, and frees it.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_free(proxy: Option<Box<Proxy>>) {
-    let freed = answer(|| {
+    let freed = code_of(|| {
         if let Some(proxy) = &proxy {
             proxy.shutdown(None)?;
         }
         Ok(OK)
     });
-    // What cannot be stopped here lives on.
+    // A proxy that cannot be stopped here stays alive.
     if freed != OK {
         std::mem::forget(proxy);
     }
 }
 
 impl Config {
-    fn with<T>(&self, work: impl FnOnce(&mut Settings) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut config::Config) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// The argument called `what`, which must be there.
+/// The argument called `what`, which must not be NULL.
 fn given<T>(argument: Option<T>, what: &str) -> Result<T, ApiError> {
     argument.ok_or_else(|| ApiError::null(what))
 }
 
-/// Where the argument called `what` wants a pointer to be written, with NULL in it for now.
-fn emptied<'a, T>(
-    room: Option<&'a mut MaybeUninit<Option<T>>>,
+/// The output argument called `what`, set to NULL for now.
+fn cleared<'a, T>(
+    output: Option<&'a mut MaybeUninit<Option<T>>>,
     what: &str,
 ) -> Result<&'a mut Option<T>, ApiError> {
-    Ok(given(room, what)?.write(None))
+    Ok(given(output, what)?.write(None))
 }
 
 #[cfg(test)]

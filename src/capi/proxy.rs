@@ -1,4 +1,4 @@
-//! One start and what came of it, shared by all threads of the host: up, off, stopping, stopped.
+//! The result of a start, shared by all threads of the host: enabled, disabled, stopping, stopped.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString, c_int};
@@ -13,35 +13,34 @@ use super::codes::{
 };
 use super::ffi::{Array, with_signals_blocked};
 use super::logging;
-use super::settings::Settings;
-use crate::config::Environment;
+use crate::config::{Config, Environment};
 use crate::control::metrics::{Counters, Stats};
 use crate::control::stop::Abort;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
-use crate::orchestrator::{Handle, Started, start, start_embedded};
+use crate::orchestrator::{Handle, Started, start};
 
-/// What a start came to.
+/// The result of a start.
 pub(super) struct Proxy {
-    /// The process that it belongs to: in a fork of it the threads are missing.
+    /// The process that it belongs to. A fork of it does not have the threads.
     process: u32,
     outcome: Outcome,
-    /// Our variables, as name and value.
+    /// The variables for children, as name and value.
     variables: Vec<(CString, CString)>,
-    /// The whole environment of a child.
+    /// The complete environment for a child.
     environment: Array,
     phase: Mutex<Phase>,
-    /// The phase has become `Stopped`.
+    /// Notified when the phase becomes `Stopped`.
     stopped: Condvar,
 }
 
 enum Outcome {
-    On(On),
-    Off { stage: CString, reason: CString },
+    Enabled(Enabled),
+    Disabled { stage: CString, reason: CString },
 }
 
-/// What is known of a proxy that is up, and stays known when it is no more.
-struct On {
+/// What is known about an enabled proxy, also after it was stopped.
+struct Enabled {
     port: u16,
     url: CString,
     ca_bundle: CString,
@@ -52,57 +51,56 @@ struct On {
 enum Phase {
     Disabled,
     Enabled(Box<Handle>),
-    /// Some thread waits for the end; with the way to end that sooner, which goes when it has come.
+    /// A thread waits for the shutdown, which can be ended early.
     Stopping(Abort),
     Stopped(ShutdownReport),
 }
 
 impl Proxy {
-    /// Goes through the stages. Whatever keeps them from ending well leaves a proxy that is off.
-    pub(super) fn start(settings: &Settings) -> Self {
-        let (config, embedded) = settings.resolved();
+    /// Runs the stages. If one of them fails, the proxy is disabled.
+    pub(super) fn start(config: Config) -> Self {
         let inherited = config.inherited.clone();
         let drain = config.limits.drain_timeout;
-        // On a thread of its own, whose mask all others inherit: the caller's own signals reach it as ever.
+        // All threads of the library inherit the signal mask of this one. The caller's mask is unchanged.
         let thread = with_signals_blocked(|| {
             thread::Builder::new()
                 .name("uproxy-setup".into())
-                .spawn(move || match embedded {
-                    Some(options) => start_embedded(&config, options),
-                    None => start(&config),
-                })
+                .spawn(move || start(&config))
         });
         let (stage, reason) = match thread.map(thread::JoinHandle::join) {
-            Ok(Ok(Started::Enabled(relay))) => return Self::on(relay, &inherited, drain),
+            Ok(Ok(Started::Enabled(relay))) => return Self::new_enabled(relay, &inherited, drain),
             Ok(Ok(Started::Disabled(disabled))) => (disabled.stage(), disabled.reason()),
             Ok(Err(_)) => (
                 Stage::Gate,
-                "set-up panicked; report it with the panic's message".to_owned(),
+                "set-up panicked; report it with the message of the panic".to_owned(),
             ),
             Err(error) => (
                 Stage::Gate,
-                format!(
-                    "no thread could be started for set-up ({error}); raise the limit on processes"
-                ),
+                format!("cannot start a thread for set-up: {error}; raise the limit on processes"),
             ),
         };
-        Self::off(stage, reason, &inherited)
+        Self::new_disabled(stage, reason, &inherited)
     }
 
-    fn on(relay: Handle, inherited: &Environment, drain: Duration) -> Self {
-        let ours = relay.env();
-        let outcome = Outcome::On(On {
+    fn new_enabled(relay: Handle, inherited: &Environment, drain: Duration) -> Self {
+        let variables = relay.env();
+        let outcome = Outcome::Enabled(Enabled {
             port: relay.port(),
             url: c_string(relay.proxy_url()),
             ca_bundle: c_string(relay.ca_bundle().as_os_str().as_bytes()),
             counters: relay.counters(),
             drain,
         });
-        Self::new(outcome, ours, inherited, Phase::Enabled(Box::new(relay)))
+        Self::new(
+            outcome,
+            variables,
+            inherited,
+            Phase::Enabled(Box::new(relay)),
+        )
     }
 
-    fn off(stage: Stage, reason: String, inherited: &Environment) -> Self {
-        let outcome = Outcome::Off {
+    fn new_disabled(stage: Stage, reason: String, inherited: &Environment) -> Self {
+        let outcome = Outcome::Disabled {
             stage: c_string(stage.name()),
             reason: c_string(reason),
         };
@@ -111,7 +109,7 @@ impl Proxy {
 
     fn new(
         outcome: Outcome,
-        ours: Vec<(String, OsString)>,
+        variables: Vec<(String, OsString)>,
         inherited: &Environment,
         phase: Phase,
     ) -> Self {
@@ -120,7 +118,8 @@ impl Proxy {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         all.extend(
-            ours.iter()
+            variables
+                .iter()
                 .map(|(name, value)| (name.into(), value.clone())),
         );
         let entry = |(mut entry, value): (OsString, OsString)| {
@@ -131,7 +130,7 @@ impl Proxy {
         Self {
             process: std::process::id(),
             outcome,
-            variables: ours
+            variables: variables
                 .into_iter()
                 .map(|(name, value)| (c_string(name), c_string(value.into_vec())))
                 .collect(),
@@ -151,63 +150,63 @@ impl Proxy {
         }
     }
 
-    /// The stage that was not satisfied, if it is off.
+    /// The stage that failed, if it is disabled.
     pub(super) fn stage(&self) -> Option<&CStr> {
         match &self.outcome {
-            Outcome::Off { stage, .. } => Some(stage),
-            Outcome::On(_) => None,
+            Outcome::Disabled { stage, .. } => Some(stage),
+            Outcome::Enabled(_) => None,
         }
     }
 
-    /// Why it is off.
+    /// Why it is disabled.
     pub(super) fn reason(&self) -> Option<&CStr> {
         match &self.outcome {
-            Outcome::Off { reason, .. } => Some(reason),
-            Outcome::On(_) => None,
+            Outcome::Disabled { reason, .. } => Some(reason),
+            Outcome::Enabled(_) => None,
         }
     }
 
-    fn if_on(&self) -> Option<&On> {
+    fn enabled(&self) -> Option<&Enabled> {
         match &self.outcome {
-            Outcome::On(on) => Some(on),
-            Outcome::Off { .. } => None,
+            Outcome::Enabled(enabled) => Some(enabled),
+            Outcome::Disabled { .. } => None,
         }
     }
 
-    /// The relay's port; 0 if it is off.
+    /// The port of the relay; 0 if it is disabled.
     pub(super) fn port(&self) -> u16 {
-        self.if_on().map_or(0, |on| on.port)
+        self.enabled().map_or(0, |enabled| enabled.port)
     }
 
-    /// The relay's URL, unless it is off.
+    /// The URL of the relay, unless it is disabled.
     pub(super) fn url(&self) -> Option<&CStr> {
-        self.if_on().map(|on| on.url.as_c_str())
+        self.enabled().map(|enabled| enabled.url.as_c_str())
     }
 
-    /// The merged bundle, unless it is off.
+    /// The merged bundle, unless it is disabled.
     pub(super) fn ca_bundle(&self) -> Option<&CStr> {
-        self.if_on().map(|on| on.ca_bundle.as_c_str())
+        self.enabled().map(|enabled| enabled.ca_bundle.as_c_str())
     }
 
-    /// Our variables; none if it is off.
+    /// The variables for children; none if it is disabled.
     pub(super) fn variables(&self) -> &[(CString, CString)] {
         &self.variables
     }
 
-    /// The whole environment of a child: what was inherited, with ours over it.
+    /// The complete environment for a child: the inherited one with the variables.
     pub(super) fn environment(&self) -> &Array {
         &self.environment
     }
 
-    /// The counters, whatever the phase.
+    /// The counters, in every phase.
     pub(super) fn stats(&self) -> Stats {
-        self.if_on()
-            .map_or_else(Stats::default, |on| on.counters.stats())
+        self.enabled()
+            .map_or_else(Stats::default, |enabled| enabled.counters.stats())
     }
 
-    /// Ends at once what a shutdown gives time to, or would.
+    /// Cuts every open tunnel, also during a shutdown.
     pub(super) fn abort(&self) -> Result<(), ApiError> {
-        self.is_ours()?;
+        self.refuse_in_fork()?;
         match &*self.phase() {
             Phase::Enabled(relay) => relay.abort().request(),
             Phase::Stopping(abort) => abort.request(),
@@ -216,10 +215,11 @@ impl Proxy {
         Ok(())
     }
 
-    /// Stops it, and returns when that is done, also if another thread does it. `None`: the configured drain.
+    /// Stops it, and returns when it is stopped, also if another thread stops it. `None`: the configured
+    /// drain timeout.
     pub(super) fn shutdown(&self, drain: Option<Duration>) -> Result<ShutdownReport, ApiError> {
-        logging::outside()?;
-        self.is_ours()?;
+        logging::refuse_in_callback()?;
+        self.refuse_in_fork()?;
         let waited = self
             .stopped
             .wait_while(self.phase(), |phase| matches!(phase, Phase::Stopping(_)));
@@ -234,9 +234,9 @@ impl Proxy {
         };
         drop(phase);
         let drain = drain
-            .or_else(|| self.if_on().map(|on| on.drain))
+            .or_else(|| self.enabled().map(|enabled| enabled.drain))
             .unwrap_or_default();
-        // A panic in it must not leave others waiting for the end.
+        // After a panic other threads must not wait forever.
         let report = catch_unwind(AssertUnwindSafe(|| relay.shutdown(drain))).unwrap_or_default();
         *self.phase() = Phase::Stopped(report);
         self.stopped.notify_all();
@@ -247,14 +247,14 @@ impl Proxy {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error in a fork: the threads to wait for are not there, and the descriptors are the parent's too.
-    fn is_ours(&self) -> Result<(), ApiError> {
+    /// An error in a fork: it does not have the threads, and shares the descriptors with the parent.
+    fn refuse_in_fork(&self) -> Result<(), ApiError> {
         if self.process == std::process::id() {
             return Ok(());
         }
         Err(ApiError::new(
             ERROR_FORKED,
-            "this is a fork of the process that started the proxy; stop it there",
+            "this process is a fork; stop the proxy in the process that started it",
         ))
     }
 }

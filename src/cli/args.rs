@@ -1,46 +1,42 @@
-//! The arguments as typed: which subcommand, which options with which values. Pure; nothing is interpreted here.
-//!
-//! What they mean together with the environment is `resolve`'s to say.
+//! The arguments as typed: the subcommand, and its flags with their values. Nothing is interpreted.
 
 use std::ffi::{OsStr, OsString};
 
 use lexopt::Arg;
 
-use super::options::{Opt, Subcommand};
+use crate::config::Subcommand;
 
-/// What the command line asks for.
+use super::help::{name, subcommands};
+use super::options::Opt;
+
+/// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Invocation {
     /// Help for the program or for one subcommand.
     Help(Option<Subcommand>),
     /// The version.
     Version,
-    /// A subcommand's work.
-    Work(Typed),
+    /// A subcommand.
+    Subcommand(Arguments),
 }
 
-/// A subcommand and its options, as typed.
+/// A subcommand and its flags, as typed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Typed {
-    /// Which one.
+pub(crate) struct Arguments {
+    /// The subcommand.
     pub(crate) subcommand: Subcommand,
-    /// Option names and values, in the order given; a switch has the value `true`.
-    pub(crate) options: Vec<(&'static str, OsString)>,
-    /// `-v` counts up, `-q` down.
+    /// Names and values of the flags, in their order; a switch has the value `true`.
+    pub(crate) flags: Vec<(&'static str, OsString)>,
+    /// The number of `-v` minus the number of `-q`.
     pub(crate) verbosity: i8,
     /// `run`: COMMAND and its arguments, byte for byte.
     pub(crate) command: Vec<OsString>,
 }
 
-impl Typed {
-    /// Whether the option was given as a flag.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.options.iter().any(|(given, _)| *given == name)
-    }
-
-    /// The values that the flag was given, in order.
+impl Arguments {
+    /// The values of a flag, in their order.
     pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &OsStr> {
-        self.options
+        self.flags
             .iter()
             .filter(move |(given, _)| *given == name)
             .map(|(_, value)| value.as_os_str())
@@ -50,7 +46,7 @@ impl Typed {
 /// A command line that cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UsageError {
-    /// The subcommand, once that much is known: it decides the exit status.
+    /// The subcommand, if it is known: it decides the exit status.
     pub(crate) subcommand: Option<Subcommand>,
     /// What is wrong, without a full stop.
     pub(crate) what: String,
@@ -64,38 +60,57 @@ impl UsageError {
             what: what.into(),
         }
     }
+
+    /// An error before the subcommand.
+    fn without_subcommand(what: impl Into<String>) -> Self {
+        Self {
+            subcommand: None,
+            what: what.into(),
+        }
+    }
 }
 
-/// Reads the arguments, those after the program's own name.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, UsageError> {
+/// Parses the arguments that follow the name of the program.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Invocation, UsageError> {
     let mut parser = lexopt::Parser::from_args(arguments.into_iter().collect::<Vec<_>>());
-    let nowhere = |what: String| UsageError {
-        subcommand: None,
-        what,
-    };
-    let subcommand = match parser.next().map_err(|error| nowhere(error.to_string()))? {
-        Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Asked::Help(None)),
-        Some(Arg::Short('V') | Arg::Long("version")) => return Ok(Asked::Version),
-        Some(Arg::Value(word)) => Subcommand::ALL
-            .into_iter()
-            .find(|subcommand| word == subcommand.name())
-            .ok_or_else(|| nowhere(format!("there is no subcommand {}", word.display())))?,
-        Some(arg) => return Err(nowhere(arg.unexpected().to_string())),
-        None => return Err(nowhere("a subcommand is missing".into())),
-    };
-    options(subcommand, &mut parser)
+    let first = parser
+        .next()
+        .map_err(|error| UsageError::without_subcommand(error.to_string()))?;
+    match first {
+        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Invocation::Help(None)),
+        Some(Arg::Short('V') | Arg::Long("version")) => Ok(Invocation::Version),
+        Some(Arg::Value(word)) => match subcommands().find(|&known| word == name(known)) {
+            Some(subcommand) => parse_flags(subcommand, &mut parser),
+            None if cfg!(not(feature = "gateway")) && word == "gateway" => {
+                Err(UsageError::without_subcommand(
+                    "this build has no gateway; use one with the feature `gateway`",
+                ))
+            }
+            None => Err(UsageError::without_subcommand(format!(
+                "there is no subcommand {}",
+                word.display()
+            ))),
+        },
+        Some(arg) => Err(UsageError::without_subcommand(arg.unexpected().to_string())),
+        None => Err(UsageError::without_subcommand("a subcommand is missing")),
+    }
 }
 
-/// Reads what follows the subcommand.
-fn options(subcommand: Subcommand, parser: &mut lexopt::Parser) -> Result<Asked, UsageError> {
-    let wrong = |error: lexopt::Error| UsageError::new(subcommand, error.to_string());
-    let mut typed = Typed {
+/// Parses the arguments that follow the subcommand.
+fn parse_flags(
+    subcommand: Subcommand,
+    parser: &mut lexopt::Parser,
+) -> Result<Invocation, UsageError> {
+    let usage_error = |error: lexopt::Error| UsageError::new(subcommand, error.to_string());
+    let mut arguments = Arguments {
         subcommand,
-        options: Vec::new(),
+        flags: Vec::new(),
         verbosity: 0,
         command: Vec::new(),
     };
-    while let Some(arg) = parser.next().map_err(wrong)? {
+    while let Some(arg) = parser.next().map_err(usage_error)? {
         let opt = match &arg {
             Arg::Long(name) => Opt::long(subcommand, name),
             Arg::Short(letter) => Opt::short(subcommand, *letter),
@@ -103,65 +118,68 @@ fn options(subcommand: Subcommand, parser: &mut lexopt::Parser) -> Result<Asked,
         };
         let Some(opt) = opt else {
             match arg {
-                // The first word that is no option is COMMAND: what follows belongs to it.
+                // The first word that is not an option is COMMAND; the rest are its arguments.
                 Arg::Value(word) if subcommand == Subcommand::Run => {
-                    typed.command.push(word);
-                    typed.command.extend(parser.raw_args().map_err(wrong)?);
+                    arguments.command.push(word);
+                    arguments
+                        .command
+                        .extend(parser.raw_args().map_err(usage_error)?);
                     break;
                 }
-                other => return Err(wrong(other.unexpected())),
+                other => return Err(usage_error(other.unexpected())),
             }
         };
         match opt.name {
-            "help" => return Ok(Asked::Help(Some(subcommand))),
-            "version" => return Ok(Asked::Version),
-            "verbose" => typed.verbosity = typed.verbosity.saturating_add(1),
-            "quiet" => typed.verbosity = typed.verbosity.saturating_sub(1),
-            name if opt.value.is_none() => typed.options.push((name, "true".into())),
+            "help" => return Ok(Invocation::Help(Some(subcommand))),
+            "version" => return Ok(Invocation::Version),
+            "verbose" => arguments.verbosity = arguments.verbosity.saturating_add(1),
+            "quiet" => arguments.verbosity = arguments.verbosity.saturating_sub(1),
+            name if opt.value.is_none() => arguments.flags.push((name, "true".into())),
             name => {
-                let value = parser.value().map_err(wrong)?;
-                // In the environment empty is unset; whoever types an empty value meant something else.
+                let value = parser.value().map_err(usage_error)?;
+                // In the environment an empty value counts as unset; typed, it is a mistake.
                 if value.is_empty() {
-                    return Err(UsageError::new(
-                        subcommand,
-                        format!("--{name} has an empty value"),
-                    ));
+                    let what = format!("--{name} has an empty value");
+                    return Err(UsageError::new(subcommand, what));
                 }
-                typed.options.push((name, value));
+                arguments.flags.push((name, value));
             }
         }
     }
-    Ok(Asked::Work(typed))
+    Ok(Invocation::Subcommand(arguments))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
 
-    use super::super::options::OPTIONS;
     use super::*;
 
-    fn words(line: &str) -> Result<Asked, UsageError> {
+    fn words(line: &str) -> Result<Invocation, UsageError> {
         parse(line.split_whitespace().map(OsString::from))
     }
 
-    fn typed(line: &str) -> Typed {
+    fn arguments(line: &str) -> Arguments {
         match words(line) {
-            Ok(Asked::Work(typed)) => typed,
+            Ok(Invocation::Subcommand(arguments)) => arguments,
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[test]
     fn every_option_is_read_by_each_of_its_subcommands() {
-        for opt in OPTIONS.iter().filter(|opt| opt.in_environment) {
-            for subcommand in opt.of {
+        for opt in Opt::all().filter(|opt| opt.in_environment) {
+            for &subcommand in opt.subcommands {
                 let (line, value) = match opt.value {
-                    Some(_) => (format!("{} --{} x", subcommand.name(), opt.name), "x"),
-                    None => (format!("{} --{}", subcommand.name(), opt.name), "true"),
+                    Some(_) => (format!("{} --{} x", name(subcommand), opt.name), "x"),
+                    None => (format!("{} --{}", name(subcommand), opt.name), "true"),
                 };
-                let typed = typed(&line);
-                assert_eq!(typed.options, [(opt.name, OsString::from(value))], "{line}");
+                let arguments = arguments(&line);
+                assert_eq!(
+                    arguments.flags,
+                    [(opt.name, OsString::from(value))],
+                    "{line}"
+                );
             }
         }
     }
@@ -176,19 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn run_stops_at_the_first_word_that_is_no_option() {
-        let typed = typed("run -v --keepalive 5s npm --help -v -- x");
-        assert_eq!(typed.command, ["npm", "--help", "-v", "--", "x"]);
-        assert_eq!(typed.verbosity, 1);
-        assert_eq!(typed.values("keepalive").collect::<Vec<_>>(), ["5s"]);
+    fn run_stops_at_the_first_word_that_is_not_an_option() {
+        let arguments = arguments("run -v --keepalive 5s npm --help -v -- x");
+        assert_eq!(arguments.command, ["npm", "--help", "-v", "--", "x"]);
+        assert_eq!(arguments.verbosity, 1);
+        assert_eq!(arguments.values("keepalive").collect::<Vec<_>>(), ["5s"]);
     }
 
     #[test]
     fn run_stops_at_two_dashes() {
-        assert_eq!(typed("run -- --help").command, ["--help"]);
-        assert_eq!(typed("run -- -- a").command, ["--", "a"]);
+        assert_eq!(arguments("run -- --help").command, ["--help"]);
+        assert_eq!(arguments("run -- -- a").command, ["--", "a"]);
         assert_eq!(
-            typed("run --base-url --x -- a").options,
+            arguments("run --base-url --x -- a").flags,
             [("base-url", OsString::from("--x"))]
         );
     }
@@ -198,16 +216,18 @@ mod tests {
         let odd = OsString::from_vec(b"a b\n\xff".to_vec());
         let arguments = ["run".into(), "--".into(), odd.clone(), odd.clone()];
         match parse(arguments) {
-            Ok(Asked::Work(typed)) => assert_eq!(typed.command, [odd.clone(), odd]),
+            Ok(Invocation::Subcommand(arguments)) => {
+                assert_eq!(arguments.command, [odd.clone(), odd])
+            }
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn values_stand_beside_or_behind_an_equals_sign() {
+    fn a_value_follows_its_option_or_an_equals_sign() {
         assert_eq!(
-            typed("serve --max-tunnels=3").options,
-            typed("serve --max-tunnels 3").options
+            arguments("serve --max-tunnels=3").flags,
+            arguments("serve --max-tunnels 3").flags
         );
         assert!(words("serve --embedded=yes").is_err());
         assert!(words("serve --max-tunnels").is_err());
@@ -216,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_win_wherever_they_stand() {
-        assert_eq!(words("--help"), Ok(Asked::Help(None)));
-        assert_eq!(words("-V"), Ok(Asked::Version));
+    fn help_and_version_win_at_any_place() {
+        assert_eq!(words("--help"), Ok(Invocation::Help(None)));
+        assert_eq!(words("-V"), Ok(Invocation::Version));
         assert_eq!(
             words("serve --embedded -h"),
-            Ok(Asked::Help(Some(Subcommand::Serve)))
+            Ok(Invocation::Help(Some(Subcommand::Serve)))
         );
-        assert_eq!(words("run -V"), Ok(Asked::Version));
+        assert_eq!(words("run -V"), Ok(Invocation::Version));
     }
 
     #[test]
@@ -235,7 +255,7 @@ mod tests {
 
     #[test]
     fn v_and_q_count_up_and_down() {
-        assert_eq!(typed("run -vvq x").verbosity, 1);
-        assert_eq!(typed("run --quiet -q x").verbosity, -2);
+        assert_eq!(arguments("run -vvq x").verbosity, 1);
+        assert_eq!(arguments("run --quiet -q x").verbosity, -2);
     }
 }

@@ -1,5 +1,5 @@
-//! `bench`: has the library measure the way through the upstream, with a line of progress, and prints a table and a verdict, or one
-//! JSON document. With `--origin` it is the far end that such a measurement needs behind a gateway elsewhere.
+//! `bench`: measure the path through the upstream, show the progress, and print a table with a verdict
+//! or one JSON document. With `--origin` it serves as the target of a `bench` on another machine.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -8,68 +8,62 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Measured, Row, benchmark};
-use crate::http::authority::Authority;
 use crate::sys::log_filter::one_line;
 use serde_json::{Map, Value, json};
 
-use super::logging::put;
-use super::resolve::Session;
-use super::setup::{Left, looked_at, unless_signalled};
+use super::exit_status::ExitStatus;
+use super::options::Options;
+use super::output::{eprint, eprint_line, fail, print};
+use super::setup::{Interrupted, prepare_check, until_signal};
 use super::signals::{ENDING, Signal, Signals};
-use super::{ExitStatus, fail, print, say};
 
-/// All that was told so far.
+/// The results so far.
 #[derive(Default)]
-struct Heard {
+struct Results {
     upstream: String,
     target: String,
     rows: Vec<Row>,
 }
 
-/// Measures, and prints what was measured: 0 if there is a verdict, 1 if there was no way, 128+n if a signal came first.
-pub(crate) fn run(
-    session: Session,
-    target: Option<Authority>,
-    plan: BenchPlan,
-    json: bool,
-) -> ExitStatus {
+/// Measures and prints the results. The status is 0 if there is a verdict, 1 if the path could not be
+/// measured, and 128+n if signal n arrived first.
+pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
-    let (config, embedded, about) = match looked_at(session, target) {
-        Ok(ready) => ready,
+    let (plan, json) = (options.plan, options.json);
+    let (config, gateway, about) = match prepare_check(options) {
+        Ok(prepared) => prepared,
         Err(status) => return status,
     };
     let cancel = config.cancel.clone();
-    // Shared with a thread that a signal may leave where it waits.
-    let heard = Arc::new(Mutex::new(Heard::default()));
-    let listener = Arc::clone(&heard);
+    // Shared with a thread that a signal may abandon.
+    let results = Arc::new(Mutex::new(Results::default()));
+    let shared = Arc::clone(&results);
     let mut progress = Progress::default();
-    let measured = unless_signalled(signals.receiver(), &cancel, move || {
-        let conclusion = benchmark(&config, &about, &plan, &mut |told| {
-            let mut heard = listener.lock().unwrap_or_else(PoisonError::into_inner);
-            match told {
+    let measured = until_signal(signals.receiver(), &cancel, move || {
+        let conclusion = benchmark(&config, &about, &plan, &mut |event| {
+            let mut results = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            match event {
                 BenchProgress::Between { upstream, target } => {
-                    (heard.upstream, heard.target) = (upstream, target);
+                    (results.upstream, results.target) = (upstream, target);
                 }
-                BenchProgress::Begins { what, done, left } => progress.tell(&what, done, left),
-                BenchProgress::Row(row) => heard.rows.push(row),
+                BenchProgress::Begins { what, done, left } => progress.show(&what, done, left),
+                BenchProgress::Row(row) => results.rows.push(row),
             }
         });
-        progress.ends();
+        progress.clear();
         conclusion
     });
-    if let Some(embedded) = embedded {
-        embedded.stop();
-    }
+    gateway.stop();
     let (conclusion, signal) = match measured {
         Ok(conclusion) => (conclusion, None),
-        Err(Left::Signal(signal)) => (None, Some(signal)),
-        Err(Left::Broken(what)) => return fail(&what, ExitStatus::FAILED),
+        Err(Interrupted::Signal(signal)) => (None, Some(signal)),
+        Err(Interrupted::Failed(error)) => return fail(&error, ExitStatus::FAILED),
     };
-    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    let results = results.lock().unwrap_or_else(PoisonError::into_inner);
     let text = if json {
-        document(&heard, plan, conclusion.as_ref(), signal)
+        document(&results, plan, conclusion.as_ref(), signal)
     } else {
-        table(&heard, plan, conclusion.as_ref(), signal)
+        table(&results, plan, conclusion.as_ref(), signal)
     };
     print(text.as_bytes());
     match (conclusion, signal) {
@@ -79,15 +73,15 @@ pub(crate) fn run(
     }
 }
 
-/// Serves as the far end until a signal says stop.
-pub(crate) fn origin(listen: SocketAddr) -> ExitStatus {
-    let signals = Signals::orders(false);
+/// Serves as the target of another `bench` until a signal requests a stop.
+pub(crate) fn serve_origin(listen: SocketAddr) -> ExitStatus {
+    let signals = Signals::stop_requests(false);
     let origin = match BenchOrigin::start(listen) {
         Ok(origin) => origin,
         Err(error) => {
-            let what =
+            let error =
                 format!("cannot listen on {listen}: {error}; choose another address or port");
-            return fail(&what, ExitStatus::FAILED);
+            return fail(&error, ExitStatus::FAILED);
         }
     };
     let ready = json!({ "origin": origin.local_addr().to_string(), "pid": std::process::id() });
@@ -100,65 +94,65 @@ pub(crate) fn origin(listen: SocketAddr) -> ExitStatus {
     ExitStatus::SUCCESS
 }
 
-/// The line of progress: rewritten on a terminal, one for each measure elsewhere.
+/// The progress: on a terminal one line that is overwritten, otherwise one line per measurement.
 struct Progress {
-    rewrites: bool,
+    is_terminal: bool,
 }
 
 impl Default for Progress {
     fn default() -> Self {
         Self {
-            rewrites: io::stderr().is_terminal(),
+            is_terminal: io::stderr().is_terminal(),
         }
     }
 }
 
-/// Back to the line's begin, and nothing on it.
-const FRESH_LINE: &str = "\r\x1b[K";
+/// Returns to the beginning of the line and clears it.
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Progress {
-    fn tell(&mut self, what: &str, done: f64, left: Duration) {
+    fn show(&mut self, what: &str, done: f64, left: Duration) {
         let line = format!(
             "{:3.0} %, about {} s left: {what}",
             100.0 * done,
             left.as_secs()
         );
-        if self.rewrites {
-            put(&format!("{FRESH_LINE}{line}"));
+        if self.is_terminal {
+            eprint(&format!("{CLEAR_LINE}{line}"));
         } else {
-            say(&line);
+            eprint_line(&line);
         }
     }
 
-    fn ends(&mut self) {
-        if self.rewrites {
-            put(FRESH_LINE);
+    fn clear(&mut self) {
+        if self.is_terminal {
+            eprint(CLEAR_LINE);
         }
     }
 }
 
-/// For readers.
+/// The results as a table for people.
 fn table(
-    heard: &Heard,
+    results: &Results,
     plan: BenchPlan,
     conclusion: Option<&Conclusion>,
     signal: Option<Signal>,
 ) -> String {
     let mut out = String::new();
-    if !heard.upstream.is_empty() {
+    if !results.upstream.is_empty() {
         let _ = writeln!(
             out,
-            "upstreamproxy {}, {} to {}, {} s for each measure\n",
+            "upstreamproxy {}, {} to {}, {} s per measurement\n",
             env!("CARGO_PKG_VERSION"),
-            heard.upstream,
-            heard.target,
+            results.upstream,
+            results.target,
             plan.time.as_secs_f64()
         );
     }
-    for row in &heard.rows {
+    for row in &results.rows {
         let found = match &row.found {
             Measured::Figures(figures) => figures.iter().fold(String::new(), |mut text, figure| {
-                let value = in_few_places(figure.value);
+                let value = rounded(figure.value);
                 let name = match figure.name {
                     "p50" | "p99" | "least" => format!("{} ", figure.name),
                     _ => String::new(),
@@ -188,26 +182,26 @@ fn table(
             );
         }
         (None, Some(signal)) => {
-            let _ = writeln!(out, "\nended by signal {} before the end", signal.number);
+            let _ = writeln!(out, "\nstopped by signal {} before the end", signal.number);
         }
         (None, None) => {}
     }
     out
 }
 
-/// The limit as its reader says it.
+/// The limit, for people.
 fn name(conclusion: &Conclusion) -> &'static str {
     use crate::bench::Limit;
     match conclusion.limit {
-        Limit::RoundTrip => "the upstream's round trip",
+        Limit::RoundTrip => "the round trip to the upstream",
         Limit::Processor => "this machine's processor",
         Limit::FarEnd => "the far end, or the network",
         _ => "not known",
     }
 }
 
-/// As many places as mean something.
-fn in_few_places(value: f64) -> String {
+/// `value` with its significant decimal places.
+fn rounded(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
@@ -215,14 +209,14 @@ fn in_few_places(value: f64) -> String {
     }
 }
 
-/// For programs; `manual/performance.md` documents the names.
+/// The results as JSON for programs; `manual/performance.md` documents the keys.
 fn document(
-    heard: &Heard,
+    results: &Results,
     plan: BenchPlan,
     conclusion: Option<&Conclusion>,
     signal: Option<Signal>,
 ) -> String {
-    let rows: Vec<Value> = heard.rows.iter().map(object).collect();
+    let rows: Vec<Value> = results.rows.iter().map(object).collect();
     let verdict = conclusion.map(|conclusion| {
         json!({
             "limit": conclusion.limit.name(),
@@ -232,8 +226,8 @@ fn document(
     });
     let document = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "upstream": heard.upstream,
-        "target": heard.target,
+        "upstream": results.upstream,
+        "target": results.target,
         "processors": std::thread::available_parallelism().map_or(1, usize::from),
         "seconds": plan.time.as_secs_f64(),
         "rows": rows,
@@ -267,9 +261,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_have_the_places_that_mean_something() {
+    fn figures_have_significant_decimal_places() {
         for (value, text) in [(1234.5, "1234"), (56.78, "56.8"), (0.123, "0.12")] {
-            assert_eq!(in_few_places(value), text);
+            assert_eq!(rounded(value), text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! COMMAND on the search path, looked up before anything is read or burnt, so that a typing error costs nothing.
+//! Finds COMMAND in `PATH` before anything is read or burnt, so that a typing error costs nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::ExitStatus;
+use super::exit_status::ExitStatus;
 
-/// Where commands are looked for when `PATH` is not set, as the C library has it.
+/// The search path if `PATH` is not set, as in the C library.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Why COMMAND cannot be run.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NoCommand {
+pub(crate) struct CommandError {
     name: OsString,
     reason: Reason,
 }
@@ -27,11 +27,11 @@ enum Reason {
     Directory,
     NotExecutable,
     NotRunnable,
-    TooLarge,
-    NoProcess,
+    ArgumentsTooLong,
+    CannotStart,
 }
 
-impl NoCommand {
+impl CommandError {
     fn new(name: &OsStr, reason: Reason) -> Self {
         Self {
             name: name.to_owned(),
@@ -39,39 +39,39 @@ impl NoCommand {
         }
     }
 
-    /// What the kernel said when it was asked to run COMMAND.
-    pub(crate) fn refused(name: &OsStr, error: &io::Error) -> Self {
+    /// The error of the kernel when it was to run COMMAND.
+    pub(crate) fn of_exec(name: &OsStr, error: &io::Error) -> Self {
         let reason = match error.kind() {
-            // The file was there a moment ago: what is missing is the interpreter of its first line, or of its ELF header.
+            // COMMAND was found before: its interpreter is missing (`#!` line or ELF header).
             io::ErrorKind::NotFound => Reason::NotFound,
             io::ErrorKind::PermissionDenied => Reason::NotExecutable,
-            io::ErrorKind::ArgumentListTooLong => Reason::TooLarge,
-            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Reason::NoProcess,
-            // `ENOEXEC` too: a script without `#!`. A shell would read it itself; we are none, and say so.
+            io::ErrorKind::ArgumentListTooLong => Reason::ArgumentsTooLong,
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Reason::CannotStart,
+            // Also `ENOEXEC`: a script without `#!`, which a shell would run itself.
             _ => Reason::NotRunnable,
         };
         Self::new(name, reason)
     }
 
-    /// 127 not found, 126 found but not to be run, 125 our own trouble: as `env` and `nice` have it.
+    /// 127 not found, 126 found but not executable, 125 no process, as with `env` and `nice`.
     pub(crate) fn status(&self) -> ExitStatus {
         match self.reason {
             Reason::NotFound => ExitStatus::NOT_FOUND,
-            Reason::NoProcess => ExitStatus::RUN_USAGE,
+            Reason::CannotStart => ExitStatus::RUN_USAGE,
             _ => ExitStatus::NOT_EXECUTABLE,
         }
     }
 }
 
-impl fmt::Display for NoCommand {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name.to_string_lossy();
-        // A name may hold anything; a message is one line.
+        // A name can contain any byte; a message is one line.
         let name = name.escape_debug();
         match self.reason {
             Reason::NotFound => write!(
                 f,
-                "{name} was not found; check its name, PATH, and its interpreter"
+                "{name} was not found; check its name, PATH and its interpreter"
             ),
             Reason::Directory => write!(f, "{name} is a directory; name a file in it"),
             Reason::NotExecutable => write!(f, "{name} is not executable; chmod +x may help"),
@@ -79,65 +79,62 @@ impl fmt::Display for NoCommand {
                 f,
                 "{name} is neither a program for this machine nor a script with a #! line; name its interpreter"
             ),
-            Reason::TooLarge => write!(
+            Reason::ArgumentsTooLong => write!(
                 f,
-                "{name} was given more arguments and variables than fit; use fewer"
+                "the arguments and variables of {name} are too long; use fewer"
             ),
-            Reason::NoProcess => write!(
+            Reason::CannotStart => write!(
                 f,
-                "there is no room for a process to run {name}; raise the limits"
+                "the process for {name} could not be started; raise the limits on processes and memory"
             ),
         }
     }
 }
 
-/// Finds the file that `name` means, as the C library's `execvp` would.
-pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, NoCommand> {
+/// Finds the file that `name` refers to, as `execvp` of the C library does.
+pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, CommandError> {
     if name.is_empty() {
-        return Err(NoCommand::new(name, Reason::NotFound));
+        return Err(CommandError::new(name, Reason::NotFound));
     }
     if name.as_bytes().contains(&b'/') {
-        return match obstacle(Path::new(name)) {
-            None => Ok(name.into()),
-            Some(reason) => Err(NoCommand::new(name, reason)),
+        return match check_executable(Path::new(name)) {
+            Ok(()) => Ok(name.into()),
+            Err(reason) => Err(CommandError::new(name, reason)),
         };
     }
     let mut best = Reason::NotFound;
-    let folders = path.unwrap_or(OsStr::new(DEFAULT_PATH));
-    for folder in std::env::split_paths(folders) {
-        // An empty entry is the current folder; with it the name still has its slash.
-        let folder = if folder.as_os_str().is_empty() {
+    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
+    for directory in std::env::split_paths(path) {
+        // An empty entry is the current directory; the result must still contain a slash.
+        let directory = if directory.as_os_str().is_empty() {
             Path::new(".")
         } else {
-            &folder
+            &directory
         };
-        let candidate = folder.join(name);
-        match obstacle(&candidate) {
-            None => return Ok(candidate),
-            // Folders on the path are passed over; a file that may not be run is remembered.
-            Some(Reason::NotExecutable) => best = Reason::NotExecutable,
-            Some(_) => {}
+        let candidate = directory.join(name);
+        match check_executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            // Directories are skipped; a file that is not executable is remembered for the error.
+            Err(Reason::NotExecutable) => best = Reason::NotExecutable,
+            Err(_) => {}
         }
     }
-    Err(NoCommand::new(name, best))
+    Err(CommandError::new(name, best))
 }
 
-/// What stands in the way of running this very file.
-fn obstacle(file: &Path) -> Option<Reason> {
+/// Whether this file can be executed; if not, why.
+fn check_executable(file: &Path) -> Result<(), Reason> {
     let metadata = match fs::metadata(file) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Some(Reason::NotExecutable);
+            return Err(Reason::NotExecutable);
         }
-        Err(_) => return Some(Reason::NotFound),
+        Err(_) => return Err(Reason::NotFound),
     };
     if metadata.is_dir() {
-        return Some(Reason::Directory);
+        return Err(Reason::Directory);
     }
-    match accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS) {
-        Ok(()) => None,
-        Err(_) => Some(Reason::NotExecutable),
-    }
+    accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| Reason::NotExecutable)
 }
 
 #[cfg(test)]
@@ -146,14 +143,14 @@ mod tests {
 
     use super::*;
 
-    fn file(folder: &Path, name: &str, mode: u32) -> PathBuf {
-        let path = folder.join(name);
+    fn file(directory: &Path, name: &str, mode: u32) -> PathBuf {
+        let path = directory.join(name);
         fs::write(&path, "x").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
     }
 
-    fn status(found: Result<PathBuf, NoCommand>) -> ExitStatus {
+    fn status(found: Result<PathBuf, CommandError>) -> ExitStatus {
         found.unwrap_err().status()
     }
 
@@ -172,10 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_slash_is_taken_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let tool = file(folder.path(), "tool", 0o755);
-        let plain = file(folder.path(), "plain", 0o644);
+    fn a_name_with_a_slash_is_not_searched() {
+        let directory = tempfile::tempdir().unwrap();
+        let tool = file(directory.path(), "tool", 0o755);
+        let plain = file(directory.path(), "plain", 0o644);
         let empty = Some(OsStr::new(""));
         assert_eq!(find(tool.as_os_str(), empty), Ok(tool.clone()));
         assert_eq!(
@@ -183,7 +180,7 @@ mod tests {
             ExitStatus::NOT_EXECUTABLE
         );
         assert_eq!(
-            status(find(folder.path().as_os_str(), empty)),
+            status(find(directory.path().as_os_str(), empty)),
             ExitStatus::NOT_EXECUTABLE
         );
         assert_eq!(
@@ -193,12 +190,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_path_the_usual_folders_are_searched() {
+    fn without_a_path_the_usual_directories_are_searched() {
         assert!(find(OsStr::new("sh"), None).is_ok());
     }
 
     #[test]
-    fn what_the_kernel_refuses_has_the_status_that_env_gives_it() {
+    fn an_exec_error_has_the_status_that_env_gives_it() {
         let name = OsStr::new("x");
         for (errno, status) in [
             (rustix::io::Errno::NOENT, ExitStatus::NOT_FOUND),
@@ -207,9 +204,9 @@ mod tests {
             (rustix::io::Errno::TOOBIG, ExitStatus::NOT_EXECUTABLE),
             (rustix::io::Errno::AGAIN, ExitStatus::RUN_USAGE),
         ] {
-            let refused = NoCommand::refused(name, &errno.into());
-            assert_eq!(refused.status(), status, "{errno}");
-            assert!(!refused.to_string().is_empty());
+            let error = CommandError::of_exec(name, &errno.into());
+            assert_eq!(error.status(), status, "{errno}");
+            assert!(!error.to_string().is_empty());
         }
     }
 }

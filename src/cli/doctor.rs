@@ -1,69 +1,70 @@
-//! `doctor`: has the library walk every step, and prints what it finds, as lines or as one JSON document.
+//! `doctor`: check every step, and print the results as lines or as one JSON document.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::doctor::{Check, Fact, Verdict, diagnose};
-use crate::http::authority::Authority;
 use serde_json::{Map, Value, json};
 
-use super::resolve::Session;
-use super::setup::{Left, looked_at, unless_signalled};
+use super::exit_status::ExitStatus;
+use super::options::Options;
+use super::output::{fail, print};
+use super::setup::{Interrupted, prepare_check, until_signal};
 use super::signals::{ENDING, Signals};
-use super::{ExitStatus, fail, print};
 
-/// Walks, and prints each step when it is known, or all of them at the end: 0 all well, 1 something is not.
-pub(crate) fn run(session: Session, target: Option<Authority>, json: bool) -> ExitStatus {
+/// Runs the checks. Prints each result when it is known, or with `--json` all of them at the end. The
+/// status is 0 if everything is ok, and 1 otherwise.
+pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
-    let (config, embedded, about) = match looked_at(session, target) {
-        Ok(ready) => ready,
+    let json = options.json;
+    let (config, gateway, about) = match prepare_check(options) {
+        Ok(prepared) => prepared,
         Err(status) => return status,
     };
     let cancel = config.cancel.clone();
-    // Shared with a thread that a signal may leave where it waits.
-    let findings = Arc::new(Mutex::new(Vec::new()));
-    let found = Arc::clone(&findings);
-    let walked = unless_signalled(signals.receiver(), &cancel, move || {
-        diagnose(&config, &about, &mut |finding| {
+    // Shared with a thread that a signal may abandon.
+    let checks = Arc::new(Mutex::new(Vec::new()));
+    let results = Arc::clone(&checks);
+    let finished = until_signal(signals.receiver(), &cancel, move || {
+        diagnose(&config, &about, &mut |check| {
             if !json {
-                print(line(&finding).as_bytes());
+                print(line(&check).as_bytes());
             }
-            found
+            results
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(finding);
+                .push(check);
         });
     });
-    if let Some(embedded) = embedded {
-        embedded.stop();
-    }
-    match walked {
+    gateway.stop();
+    match finished {
         Ok(()) => {}
-        Err(Left::Signal(signal)) => return ExitStatus::of_signal(signal),
-        Err(Left::Broken(what)) => return fail(&what, ExitStatus::FAILED),
+        Err(Interrupted::Signal(signal)) => return ExitStatus::of_signal(signal),
+        Err(Interrupted::Failed(error)) => return fail(&error, ExitStatus::FAILED),
     }
-    let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+    let checks = checks.lock().unwrap_or_else(PoisonError::into_inner);
     if json {
-        print(document(&findings).as_bytes());
+        print(document(&checks).as_bytes());
     }
-    if findings.iter().any(Check::is_wrong) {
+    if checks.iter().any(Check::is_wrong) {
         ExitStatus::FAILED
     } else {
         ExitStatus::SUCCESS
     }
 }
 
-/// `step: ok, DETAIL, N ms`, `step: wrong, WHAT; REMEDY`, `step: skipped, WHY`. One line, whatever came over the network.
-fn line(finding: &Check) -> String {
-    let text = match &finding.verdict {
+/// `step: ok, DETAIL, N ms`, `step: wrong, WHAT; REMEDY` or `step: skipped, WHY`. Always one line,
+/// whatever text a peer sent.
+fn line(check: &Check) -> String {
+    let text = match &check.verdict {
         Verdict::Ok(detail) => format!("ok, {detail}"),
         Verdict::Wrong { what, remedy } => format!("wrong, {what}; {remedy}"),
         Verdict::Skipped(why) => format!("skipped, {why}"),
     };
-    let took = match (&finding.verdict, finding.took) {
+    let took = match (&check.verdict, check.took) {
         (Verdict::Ok(_), Some(took)) => format!(", {} ms", took.as_millis()),
         _ => String::new(),
     };
-    let mut line = format!("{}: ", finding.step);
+    let mut line = format!("{}: ", check.step);
     for c in text.chars() {
         if c.is_control() {
             line.extend(c.escape_default());
@@ -74,20 +75,20 @@ fn line(finding: &Check) -> String {
     line + &took + "\n"
 }
 
-/// The whole diagnosis; `manual/operations.md` documents the names.
-fn document(findings: &[Check]) -> String {
-    let all: Vec<Value> = findings.iter().map(object).collect();
-    let well = !findings.iter().any(Check::is_wrong);
+/// All results as one JSON document; `manual/operations.md` documents the keys.
+fn document(checks: &[Check]) -> String {
+    let all: Vec<Value> = checks.iter().map(object).collect();
+    let well = !checks.iter().any(Check::is_wrong);
     let mut text = json!({ "well": well, "findings": all }).to_string();
     text.push('\n');
     text
 }
 
-fn object(finding: &Check) -> Value {
+fn object(check: &Check) -> Value {
     let mut object = Map::new();
     let mut set = |name: &str, value: Value| object.insert(name.to_owned(), value);
-    set("step", finding.step.name().into());
-    match &finding.verdict {
+    set("step", check.step.name().into());
+    match &check.verdict {
         Verdict::Ok(detail) => {
             set("verdict", "ok".into());
             set("detail", detail.as_str().into());
@@ -102,11 +103,11 @@ fn object(finding: &Check) -> Value {
             set("why", why.as_str().into());
         }
     }
-    if let Some(took) = finding.took {
+    if let Some(took) = check.took {
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         set("ms", millis.into());
     }
-    for (name, fact) in &finding.facts {
+    for (name, fact) in &check.facts {
         let value = match fact {
             Fact::Number(number) => (*number).into(),
             Fact::Text(text) => text.as_str().into(),

@@ -1,4 +1,4 @@
-//! The end of what serves: tunnels drain while signals are heard, and the service manager is told.
+//! The end of `serve` and `gateway`: tunnels drain while a second signal can still end the process.
 
 use std::time::Duration;
 
@@ -6,19 +6,21 @@ use crate::listener::ShutdownReport;
 use crossbeam_channel::{Receiver, bounded, select};
 use sd_notify::NotifyState;
 
-use super::ExitStatus;
+use super::exit_status::ExitStatus;
 use super::signals::Signal;
 
 /// How long cutting every tunnel may take.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Drains on a thread of its own, so that a second signal is heard: then every tunnel is cut, with a reset to its ends.
-/// `means_something_else` takes the signals that are no word to stop.
-pub(crate) fn drain_down(
+/// Drains on another thread, and returns the status to exit with: 0 if all tunnels ended, 1 if some
+/// were cut. At a second fatal signal every tunnel is reset, and the status is 128+n.
+///
+/// Signals for which `is_ignored` is true do not count.
+pub(crate) fn drain(
     signals: &Receiver<Signal>,
-    drain: Duration,
+    timeout: Duration,
     abort: impl Fn(),
-    means_something_else: impl Fn(Signal) -> bool,
+    is_ignored: impl Fn(Signal) -> bool,
     stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
     notify(NotifyState::Stopping);
@@ -26,21 +28,23 @@ pub(crate) fn drain_down(
     let thread = std::thread::Builder::new()
         .name("uproxy-drain".into())
         .spawn(move || {
-            let _ = sender.send(stop(drain));
+            let _ = sender.send(stop(timeout));
         });
     if let Err(error) = thread {
-        // What was to be stopped has been dropped with the thread that did not start, and that stopped it.
-        log::warn!("the drain was cut short: {error}");
+        // The closure was dropped with the thread that did not start, and with it the handle, which stopped the relay.
+        log::warn!(
+            "cannot start a thread for the drain: {error}; the tunnels were stopped without one"
+        );
         return ExitStatus::FAILED;
     }
     loop {
         select! {
             recv(signals) -> signal => match signal {
-                Ok(signal) if means_something_else(signal) => {}
+                Ok(signal) if is_ignored(signal) => {}
                 Ok(signal) if signal.is_fatal() => {
                     abort();
-                    // Whether it is done or not.
-                    let _ = drained.recv_timeout(AT_ONCE);
+                    // The process exits, whether that is done or not.
+                    let _ = drained.recv_timeout(ABORT_TIMEOUT);
                     return ExitStatus::of_signal(signal);
                 }
                 Ok(_) => {}
@@ -62,9 +66,9 @@ fn outcome(report: Option<ShutdownReport>) -> ExitStatus {
     }
 }
 
-/// Tells the service manager, if there is one.
+/// Notifies the service manager, if there is one.
 pub(crate) fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("the service manager could not be told: {error}");
+        log::warn!("cannot notify the service manager: {error}");
     }
 }

@@ -1,17 +1,18 @@
-//! `env`: the variables of the running `serve`, in the language of the shell that asks.
+//! `env`: print the variables of the running `serve` in the syntax of a shell.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
 use crate::config::Environment;
 use crate::orchestrator::child_variables;
 
+use super::exit_status::ExitStatus;
+use super::json;
+use super::output::{eprint_line, print};
 use super::state;
-use super::{ExitStatus, print, say};
 
-/// A language for variables.
+/// An output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Format {
     /// POSIX shells: `eval "$(upstreamproxy env)"`.
@@ -42,31 +43,31 @@ impl FromStr for Format {
     }
 }
 
-/// Prints the variables, `NO_PROXY` merged with the asking shell's.
-pub(crate) fn run(format: Format, asking: &Environment) -> ExitStatus {
-    let Some(home) = state::home(asking) else {
-        say("HOME names no folder to look for a serve in; set it to an absolute path");
+/// Prints the variables. `NO_PROXY` is merged with that of the calling shell.
+pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
+    let Some(home) = environment.home() else {
+        eprint_line("HOME is not an absolute path; set it to find the running serve");
         return ExitStatus::FAILED;
     };
-    let Some(living) = state::living(&home) else {
-        say("no serve is running under this HOME; start one with `upstreamproxy serve`");
+    let Some(running) = state::running(&home) else {
+        eprint_line("no serve is running under this HOME; start one with `upstreamproxy serve`");
         return ExitStatus::FAILED;
     };
     let variables = child_variables(
-        &living.proxy,
-        &living.ca_bundle,
-        living.wgetrc.as_deref(),
-        asking,
+        &running.proxy,
+        &running.ca_bundle,
+        running.wgetrc.as_deref(),
+        environment,
     );
     print(&format.render(&variables));
     ExitStatus::SUCCESS
 }
 
 impl Format {
-    /// The variables in this language. The POSIX and fish forms keep every byte of a value; the others are text.
+    /// The variables in this format. `sh` and `fish` keep every byte of a value; the others are text.
     pub(crate) fn render(self, variables: &[(String, OsString)]) -> Vec<u8> {
         if self == Self::Json {
-            let mut text = json_object(variables);
+            let mut text = json::object(variables);
             text.push('\n');
             return text.into_bytes();
         }
@@ -103,28 +104,7 @@ impl Format {
     }
 }
 
-/// The variables as one JSON object, in their order.
-pub(crate) fn json_object(variables: &[(String, OsString)]) -> String {
-    let mut text = String::from("{");
-    for (index, (name, value)) in variables.iter().enumerate() {
-        let comma = if index == 0 { "" } else { "," };
-        let _ = write!(
-            text,
-            "{comma}{}:{}",
-            json_string(name),
-            json_string(&value.to_string_lossy())
-        );
-    }
-    text.push('}');
-    text
-}
-
-/// `text` as a JSON string.
-pub(crate) fn json_string(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-/// `value` in single quotes, with what `escape` says in the place of a byte that would end or change it.
+/// `value` in single quotes. A byte that cannot be quoted as it is, is replaced as `escape` says.
 fn quote(value: &[u8], escape: impl Fn(u8) -> Option<&'static [u8]>) -> Vec<u8> {
     let mut quoted = vec![b'\''];
     for byte in value {
@@ -137,7 +117,7 @@ fn quote(value: &[u8], escape: impl Fn(u8) -> Option<&'static [u8]>) -> Vec<u8> 
     quoted
 }
 
-/// PowerShell takes four typographic quotes for single quotes too; a doubled one stands for itself.
+/// In PowerShell four typographic quotes are single quotes too. Each is escaped by doubling it.
 fn quote_for_powershell(text: &str) -> String {
     let mut quoted = String::from("'");
     for c in text.chars() {
@@ -150,8 +130,8 @@ fn quote_for_powershell(text: &str) -> String {
     quoted
 }
 
-/// The dialects of dotenv agree on plain words (the only form that `docker run --env-file` knows) and, nearly all, on
-/// single quotes; double quotes are for what these cannot hold.
+/// All dialects of dotenv read plain words (the only form that `docker run --env-file` reads), and
+/// nearly all read single quotes. Double quotes are for values that neither can contain.
 fn quote_for_dotenv(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_./:,@%+=*-[]".contains(c);
     if text.chars().all(plain) {
@@ -185,14 +165,14 @@ mod tests {
             ("PLAIN", "http://127.0.0.1:1234"),
             ("QUOTES", r#"it's "a" `b` $(c) \ $d ’x‘"#),
             ("LINES", "one\ntwo\n"),
-            ("BLANKS", "  a  b  "),
+            ("SPACES", "  a  b  "),
             ("EMPTY", ""),
         ]
         .map(|(name, value)| (name.to_owned(), value.into()))
         .to_vec()
     }
 
-    /// What a shell that runs `script` has in the variable `name`.
+    /// The value of the variable `name` in a shell that has run `script`.
     fn seen_by(shell: &str, script: &[u8], name: &str) -> Vec<u8> {
         let mut line = OsString::from_vec(script.to_vec());
         line.push(format!("\nprintf %s. \"${name}\""));
@@ -250,7 +230,7 @@ mod tests {
                 "PLAIN=http://127.0.0.1:1234",
                 r#"QUOTES="it's \"a\" \`b\` \$(c) \\ \$d ’x‘""#,
                 r#"LINES="one\ntwo\n""#,
-                "BLANKS='  a  b  '",
+                "SPACES='  a  b  '",
                 "EMPTY=",
             ]
         );

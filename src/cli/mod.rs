@@ -1,7 +1,7 @@
-//! The command line (`manual/operations.md`): the one place that prints, and that looks after signals.
+//! The command line (`manual/operations.md`): the only code that prints, exits or handles signals.
 //!
-//! `options` is the table, `args` reads what was typed, `layers` lays it over the environment, `resolve` says what it means; then
-//! each subcommand has its file. The library is used through its public face only.
+//! `args` parses the arguments, `options` gives every option its value, and each subcommand has a
+//! file of its own. `program_options` is the table of the options that the library does not have.
 
 mod args;
 #[cfg(feature = "bench")]
@@ -10,22 +10,20 @@ mod command;
 mod doctor;
 mod drain;
 mod env;
+mod exit_status;
 #[cfg(feature = "gateway")]
 mod gateway;
-mod layers;
+mod help;
+mod json;
 mod logging;
-#[cfg(not(feature = "gateway"))]
-mod no_gateway;
 mod options;
-mod resolve;
+mod output;
+mod program_options;
 mod run;
 mod serve;
 mod setup;
 mod signals;
 mod state;
-
-#[cfg(not(feature = "gateway"))]
-use no_gateway as gateway;
 
 pub use crate::doctor::Step;
 pub use crate::setup::child_env::documentation;
@@ -33,114 +31,71 @@ pub use crate::setup::child_env::documentation;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::config::Environment;
+use crate::config::{Environment, Subcommand};
 
-use args::{Asked, UsageError, parse};
-use logging::{fail, print, say};
-use options::Subcommand;
-use resolve::{Task, resolve};
-use signals::Signal;
+use args::{Invocation, UsageError, parse};
+use exit_status::ExitStatus;
+use options::Options;
+use output::{fail, print};
 
-/// Does what `arguments` (without the program's name) ask for, and says how to end.
+/// Runs the subcommand in `arguments` (without the name of the program).
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    work(arguments, &Environment::of_process())
-        .unwrap_or_else(|error| usage(&error))
+    execute(arguments, &Environment::of_process())
+        .unwrap_or_else(|error| report(&error))
         .into()
 }
 
-fn work(
+fn execute(
     arguments: impl IntoIterator<Item = OsString>,
     environment: &Environment,
 ) -> Result<ExitStatus, UsageError> {
-    let typed = match parse(arguments)? {
-        Asked::Help(None) => {
-            print(options::overview().as_bytes());
-            return Ok(ExitStatus::SUCCESS);
+    let arguments = match parse(arguments)? {
+        Invocation::Help(None) => return Ok(print_success(&help::overview())),
+        Invocation::Help(Some(subcommand)) => return Ok(print_success(&help::help(subcommand))),
+        Invocation::Version => {
+            let version = concat!("upstreamproxy ", env!("CARGO_PKG_VERSION"), "\n");
+            return Ok(print_success(version));
         }
-        Asked::Help(Some(subcommand)) => {
-            print(options::help(subcommand).as_bytes());
-            return Ok(ExitStatus::SUCCESS);
-        }
-        Asked::Version => {
-            print(concat!("upstreamproxy ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
-            return Ok(ExitStatus::SUCCESS);
-        }
-        Asked::Work(typed) => typed,
+        Invocation::Subcommand(arguments) => arguments,
     };
-    signals::outlive_file_limits();
-    let task = resolve(&typed, environment.clone())?;
-    logging::start(task.level(typed.verbosity), environment.text("RUST_LOG"));
-    Ok(match task {
-        Task::Run { session, command } => run::run(session, &command),
-        Task::Serve(session) => serve::run(session),
-        Task::Env(format) => env::run(format, environment),
-        Task::Doctor {
-            session,
-            target,
-            json,
-        } => doctor::run(session, target, json),
+    signals::survive_file_size_limit();
+    let options = Options::resolve(&arguments, environment)?;
+    logging::start(
+        options.log_level(arguments.subcommand, arguments.verbosity),
+        environment.text("RUST_LOG"),
+    );
+    Ok(match arguments.subcommand {
+        Subcommand::Run => run::run(options, &arguments.command),
+        Subcommand::Serve => serve::run(options),
+        Subcommand::Env => env::run(options.format, environment),
+        Subcommand::Doctor => doctor::run(options),
         #[cfg(feature = "bench")]
-        Task::Bench {
-            session,
-            target,
-            plan,
-            json,
-        } => bench::run(session, target, plan, json),
-        #[cfg(feature = "bench")]
-        Task::BenchOrigin(listen) => bench::origin(listen),
-        Task::Gateway(settings) => gateway::run(settings),
+        Subcommand::Bench => match options.origin {
+            Some(listen) => bench::serve_origin(listen),
+            None => bench::run(options),
+        },
+        #[cfg(feature = "gateway")]
+        Subcommand::Gateway => gateway::run(options),
     })
 }
 
-fn usage(error: &UsageError) -> ExitStatus {
-    let (words, status) = match error.subcommand {
-        Some(subcommand @ Subcommand::Run) => {
-            (format!(" {}", subcommand.name()), ExitStatus::RUN_USAGE)
-        }
-        Some(subcommand) => (format!(" {}", subcommand.name()), ExitStatus::USAGE),
-        None => (String::new(), ExitStatus::USAGE),
+fn print_success(text: &str) -> ExitStatus {
+    print(text.as_bytes());
+    ExitStatus::SUCCESS
+}
+
+/// Reports a usage error, with a hint where to find help.
+fn report(error: &UsageError) -> ExitStatus {
+    let subcommand = match error.subcommand {
+        Some(subcommand) => format!(" {}", help::name(subcommand)),
+        None => String::new(),
     };
-    fail(
-        &format!("{}; see `upstreamproxy{words} --help`", error.what),
-        status,
-    )
-}
-
-/// How the process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ExitStatus(u8);
-
-impl ExitStatus {
-    /// All went well.
-    pub(crate) const SUCCESS: Self = Self(0);
-    /// Something did not.
-    pub(crate) const FAILED: Self = Self(1);
-    /// A command line or a setting that cannot be used, outside `run`.
-    pub(crate) const USAGE: Self = Self(2);
-    /// `--require`, and Disabled: `EX_UNAVAILABLE` of `sysexits.h`.
-    pub(crate) const DISABLED: Self = Self(69);
-    /// `run` itself failed: so far from what commands use themselves as `env` and `timeout` have it.
-    pub(crate) const RUN_USAGE: Self = Self(125);
-    /// COMMAND was found and cannot be executed.
-    pub(crate) const NOT_EXECUTABLE: Self = Self(126);
-    /// COMMAND was not found.
-    pub(crate) const NOT_FOUND: Self = Self(127);
-
-    /// A status of somebody else's, a child's say.
-    pub(crate) fn new(status: u8) -> Self {
-        Self(status)
-    }
-
-    /// 128 and the signal's number.
-    pub(crate) fn of_signal(signal: Signal) -> Self {
-        Self(signal.status())
-    }
-}
-
-impl From<ExitStatus> for ExitCode {
-    fn from(status: ExitStatus) -> Self {
-        Self::from(status.0)
-    }
+    let status = match error.subcommand {
+        Some(Subcommand::Run) => ExitStatus::RUN_USAGE,
+        _ => ExitStatus::USAGE,
+    };
+    let hint = format!("see `upstreamproxy{subcommand} --help`");
+    fail(&format!("{}; {hint}", error.what), status)
 }
 
 #[cfg(test)]
@@ -149,7 +104,7 @@ mod tests {
 
     fn status(line: &str) -> ExitStatus {
         let arguments = line.split_whitespace().map(OsString::from);
-        work(arguments, &Environment::default()).unwrap_or_else(|error| usage(&error))
+        execute(arguments, &Environment::default()).unwrap_or_else(|error| report(&error))
     }
 
     #[test]
@@ -181,7 +136,14 @@ mod tests {
 
     #[test]
     fn help_and_version_are_success() {
-        for line in ["--help", "-V", "run --help", "gateway -h"] {
+        for line in [
+            "--help",
+            "-V",
+            "run --help",
+            "serve -h",
+            #[cfg(feature = "gateway")]
+            "gateway -h",
+        ] {
             assert_eq!(status(line), ExitStatus::SUCCESS, "{line}");
         }
     }

@@ -1,587 +1,516 @@
-//! The one table of options: it drives parsing, `--help` and the tests (`manual/operations.md`).
+//! The options of the subcommands: the settings of the library and the program's own.
 //!
-//! What an option's value means is `resolve`'s to say; here stand its names, its subcommands and what its reader must know.
+//! [`Options::resolve`] gives each option its value: the flag, or else `UPSTREAMPROXY_<NAME>`, or
+//! else the variables of the session, or else the default. It reads no file.
 
-use std::fmt::Write as _;
+use std::ffi::{OsStr, OsString};
+#[cfg(feature = "bench")]
+use std::net::SocketAddr;
+use std::ops::Deref;
 
-/// Whether this build has the server end.
-const HAS_GATEWAY: bool = cfg!(feature = "gateway");
+use log::LevelFilter;
 
-/// A subcommand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subcommand {
-    /// Set up, run a command, tear down.
-    Run,
-    /// Set up and serve until told to stop.
-    Serve,
-    /// Print the variables of the running `serve`.
-    Env,
-    /// Walk every stage and say what is wrong.
-    Doctor,
-    /// Measure the way through the upstream.
-    #[cfg(feature = "bench")]
-    Bench,
-    /// The server end.
-    Gateway,
+use crate::config::{
+    Config, EMBEDDED_SETTINGS, Environment, SETTINGS, Setting, Source, Spec, Subcommand,
+    UPSTREAM_SETTINGS, UnusableSetting,
+};
+
+use super::args::{Arguments, UsageError};
+pub(crate) use super::program_options::Options;
+use super::program_options::PROGRAM_OPTIONS;
+
+/// An option of the command line.
+#[derive(Clone, Copy)]
+pub(crate) enum Opt {
+    /// A setting of the library.
+    Library(&'static Setting<Config>),
+    /// An option of the program.
+    Program(&'static Setting<Options>),
 }
 
-impl Subcommand {
-    /// Every subcommand, in the order in which help lists them.
-    pub(crate) const ALL: [Self; if cfg!(feature = "bench") { 6 } else { 5 }] = [
-        Self::Run,
-        Self::Serve,
-        Self::Env,
-        Self::Doctor,
-        #[cfg(feature = "bench")]
-        Self::Bench,
-        Self::Gateway,
-    ];
+impl Deref for Opt {
+    type Target = Spec;
 
-    /// The word that selects it.
-    pub(crate) fn name(self) -> &'static str {
+    fn deref(&self) -> &Spec {
         match self {
-            Self::Run => "run",
-            Self::Serve => "serve",
-            Self::Env => "env",
-            Self::Doctor => "doctor",
-            #[cfg(feature = "bench")]
-            Self::Bench => "bench",
-            Self::Gateway => "gateway",
+            Self::Library(setting) => setting,
+            Self::Program(setting) => setting,
         }
     }
-
-    fn usage(self) -> &'static str {
-        match self {
-            Self::Run => "upstreamproxy run [options] [--] COMMAND [ARG...]",
-            Self::Serve => "upstreamproxy serve [options]",
-            Self::Env => "upstreamproxy env [options]",
-            Self::Doctor => "upstreamproxy doctor [options]",
-            #[cfg(feature = "bench")]
-            Self::Bench => "upstreamproxy bench [options]",
-            Self::Gateway => "upstreamproxy gateway --sessions FILE [options]",
-        }
-    }
-
-    fn purpose(self) -> &'static str {
-        match self {
-            Self::Run => "set up, run COMMAND with the variables, tear down, exit as it did",
-            Self::Serve => "set up, print one JSON line when ready, serve until SIGTERM or SIGINT",
-            Self::Env => "print the variables of the running `serve`, for eval",
-            Self::Doctor => {
-                "walk every stage and a round trip through the tunnel, say what is wrong"
-            }
-            #[cfg(feature = "bench")]
-            Self::Bench => {
-                "measure set-up, echo and throughput through the upstream, say what limits them"
-            }
-            Self::Gateway if HAS_GATEWAY => {
-                "the server end: the CA endpoint and the tunnel endpoint on one port"
-            }
-            Self::Gateway => "not in this build, which is the relay alone",
-        }
-    }
-
-    fn exit_codes(self) -> &'static str {
-        match self {
-            Self::Run => {
-                "the command's own; 128+n if signal n ended it or came during set-up; 127 not found; \
-                 126 not executable; 125 usage; 69 disabled although --require"
-            }
-            Self::Serve => {
-                "0 all tunnels ended, or disabled; 1 some were cut; 2 usage; 69 disabled although --require; \
-                 128+n at a second signal"
-            }
-            Self::Env => "0; 1 no serve is running; 2 usage",
-            Self::Doctor => "0 all well; 1 something is not; 2 usage; 128+n if signal n ended it",
-            #[cfg(feature = "bench")]
-            Self::Bench => {
-                "0 measured, or --origin was told to stop; 1 there was no way to measure; 2 usage; \
-                 128+n if signal n ended a measurement"
-            }
-            Self::Gateway => {
-                "0 all tunnels ended; 1 some were cut; 2 a setting cannot be used; 128+n at a second signal"
-            }
-        }
-    }
-}
-
-/// One option of one or more subcommands.
-#[derive(Debug)]
-pub(crate) struct Opt {
-    /// The long name, without the dashes.
-    pub(crate) name: &'static str,
-    /// The letter, if it has one.
-    pub(crate) short: Option<char>,
-    /// The name of its value in help; `None`: a switch.
-    pub(crate) value: Option<&'static str>,
-    /// May be given more than once, every value counts. In the environment the values are separated by blanks.
-    pub(crate) repeatable: bool,
-    /// May be given as `UPSTREAMPROXY_<NAME>` too.
-    pub(crate) in_environment: bool,
-    /// The subcommands that know it.
-    pub(crate) of: &'static [Subcommand],
-    /// Meaning, unit, default, what 0 means.
-    pub(crate) help: &'static str,
 }
 
 impl Opt {
-    /// The variable that gives it: `UPSTREAMPROXY_<NAME>`.
-    pub(crate) fn variable(&self) -> String {
-        let name = self.name.to_ascii_uppercase().replace('-', "_");
-        format!("UPSTREAMPROXY_{name}")
+    /// Every option, in the order of help.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let program = PROGRAM_OPTIONS.iter().map(Self::Program);
+        SETTINGS.iter().map(Self::Library).chain(program)
+    }
+
+    /// Every option of `subcommand`, in the order of help.
+    pub(crate) fn of(subcommand: Subcommand) -> impl Iterator<Item = Self> {
+        Self::all().filter(move |opt| opt.subcommands.contains(&subcommand))
     }
 
     /// The option of `subcommand` with this long name.
-    pub(crate) fn long(subcommand: Subcommand, name: &str) -> Option<&'static Self> {
+    pub(crate) fn long(subcommand: Subcommand, name: &str) -> Option<Self> {
         Self::of(subcommand).find(|opt| opt.name == name)
     }
 
     /// The option of `subcommand` with this letter.
-    pub(crate) fn short(subcommand: Subcommand, letter: char) -> Option<&'static Self> {
+    pub(crate) fn short(subcommand: Subcommand, letter: char) -> Option<Self> {
         Self::of(subcommand).find(|opt| opt.short == Some(letter))
     }
 
-    /// Every option of `subcommand`, in the order of help.
-    pub(crate) fn of(subcommand: Subcommand) -> impl Iterator<Item = &'static Self> {
-        OPTIONS
-            .iter()
-            .filter(move |opt| opt.of.contains(&subcommand))
+    /// How help names it: `-v, --name VALUE`.
+    pub(crate) fn usage(self) -> String {
+        let short = self.short.map(|c| format!("-{c}, ")).unwrap_or_default();
+        let value = self.value.map(|v| format!(" {v}")).unwrap_or_default();
+        format!("{short}--{}{value}", self.name)
     }
-}
 
-#[cfg(feature = "bench")]
-use Subcommand::Bench;
-use Subcommand::{Doctor, Env, Gateway, Run, Serve};
-
-/// The subcommands that live through the five stages, or look at it.
-const SESSION: &[Subcommand] = &[Run, Serve, Doctor];
-/// Those that go to the upstream.
-const UPSTREAM: &[Subcommand] = &[
-    Run,
-    Serve,
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-];
-/// Those that use what they set up.
-const RELAY: &[Subcommand] = &[
-    Run,
-    Serve,
-    #[cfg(feature = "bench")]
-    Bench,
-];
-/// Those that report on the way.
-const REPORT: &[Subcommand] = &[
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-];
-/// Those that have tunnels.
-const TUNNELS: &[Subcommand] = &[Run, Serve, Doctor, Gateway];
-/// Those that open them.
-const OPENERS: &[Subcommand] = &[
-    Run,
-    Serve,
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-    Gateway,
-];
-const EVERY: &[Subcommand] = &Subcommand::ALL;
-
-/// An option with a value, in the environment too: the usual kind.
-const fn setting(
-    name: &'static str,
-    value: &'static str,
-    of: &'static [Subcommand],
-    help: &'static str,
-) -> Opt {
-    Opt {
-        name,
-        short: None,
-        value: Some(value),
-        repeatable: false,
-        in_environment: true,
-        of,
-        help,
-    }
-}
-
-/// A setting that may be given more than once.
-const fn list(
-    name: &'static str,
-    value: &'static str,
-    of: &'static [Subcommand],
-    help: &'static str,
-) -> Opt {
-    let mut opt = setting(name, value, of, help);
-    opt.repeatable = true;
-    opt
-}
-
-/// An option without a value, in the environment too.
-const fn switch(name: &'static str, of: &'static [Subcommand], help: &'static str) -> Opt {
-    let mut opt = setting(name, "", of, help);
-    opt.value = None;
-    opt
-}
-
-/// A switch with a letter, on the command line only.
-const fn letter(
-    name: &'static str,
-    short: char,
-    of: &'static [Subcommand],
-    help: &'static str,
-) -> Opt {
-    let mut opt = switch(name, of, help);
-    opt.short = Some(short);
-    opt.in_environment = false;
-    opt
-}
-
-/// The table. One name may stand in two rows when it means different things to different subcommands.
-pub(crate) const OPTIONS: &[Opt] = &[
-    setting(
-        "when",
-        "auto|always|never",
-        UPSTREAM,
-        "whether to run at all: auto, the default, looks at CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; \
-         always skips these switches and wants a base URL; never wins over everything",
-    ),
-    switch(
-        "embedded",
-        UPSTREAM,
-        if HAS_GATEWAY {
-            "start a gateway inside this process and use that as the upstream; implies --when always"
-        } else {
-            "not in this build, which is the relay alone"
-        },
-    ),
-    setting(
-        "base-url",
-        "URL",
-        UPSTREAM,
-        "the upstream, https (http for loopback only); default ANTHROPIC_BASE_URL, else the public API where the \
-         switches opened the gate",
-    ),
-    setting(
-        "session-id",
-        "ID",
-        UPSTREAM,
-        "who we are to the upstream; default CLAUDE_CODE_REMOTE_SESSION_ID",
-    ),
-    setting(
-        "token-file",
-        "PATH",
-        UPSTREAM,
-        "the file with the session token, deleted once the relay listens; default /run/ccr/session_token",
-    ),
-    setting(
-        "upstream-ca",
-        "FILE",
-        UPSTREAM,
-        "PEM file of further roots for our own connections to the upstream; with --embedded, for verifying targets; \
-         default none",
-    ),
-    setting(
-        "system-ca",
-        "FILE",
-        UPSTREAM,
-        "PEM file of base roots; default the inherited SSL_CERT_FILE, else the distribution's",
-    ),
-    setting(
-        "ca-bundle",
-        "PATH",
-        SESSION,
-        "where the merged bundle is written; default ~/.ccr/ca-bundle.crt",
-    ),
-    setting(
-        "listen",
-        "ADDR:PORT",
-        SESSION,
-        "where the relay listens; default 127.0.0.1:0; port 0: the kernel chooses a free one",
-    ),
-    switch(
-        "allow-non-loopback",
-        UPSTREAM,
-        "let --listen be an address that other machines can reach: they then spend this session's authority; of bench, \
-         let --origin be one",
-    ),
-    switch(
-        "allow-any-user",
-        SESSION,
-        "let every user of this machine use the port; without it only this user and root may, where the kernel tells",
-    ),
-    switch(
-        "listen-credential",
-        SESSION,
-        "put a random password into the proxy URL and refuse clients that do not send it; the JVM, Yarn and others cannot use one",
-    ),
-    setting(
-        "listen",
-        "ADDR:PORT",
-        &[Gateway],
-        "where the gateway listens; default 127.0.0.1:8443; port 0: the kernel chooses a free one; beyond loopback \
-         only with TLS or --allow-plaintext",
-    ),
-    switch(
-        "allow-plaintext",
-        &[Gateway],
-        "let --listen be beyond loopback without TLS, say behind a proxy that speaks it",
-    ),
-    setting(
-        "sessions",
-        "FILE",
-        &[Gateway],
-        "who may use the gateway: one `SESSION_ID TOKEN` a line, # comments; required; read again on SIGHUP",
-    ),
-    setting(
-        "tls-cert",
-        "FILE",
-        &[Gateway],
-        "PEM certificate chain to serve https and wss with; wants --tls-key; default http and ws",
-    ),
-    setting(
-        "tls-key",
-        "FILE",
-        &[Gateway],
-        "PEM private key of --tls-cert",
-    ),
-    setting(
-        "ca-cert",
-        "FILE",
-        &[Gateway],
-        "PEM certificate of the interception CA; wants --ca-key; default one made at start, its key in memory only",
-    ),
-    setting("ca-key", "FILE", &[Gateway], "PEM private key of --ca-cert"),
-    list(
-        "intercept",
-        "PATTERN",
-        TUNNELS,
-        "intercept TLS for these targets (with --embedded, or at the gateway): *, example.com, *.example.com, each with \
-         :PORT or for any port, or none; default *:443; may be repeated",
-    ),
-    setting(
-        "target-ca",
-        "FILE",
-        &[Gateway],
-        "PEM file of further roots for verifying targets; default none",
-    ),
-    list(
-        "resolve",
-        "HOST:PORT:ADDR",
-        TUNNELS,
-        "take this address for this name (with --embedded, or at the gateway); lifts no address policy; may be repeated",
-    ),
-    switch(
-        "allow-private",
-        &[Gateway],
-        "let tunnels reach loopback, private and link-local addresses, for tests and home use",
-    ),
-    setting(
-        "max-tunnels",
-        "N",
-        OPENERS,
-        "tunnels at once, at least 1; the next one is answered 503; default what the process limits allow, at most 1024",
-    ),
-    setting(
-        "standby",
-        "N",
-        RELAY,
-        "WebSockets opened ahead of need where the upstream is far, at most; their number follows demand; default 8, at most 64; 0: none",
-    ),
-    setting(
-        "drain-timeout",
-        "DURATION",
-        TUNNELS,
-        "how long open tunnels may go on after a stop was asked for; default 10s; 0: they are cut at once",
-    ),
-    setting(
-        "connect-timeout",
-        "DURATION",
-        OPENERS,
-        "the bound on each of look-up, TCP connect, TLS handshake and upgrade; default 10s; 0: no wait at all, every dial fails",
-    ),
-    setting(
-        "keepalive",
-        "DURATION",
-        TUNNELS,
-        "a ping goes out after each such silent interval, three in a row without an answer end the tunnel; default 25s; \
-         0: no pings",
-    ),
-    setting(
-        "idle-timeout",
-        "DURATION",
-        TUNNELS,
-        "how long a tunnel may move no data; default 0: for ever, while pings are answered",
-    ),
-    switch(
-        "require",
-        &[Run, Serve],
-        "fail closed: whatever leaves the proxy disabled, the gate too, exits 69 and runs nothing",
-    ),
-    setting(
-        "format",
-        "sh|fish|powershell|json|dotenv",
-        &[Env],
-        "the language of the output; default sh",
-    ),
-    setting(
-        "target",
-        "HOST:PORT",
-        REPORT,
-        "the far end of the tunnels; default the base URL's host, with --embedded an origin of its own",
-    ),
-    switch(
-        "json",
-        REPORT,
-        "print one JSON document at the end instead of lines",
-    ),
-    #[cfg(feature = "bench")]
-    setting(
-        "seconds",
-        "S",
-        &[Bench],
-        "how long each measure goes on, from 0.05 to 60; default 1",
-    ),
-    #[cfg(feature = "bench")]
-    setting(
-        "streams",
-        "N",
-        &[Bench],
-        "connections at once, at most, 1 to 256: throughput is measured at 1, 8 and 64, set-up at 1 and 32, as far as this allows; default 64",
-    ),
-    #[cfg(feature = "bench")]
-    setting(
-        "origin",
-        "ADDR:PORT",
-        &[Bench],
-        "measure nothing, be the far end that a bench elsewhere names with --target, until SIGTERM or SIGINT; beyond \
-         loopback only with --allow-non-loopback",
-    ),
-    letter(
-        "verbose",
-        'v',
-        EVERY,
-        "log more: -v info or debug, -vv one more; RUST_LOG wins; default warn for run, env, doctor and bench, info for serve, \
-         gateway, and for run and doctor with --embedded",
-    ),
-    letter("quiet", 'q', EVERY, "log less: -q, -qq; RUST_LOG wins"),
-    letter("help", 'h', EVERY, "print this and exit"),
-    letter("version", 'V', EVERY, "print the version and exit"),
-];
-
-/// The help of the whole program.
-pub(crate) fn overview() -> String {
-    let mut text = String::from(
-        "Gives every tool in a sandbox its way out through an authorised upstream.\n\nUsage:\n",
-    );
-    for subcommand in Subcommand::ALL {
-        let _ = writeln!(
-            text,
-            "  {}\n      {}",
-            subcommand.usage(),
-            subcommand.purpose()
-        );
-    }
-    text.push_str("\n`upstreamproxy SUBCOMMAND --help` lists the options.\n");
-    text
-}
-
-/// The help of one subcommand.
-pub(crate) fn help(subcommand: Subcommand) -> String {
-    let mut text = format!(
-        "Usage: {}\n\n{}\n\nOptions:\n",
-        subcommand.usage(),
-        subcommand.purpose()
-    );
-    for opt in Opt::of(subcommand) {
-        let short = opt.short.map(|c| format!("-{c}, ")).unwrap_or_default();
-        let value = opt.value.map(|v| format!(" {v}")).unwrap_or_default();
-        let _ = writeln!(text, "  {short}--{}{value}", opt.name);
-        for line in wrapped(opt.help) {
-            let _ = writeln!(text, "      {line}");
-        }
-        if opt.in_environment {
-            let several = if opt.repeatable {
-                " (several with blanks between)"
-            } else {
-                ""
-            };
-            let _ = writeln!(text, "      environment: {}{several}", opt.variable());
+    /// Its meaning, with the default in parentheses.
+    pub(crate) fn meaning(self) -> String {
+        match self.default {
+            "" => self.help.to_owned(),
+            default => format!("{} (default: {default})", self.help),
         }
     }
-    let _ = writeln!(
-        text,
-        "\nDurations: 500ms, 10s, 2m, or a bare number of seconds.\n\nExit status:"
-    );
-    for line in wrapped(subcommand.exit_codes()) {
-        let _ = writeln!(text, "  {line}");
+
+    /// Sets it, and records where the value comes from or why it cannot be used.
+    fn set(self, options: &mut Options, value: &OsStr, source: Source) {
+        let result = match self {
+            Self::Library(setting) => setting.set(&mut options.config, value, &source),
+            Self::Program(setting) => setting.set(options, value, &source),
+        };
+        options.config.record(self.name, source, result);
     }
-    text
 }
 
-/// `text` in lines that fit beside their indent on a terminal of 80 columns.
-fn wrapped(text: &str) -> Vec<String> {
-    const WIDTH: usize = 72;
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.len() + 1 + word.len() <= WIDTH => {
-                line.push(' ');
-                line.push_str(word);
+impl Options {
+    /// The values that flags and environment give to the options of a subcommand.
+    ///
+    /// # Errors
+    /// A flag that cannot be used, or flags that contradict each other. Except for `env` and
+    /// `gateway`, a variable that cannot be used is not an error: the gate decides about it.
+    pub(crate) fn resolve(
+        arguments: &Arguments,
+        environment: &Environment,
+    ) -> Result<Self, UsageError> {
+        let subcommand = arguments.subcommand;
+        let mut options = Self {
+            config: Config::from_environment(environment.clone()),
+            ..Self::default()
+        };
+        for opt in Opt::of(subcommand).filter(|opt| matches!(opt, Opt::Program(_))) {
+            if let Some((source, value)) = opt.lookup(environment) {
+                opt.set(&mut options, value, source);
             }
-            _ => lines.push(word.to_owned()),
+        }
+        options
+            .set_flags(arguments)
+            .and_then(|()| options.check(arguments))
+            .map_err(|what| UsageError::new(subcommand, what))?;
+        Ok(options)
+    }
+
+    fn set_flags(&mut self, arguments: &Arguments) -> Result<(), String> {
+        for opt in Opt::of(arguments.subcommand) {
+            let values: Vec<&OsStr> = arguments.values(opt.name).collect();
+            let value = match values.last() {
+                None => continue,
+                // The values of a list count together, separated as in the environment.
+                Some(_) if opt.repeatable => values.join(OsStr::new(" ")),
+                // Otherwise the last one counts, so that a flag in an alias can be overridden.
+                Some(last) => OsString::from(last),
+            };
+            opt.set(self, &value, Source::Flag);
+            self.refuse(|problem| problem.setting == opt.name)?;
+        }
+        Ok(())
+    }
+
+    /// An error, if a value cannot be used and `counts`.
+    fn refuse(&self, counts: impl Fn(&UnusableSetting) -> bool) -> Result<(), String> {
+        match self.config.unusable.iter().find(|problem| counts(problem)) {
+            Some(problem) => Err(problem.to_string()),
+            None => Ok(()),
         }
     }
-    lines
+
+    /// What is wrong with the options of the subcommand together.
+    fn check(&self, arguments: &Arguments) -> Result<(), String> {
+        let subcommand = arguments.subcommand;
+        let is_option =
+            |problem: &UnusableSetting| Opt::long(subcommand, problem.setting).is_some();
+        match subcommand {
+            Subcommand::Run if arguments.command.is_empty() => Err("COMMAND is missing".to_owned()),
+            Subcommand::Run | Subcommand::Serve | Subcommand::Doctor => self.check_session(),
+            Subcommand::Env => self.refuse(is_option),
+            #[cfg(feature = "bench")]
+            Subcommand::Bench => match self.origin {
+                Some(origin) => self.check_origin(origin),
+                None => self.check_session(),
+            },
+            // It does not fail open.
+            #[cfg(feature = "gateway")]
+            Subcommand::Gateway => self.refuse(is_option).and_then(|()| self.gateway.check()),
+        }
+    }
+
+    fn is_flag(&self, name: &str) -> bool {
+        self.config.source(name) == Some(&Source::Flag)
+    }
+
+    fn check_session(&self) -> Result<(), String> {
+        let config = &self.config;
+        let given = |names: &[&'static str]| names.iter().copied().find(|name| self.is_flag(name));
+        if config.embedded {
+            if let Some(name) = given(UPSTREAM_SETTINGS) {
+                return Err(format!(
+                    "--{name} has no effect with --embedded, which starts its own upstream"
+                ));
+            }
+        } else if let Some(name) = given(EMBEDDED_SETTINGS) {
+            return Err(format!("--{name} has no effect without --embedded"));
+        }
+        let listen = config.listen;
+        if self.is_flag("listen") && !listen.ip().is_loopback() && !config.allow_non_loopback {
+            return Err(format!(
+                "other machines can reach --listen {listen}; listen on 127.0.0.1, or add --allow-non-loopback"
+            ));
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "bench")]
+    fn check_origin(&self, origin: SocketAddr) -> Result<(), String> {
+        self.refuse(|problem| {
+            let opt = Opt::long(Subcommand::Bench, problem.setting);
+            matches!(opt, Some(Opt::Program(_)))
+        })?;
+        if self.config.embedded || self.target.is_some() {
+            return Err(
+                "--origin only serves; give --embedded and --target to the bench that connects to it"
+                    .to_owned(),
+            );
+        }
+        if !origin.ip().is_loopback() && !self.config.allow_non_loopback {
+            return Err(format!(
+                "other machines can reach --origin {origin}; listen on 127.0.0.1, or add --allow-non-loopback"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The level to log at: the default of the subcommand, changed by `-v` and `-q`.
+    pub(crate) fn log_level(&self, subcommand: Subcommand, verbosity: i8) -> LevelFilter {
+        let default = match subcommand {
+            Subcommand::Run | Subcommand::Doctor if self.config.wants_embedded() => {
+                LevelFilter::Info
+            }
+            Subcommand::Run | Subcommand::Doctor | Subcommand::Env => LevelFilter::Warn,
+            // It opens thousands of tunnels, and `info` is one line per tunnel.
+            #[cfg(feature = "bench")]
+            Subcommand::Bench => LevelFilter::Warn,
+            Subcommand::Serve => LevelFilter::Info,
+            #[cfg(feature = "gateway")]
+            Subcommand::Gateway => LevelFilter::Info,
+        };
+        let level = (default as i8).saturating_add(verbosity).max(0);
+        LevelFilter::iter()
+            .find(|candidate| *candidate as i8 == level)
+            .unwrap_or(LevelFilter::Trace)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::args::{Invocation, parse};
+    use super::super::help::{name, subcommands};
     use super::*;
 
-    #[test]
-    fn the_help_of_a_subcommand_lists_each_of_its_options_and_no_other() {
-        for subcommand in Subcommand::ALL {
-            let text = help(subcommand);
-            for opt in OPTIONS {
-                let short = opt.short.map(|c| format!("-{c}, ")).unwrap_or_default();
-                let value = opt.value.map(|v| format!(" {v}")).unwrap_or_default();
-                let row = format!("  {short}--{}{value}", opt.name);
-                let known = Opt::long(subcommand, opt.name).is_some();
-                let listed = text.lines().any(|line| line == row);
-                assert_eq!(listed, known, "{subcommand:?} {row:?}");
-                if opt.of.contains(&subcommand) && opt.in_environment {
-                    assert!(text.contains(&format!("environment: {}", opt.variable())));
-                }
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+
+    fn resolve(line: &str, variables: Variables<'_>) -> Result<Options, UsageError> {
+        match parse(line.split_whitespace().map(OsString::from))? {
+            Invocation::Subcommand(arguments) => {
+                Options::resolve(&arguments, &variables.iter().copied().collect())
             }
-            assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn options(line: &str, variables: Variables<'_>) -> Options {
+        resolve(line, variables).unwrap_or_else(|error| panic!("{line}: {}", error.what))
+    }
+
+    /// Option, a value, another value, and how to see it in the settings.
+    type Row = (
+        &'static str,
+        &'static str,
+        &'static str,
+        fn(&Config) -> String,
+    );
+
+    const ROWS: &[Row] = &[
+        ("when", "always", "never", |c| format!("{:?}", c.when)),
+        ("base-url", "https://a.example", "https://b.example", |c| {
+            format!("{:?}", c.base_url)
+        }),
+        ("session-id", "a", "b", |c| format!("{:?}", c.session_id)),
+        ("token-file", "/a", "/b", |c| format!("{:?}", c.token_file)),
+        ("upstream-ca", "/a", "/b", |c| {
+            format!("{:?}", c.upstream_ca)
+        }),
+        ("system-ca", "/a", "/b", |c| format!("{:?}", c.system_ca)),
+        ("ca-bundle", "/a", "/b", |c| format!("{:?}", c.ca_bundle)),
+        ("listen", "127.0.0.1:1", "127.0.0.1:2", |c| {
+            format!("{:?}", c.listen)
+        }),
+        ("max-tunnels", "3", "4", |c| {
+            format!("{:?}", c.limits.max_tunnels)
+        }),
+        ("standby", "3", "4", |c| format!("{:?}", c.limits.standby)),
+        ("drain-timeout", "3s", "4s", |c| {
+            format!("{:?}", c.limits.drain_timeout)
+        }),
+        ("connect-timeout", "3s", "4s", |c| {
+            format!("{:?}", c.limits.connect_timeout)
+        }),
+        ("keepalive", "3s", "4s", |c| {
+            format!("{:?}", c.limits.keepalive)
+        }),
+        ("idle-timeout", "3s", "4s", |c| {
+            format!("{:?}", c.limits.idle_timeout)
+        }),
+    ];
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_default() {
+        for (name, first, second, seen) in ROWS {
+            let seen =
+                |line: &str, variables: Variables<'_>| seen(&options(line, variables).config);
+            let variable = Opt::long(Subcommand::Serve, name).unwrap().variable();
+            let default = seen("serve", &[]);
+            let inherited = seen("serve", &[(&variable, second)]);
+            let flag = format!("serve --{name} {first}");
+            let given = seen(&flag, &[(&variable, second)]);
+            assert_ne!(inherited, default, "{name}");
+            assert_ne!(given, inherited, "{name}");
+            assert_eq!(given, seen(&flag, &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_rows_above_and_the_switches_are_all_the_settings_that_serve_has() {
+        let switches = [
+            "embedded",
+            "allow-non-loopback",
+            "allow-any-user",
+            "listen-credential",
+            "require",
+        ];
+        let lists = ["intercept", "resolve"];
+        for opt in Opt::of(Subcommand::Serve).filter(|opt| opt.in_environment) {
+            assert!(
+                ROWS.iter().any(|row| row.0 == opt.name)
+                    || switches.contains(&opt.name)
+                    || lists.contains(&opt.name),
+                "--{} is not tested",
+                opt.name
+            );
         }
     }
 
     #[test]
     fn no_subcommand_has_two_options_of_one_name_or_letter() {
-        for subcommand in Subcommand::ALL {
+        for subcommand in subcommands() {
             for opt in Opt::of(subcommand) {
-                let same = |other: &&Opt| {
+                let same = |other: &Opt| {
                     other.name == opt.name || (opt.short.is_some() && other.short == opt.short)
                 };
-                assert_eq!(
-                    Opt::of(subcommand).filter(same).count(),
-                    1,
-                    "{subcommand:?} --{}",
-                    opt.name
-                );
+                let count = Opt::of(subcommand).filter(same).count();
+                assert_eq!(count, 1, "{subcommand:?} --{}", opt.name);
             }
         }
     }
 
+    /// The table of the README has one row per option: its usage, its subcommands, its meaning.
     #[test]
-    fn the_overview_names_every_subcommand() {
-        for subcommand in Subcommand::ALL {
-            assert!(overview().contains(&format!("upstreamproxy {} ", subcommand.name())));
+    #[cfg(all(feature = "bench", feature = "gateway"))]
+    fn the_readme_has_the_table_of_options() {
+        let readme = include_str!("../../README.md");
+        let table = readme.split_once("<!-- options -->\n").unwrap().1;
+        let rows: Vec<&str> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        let expected: Vec<String> = Opt::all()
+            .filter(|opt| !opt.subcommands.is_empty())
+            .map(|opt| {
+                let of = if opt.subcommands.len() == subcommands().count() {
+                    "all".to_owned()
+                } else {
+                    let names: Vec<&str> = opt.subcommands.iter().map(|&s| name(s)).collect();
+                    names.join(" ")
+                };
+                let meaning = opt.meaning().replace('*', "\\*");
+                format!("| `{}` | {of} | {meaning} |", opt.usage())
+            })
+            .collect();
+        assert_eq!(rows, expected, "expected:\n{}\n", expected.join("\n"));
+    }
+
+    #[test]
+    fn switches_come_from_flags_and_from_the_environment() {
+        for (line, variables) in [
+            ("serve --require --allow-non-loopback", &[][..]),
+            (
+                "serve",
+                &[
+                    ("UPSTREAMPROXY_REQUIRE", "1"),
+                    ("UPSTREAMPROXY_ALLOW_NON_LOOPBACK", " On "),
+                ],
+            ),
+        ] {
+            let options = options(line, variables);
+            assert!(options.require);
+            assert!(options.config.allow_non_loopback);
         }
+        let off = options(
+            "serve",
+            &[
+                ("UPSTREAMPROXY_EMBEDDED", "off"),
+                ("UPSTREAMPROXY_REQUIRE", ""),
+            ],
+        );
+        assert!(!off.config.wants_embedded() && !off.require && off.config.unusable.is_empty());
+    }
+
+    #[test]
+    fn a_bad_value_is_a_usage_error_in_a_flag_and_left_to_the_gate_in_the_environment() {
+        for (flag, variable, value) in [
+            ("--when", "UPSTREAMPROXY_WHEN", "sometimes"),
+            ("--listen", "UPSTREAMPROXY_LISTEN", "here"),
+            ("--max-tunnels", "UPSTREAMPROXY_MAX_TUNNELS", "0"),
+            ("--drain-timeout", "UPSTREAMPROXY_DRAIN_TIMEOUT", "1h"),
+            ("--keepalive", "UPSTREAMPROXY_KEEPALIVE", "-1"),
+        ] {
+            let error = resolve(&format!("run {flag} {value} x"), &[]).unwrap_err();
+            assert_eq!(error.subcommand, Some(Subcommand::Run));
+            assert!(error.what.starts_with(flag), "{}", error.what);
+            let kept = options("run x", &[(variable, value)]).config.unusable;
+            assert_eq!(kept.len(), 1, "{variable}");
+            assert_eq!(kept[0].name, variable);
+        }
+        // A listen address that can be parsed and not be used is left to the gate too.
+        let flags = "run --base-url https://upstream.test --session-id s x";
+        let open = options(flags, &[("UPSTREAMPROXY_LISTEN", "0.0.0.0:0")]).config;
+        assert!(!open.listen.ip().is_loopback());
+        assert!(resolve("run --listen 0.0.0.0:0 x", &[]).is_err());
+        let kept = options("run x", &[("UPSTREAMPROXY_REQUIRE", "perhaps")]);
+        assert_eq!(kept.config.unusable[0].name, "UPSTREAMPROXY_REQUIRE");
+    }
+
+    #[test]
+    fn a_flag_takes_the_place_of_an_unusable_variable() {
+        let options = options(
+            "run --keepalive 5s x",
+            &[("UPSTREAMPROXY_KEEPALIVE", "garbage")],
+        );
+        assert!(options.config.unusable.is_empty());
+        assert_eq!(options.config.limits.keepalive, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_base_url_that_cannot_be_used_is_a_usage_error_in_a_flag() {
+        let error = resolve("run --base-url nonsense x", &[]).unwrap_err();
+        assert!(
+            error.what.starts_with("--base-url cannot be used"),
+            "{}",
+            error.what
+        );
+        assert!(resolve("run --session-id a:b x", &[]).is_err());
+        assert!(resolve("run --base-url https://a.example x", &[]).is_ok());
+        assert!(resolve("run x", &[("UPSTREAMPROXY_BASE_URL", "nonsense")]).is_ok());
+    }
+
+    #[test]
+    fn children_inherit_none_of_our_flags() {
+        let variables = [("PATH", "/bin")];
+        let options = options("run --keepalive 5s --require x", &variables);
+        assert_eq!(options.config.inherited, variables.into_iter().collect());
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        for line in [
+            "run --embedded --base-url https://a.example x",
+            "run --embedded --token-file /t x",
+            "run --intercept none x",
+            "run --embedded --intercept none --intercept a.example x",
+            "run --embedded --resolve a.example x",
+            "run --listen 0.0.0.0:0 x",
+            "run --keepalive 5s",
+        ] {
+            assert!(resolve(line, &[]).is_err(), "{line}");
+        }
+        assert!(resolve("run --listen 0.0.0.0:0 --allow-non-loopback x", &[]).is_ok());
+        assert!(resolve("run x", &[("UPSTREAMPROXY_INTERCEPT", "none")]).is_ok());
+    }
+
+    #[test]
+    fn a_bad_format_is_a_usage_error_wherever_it_comes_from() {
+        assert!(resolve("env", &[("UPSTREAMPROXY_FORMAT", "cobol")]).is_err());
+        assert!(resolve("env --format cobol", &[]).is_err());
+    }
+
+    #[test]
+    fn the_level_depends_on_the_subcommand_and_on_v_and_q() {
+        let level = |line: &str, verbosity| {
+            let subcommand = subcommands().find(|&s| line.starts_with(name(s))).unwrap();
+            options(line, &[]).log_level(subcommand, verbosity)
+        };
+        assert_eq!(level("run x", 0), LevelFilter::Warn);
+        assert_eq!(level("serve", 0), LevelFilter::Info);
+        assert_eq!(level("serve", 1), LevelFilter::Debug);
+        assert_eq!(level("run x", -1), LevelFilter::Error);
+        assert_eq!(level("run x", -9), LevelFilter::Off);
+        assert_eq!(level("run x", 127), LevelFilter::Trace);
+        #[cfg(feature = "gateway")]
+        {
+            assert_eq!(level("run --embedded x", 0), LevelFilter::Info);
+            assert_eq!(level("gateway --sessions /s", 0), LevelFilter::Info);
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "gateway"))]
+    fn a_request_for_a_gateway_names_the_build_that_has_one() {
+        for line in [
+            "gateway --sessions /s",
+            "gateway",
+            "run --embedded x",
+            "serve --embedded",
+            "doctor --embedded",
+        ] {
+            let error = resolve(line, &[]).unwrap_err();
+            assert!(
+                error.what.contains("the feature `gateway`"),
+                "{}",
+                error.what
+            );
+        }
+        // A variable is left to the gate, which is closed by "never".
+        let variables = [("UPSTREAMPROXY_EMBEDDED", "1")];
+        let kept = options("run x", &variables).config;
+        assert!(!kept.wants_embedded());
+        assert_eq!(kept.unusable[0].name, "UPSTREAMPROXY_EMBEDDED");
+        let never = options("run --when never x", &variables).config;
+        let gate = crate::setup::gate::check(&never).unwrap();
+        assert!(matches!(gate, crate::setup::gate::Gate::Closed { .. }));
     }
 }

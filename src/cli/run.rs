@@ -1,7 +1,8 @@
-//! `run`: set up, run COMMAND with the variables, tear down, end as it did.
+//! `run`: set up, run COMMAND with the variables, tear down, exit with its status.
 //!
-//! The child stays in our process group and keeps our terminal, stdin, descriptors and signal mask. It is never killed
-//! from here: signals that a process sends us are passed on, those of the terminal it gets by itself.
+//! The child stays in this process group and keeps the terminal, stdin, descriptors and signal mask. It
+//! is never killed from here: signals that a process sends are forwarded; those of the terminal reach
+//! the child directly.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,30 +19,33 @@ use rustix::process::{
     wait, waitid, waitpid,
 };
 
-use super::command::{self, NoCommand};
-use super::resolve::Session;
+use super::command::{self, CommandError};
+use super::exit_status::ExitStatus;
+use super::options::Options;
+use super::output::fail;
 use super::setup::{SetUp, set_up};
-use super::signals::{FORWARDED, Signal, Signals, stop_ourselves};
-use super::{ExitStatus, fail};
+use super::signals::{FORWARDED, Signal, Signals, stop_self};
 
-/// What the tunnels of processes that COMMAND left behind get.
-const AFTERMATH: Duration = Duration::from_secs(1);
+/// How long tunnels of processes that COMMAND left running may continue.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs COMMAND (never empty) and ends as it did.
-pub(crate) fn run(session: Session, command: &[OsString]) -> ExitStatus {
+/// Runs COMMAND (never empty) and returns its status.
+pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
+    let Options {
+        config, require, ..
+    } = options;
     let Some((name, arguments)) = command.split_first() else {
         return fail("COMMAND is missing", ExitStatus::RUN_USAGE);
     };
-    let file = match command::find(name, session.config.inherited.lookup("PATH")) {
+    let file = match command::find(name, config.inherited.lookup("PATH")) {
         Ok(file) => file,
         Err(error) => return fail(&error.to_string(), error.status()),
     };
     let signals = Signals::watch(FORWARDED);
-    let require = session.require;
-    let summary = session.embedded.is_some();
+    let summary = config.wants_embedded();
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
-    match set_up(session, signals.receiver()) {
+    match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
             let status = supervise(child, name, signals.receiver());
@@ -49,7 +53,7 @@ pub(crate) fn run(session: Session, command: &[OsString]) -> ExitStatus {
             status
         }
         SetUp::Disabled { stage, reason } if require => fail(
-            &format!("nothing was run: the proxy is required and disabled at {stage}: {reason}"),
+            &format!("nothing was run: the proxy is required, but disabled at {stage}: {reason}"),
             ExitStatus::DISABLED,
         ),
         SetUp::Disabled { .. } => supervise(child, name, signals.receiver()),
@@ -59,10 +63,13 @@ pub(crate) fn run(session: Session, command: &[OsString]) -> ExitStatus {
 
 /// Stops what set-up started. With an embedded gateway, prints how many bytes went through.
 fn tear_down(handle: Handle, summary: bool) {
-    let report = handle.shutdown(AFTERMATH);
+    let report = handle.shutdown(DRAIN_TIMEOUT);
     let stats = report.stats;
     if report.cut > 0 {
-        log::debug!("{} tunnels outlived the command and were cut", report.cut);
+        log::debug!(
+            "{} tunnels were still open after the command ended, and were cut",
+            report.cut
+        );
     }
     if summary {
         log::info!(
@@ -75,151 +82,151 @@ fn tear_down(handle: Handle, summary: bool) {
     }
 }
 
-/// Starts the child and stays with it to its end.
+/// Starts the child and waits until it ends.
 fn supervise(
     mut command: Command,
     name: &std::ffi::OsStr,
     signals: &Receiver<Signal>,
 ) -> ExitStatus {
-    let family = Family::ours();
-    // Before the child: under a tight limit on processes it may be the child that takes the last place, and nobody would be
-    // there to hear of its end.
-    let waiter = Waiter::start(family);
+    let reaper = Reaper::for_this_process();
+    // Before the child: with a tight limit on processes the child could take the last one, and no
+    // thread could wait for it.
+    let waiter = Waiter::start(reaper);
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            let refused = NoCommand::refused(name, &error);
-            return fail(&refused.to_string(), refused.status());
+            let error = CommandError::of_exec(name, &error);
+            return fail(&error.to_string(), error.status());
         }
     };
-    // It is never waited for through std: as PID 1 we reap everybody, in one place.
+    // It is never waited for through std: PID 1 reaps all processes, in one place.
     let ended = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("the child has no usable process id"))
         .and_then(|child| match waiter {
-            Ok(waiter) => attend(child, family, &waiter, signals),
+            Ok(waiter) => attend(child, reaper, &waiter, signals),
             Err(error) => {
                 log::warn!(
-                    "signals are not passed on to the command, for want of a thread: {error}"
+                    "cannot start a thread: {error}; signals are not forwarded to the command"
                 );
-                family.await_end(child)
+                reaper.wait_for(child)
             }
         });
     match ended {
         Ok(status) => exit_status(status),
         Err(error) => fail(
-            &format!("the command's end cannot be awaited: {error}"),
+            &format!("cannot wait for the command: {error}; its status is unknown"),
             ExitStatus::RUN_USAGE,
         ),
     }
 }
 
-/// What the loop beside a child waits for.
+/// What [`attend`] waits for.
 enum Event {
-    /// A signal for us.
+    /// A signal to this process.
     Signal(Signal),
-    /// Some child has ended and waits to be reaped.
+    /// A child has ended and can be reaped.
     Ended,
 }
 
-/// Passes signals on to the child and reaps, until it has ended.
+/// Forwards signals to the child and reaps processes, until the child has ended.
 ///
-/// Reaping and signalling happen on this one thread, so that no signal can meet a process that has got the number of a
-/// child which is gone: the waiter only looks (`WNOWAIT`).
+/// Only this thread reaps and signals; the waiter does not reap (`WNOWAIT`). So a signal cannot reach
+/// another process that has the process ID of a child that was reaped.
 fn attend(
     child: Pid,
-    family: Family,
+    reaper: Reaper,
     waiter: &Waiter,
     signals: &Receiver<Signal>,
 ) -> io::Result<WaitStatus> {
-    waiter.look_for(child);
+    waiter.watch(child);
     loop {
         let event = select! {
             recv(signals) -> signal => match signal {
                 Ok(signal) => Event::Signal(signal),
-                // Nobody watches signals (any more): only the child is left to wait for.
-                Err(_) => waiter.ended.recv().map(|()| Event::Ended).map_err(|_| gone())?,
+                // Signals are not watched: only the end of the child is left to wait for.
+                Err(_) => waiter.ended.recv().map(|()| Event::Ended).map_err(|_| no_waiter())?,
             },
-            recv(waiter.ended) -> ended => ended.map(|()| Event::Ended).map_err(|_| gone())?,
+            recv(waiter.ended) -> ended => ended.map(|()| Event::Ended).map_err(|_| no_waiter())?,
         };
         match event {
-            Event::Signal(signal) => pass_on(signal, child),
+            Event::Signal(signal) => forward(signal, child),
             Event::Ended => {
-                if let Some(status) = family.reap(child)? {
+                if let Some(status) = reaper.reap(child)? {
                     return Ok(status);
                 }
-                waiter.look_for(child);
+                waiter.watch(child);
             }
         }
     }
 }
 
-fn gone() -> io::Error {
-    io::Error::other("the system lets nobody wait for children")
+fn no_waiter() -> io::Error {
+    io::Error::other("the kernel does not allow waiting for children")
 }
 
-fn pass_on(signal: Signal, child: Pid) {
+fn forward(signal: Signal, child: Pid) {
     if signal.is_terminal_stop() {
-        return stop_ourselves();
+        return stop_self();
     }
     if signal.from_kernel || !FORWARDED.contains(&signal.number) {
         return;
     }
-    let passed = Number::from_named_raw(signal.number).map(|number| kill_process(child, number));
-    if let Some(Err(error)) = passed {
-        log::debug!("signal {} was not passed on: {error}", signal.number);
+    let sent = Number::from_named_raw(signal.number).map(|number| kill_process(child, number));
+    if let Some(Err(error)) = sent {
+        log::debug!("signal {} was not forwarded: {error}", signal.number);
     }
 }
 
-/// Whom we reap.
+/// The processes that this process reaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    /// The child alone.
+enum Reaper {
+    /// Only the child.
     Child,
-    /// Everybody: orphans come to PID 1, and nobody else would reap them.
-    Everybody,
+    /// All: orphans become children of PID 1, and no other process can reap them.
+    All,
 }
 
-impl Family {
-    fn ours() -> Self {
+impl Reaper {
+    fn for_this_process() -> Self {
         if getpid() == Pid::INIT {
-            Self::Everybody
+            Self::All
         } else {
             Self::Child
         }
     }
 
-    /// Waits until there is somebody to reap, without doing it.
-    fn look(self, child: Pid) -> Result<(), Errno> {
-        let whom = match self {
+    /// Waits until a process can be reaped, without reaping it.
+    fn poll(self, child: Pid) -> Result<(), Errno> {
+        let id = match self {
             Self::Child => WaitId::Pid(child),
-            Self::Everybody => WaitId::All,
+            Self::All => WaitId::All,
         };
         loop {
-            match waitid(whom.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+            match waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
                 Err(Errno::INTR) => {}
                 other => return other.map(drop),
             }
         }
     }
 
-    /// Waits for the child's end with all else left to itself.
-    fn await_end(self, child: Pid) -> io::Result<WaitStatus> {
+    /// Waits until the child ends, without forwarding signals.
+    fn wait_for(self, child: Pid) -> io::Result<WaitStatus> {
         loop {
-            self.look(child)?;
+            self.poll(child)?;
             if let Some(status) = self.reap(child)? {
                 return Ok(status);
             }
         }
     }
 
-    /// Reaps all that have ended; the child's status if it was among them.
+    /// Reaps all processes that have ended; returns the status of the child if it was one of them.
     fn reap(self, child: Pid) -> io::Result<Option<WaitStatus>> {
         loop {
             let reaped = match self {
                 Self::Child => waitpid(Some(child), WaitOptions::NOHANG),
-                Self::Everybody => wait(WaitOptions::NOHANG),
+                Self::All => wait(WaitOptions::NOHANG),
             };
             match reaped {
                 Ok(Some((pid, status))) if pid == child => return Ok(Some(status)),
@@ -231,51 +238,51 @@ impl Family {
     }
 }
 
-/// The thread that blocks until somebody can be reaped, says so, and waits to be sent again.
+/// A thread that blocks until a process can be reaped, reports that, and waits for the next request.
 struct Waiter {
     ended: Receiver<()>,
-    look: Option<Sender<Pid>>,
+    requests: Option<Sender<Pid>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Waiter {
-    fn start(family: Family) -> io::Result<Self> {
-        let (tell, ended) = bounded(1);
-        let (look, asked) = bounded(1);
+    fn start(reaper: Reaper) -> io::Result<Self> {
+        let (reports, ended) = bounded(1);
+        let (requests, children) = bounded::<Pid>(1);
         let thread = std::thread::Builder::new()
             .name("uproxy-wait".into())
             .spawn(move || {
-                while let Ok(child) = asked.recv() {
-                    if family.look(child).is_err() || tell.send(()).is_err() {
+                while let Ok(child) = children.recv() {
+                    if reaper.poll(child).is_err() || reports.send(()).is_err() {
                         break;
                     }
                 }
             })?;
         Ok(Self {
             ended,
-            look: Some(look),
+            requests: Some(requests),
             thread: Some(thread),
         })
     }
 
-    fn look_for(&self, child: Pid) {
-        if let Some(look) = &self.look {
-            let _ = look.send(child);
+    fn watch(&self, child: Pid) {
+        if let Some(requests) = &self.requests {
+            let _ = requests.send(child);
         }
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // It ends when nobody can send it again; by then the child has ended, so that it is not blocked in its look.
-        self.look = None;
+        // The thread ends with the channel. It is not blocked in waitid, because the child has ended.
+        self.requests = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// The child's own status; 128+n if a signal ended it.
+/// The status of the child; 128+n if signal n ended it.
 fn exit_status(status: WaitStatus) -> ExitStatus {
     let code = match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
@@ -310,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_the_commands_own() {
+    fn the_status_is_that_of_the_command() {
         for code in [0, 1, 42, 255] {
             assert_eq!(ended(&format!("exit {code}")), ExitStatus::new(code));
         }
@@ -323,12 +330,12 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_cannot_be_run_has_a_status_of_its_own() {
+    fn a_command_that_cannot_be_run_has_its_own_status() {
         let status = |name: &str| supervise(Command::new(name), OsStr::new(name), &never());
         assert_eq!(status("/nonexistent"), ExitStatus::NOT_FOUND);
         assert_eq!(status("/etc/passwd"), ExitStatus::NOT_EXECUTABLE);
-        let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("script");
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script");
         std::fs::write(&script, "exit 0\n").unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&script, mode).unwrap();
@@ -353,8 +360,8 @@ mod tests {
         let pid = Pid::from_child(&child);
         let (sender, signals) = unbounded();
         let supervisor = std::thread::spawn(move || {
-            let waiter = Waiter::start(Family::Child).unwrap();
-            attend(pid, Family::Child, &waiter, &signals)
+            let waiter = Waiter::start(Reaper::Child).unwrap();
+            attend(pid, Reaper::Child, &waiter, &signals)
         });
         for (number, from_kernel) in [
             (SIGTERM, false),
@@ -364,7 +371,7 @@ mod tests {
         ] {
             sender.send(signal(number, from_kernel)).unwrap();
             if !from_kernel {
-                // The shell runs a trap when its read is interrupted; its echo tells that this signal has come.
+                // The shell runs a trap when its read is interrupted; its echo shows that this signal has arrived.
                 line.clear();
                 output.read_line(&mut line).unwrap();
                 let name = Number::from_named_raw(number).unwrap();
@@ -378,27 +385,27 @@ mod tests {
         output.read_to_string(&mut rest).unwrap();
         assert_eq!(
             rest, "",
-            "nothing came twice, nothing of the terminal's was passed on"
+            "nothing was forwarded twice, and no signal of the terminal was forwarded"
         );
     }
 
     #[test]
-    #[allow(clippy::zombie_processes)] // `look` reaps it
-    fn a_child_that_ended_before_we_looked_is_reaped_all_the_same() {
+    #[allow(clippy::zombie_processes)] // `attend` reaps it
+    fn a_child_that_ended_early_is_reaped() {
         let mut child = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
         drop(child.stdin.take());
         let pid = Pid::from_child(&child);
-        Family::Child.look(pid).unwrap();
-        let waiter = Waiter::start(Family::Child).unwrap();
-        let status = attend(pid, Family::Child, &waiter, &never()).unwrap();
+        Reaper::Child.poll(pid).unwrap();
+        let waiter = Waiter::start(Reaper::Child).unwrap();
+        let status = attend(pid, Reaper::Child, &waiter, &never()).unwrap();
         assert_eq!(status.exit_status(), Some(0));
     }
 
     #[test]
-    #[allow(clippy::zombie_processes)] // `await_end` reaps it
-    fn without_a_thread_the_end_is_awaited_all_the_same() {
+    #[allow(clippy::zombie_processes)] // `wait_for` reaps it
+    fn without_a_thread_the_end_of_the_child_is_awaited() {
         let child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
-        let status = Family::Child.await_end(Pid::from_child(&child)).unwrap();
+        let status = Reaper::Child.wait_for(Pid::from_child(&child)).unwrap();
         assert_eq!(status.exit_status(), Some(3));
     }
 }

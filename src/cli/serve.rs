@@ -1,4 +1,4 @@
-//! `serve`: set up, print one JSON line when ready, serve until told to stop.
+//! `serve`: set up, print one JSON line when ready, serve until a signal requests a stop.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -11,21 +11,24 @@ use crate::orchestrator::Handle;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 
-use super::drain::{drain_down, notify};
-use super::env::{json_object, json_string};
-use super::resolve::Session;
+use super::drain::{drain, notify};
+use super::exit_status::ExitStatus;
+use super::json;
+use super::options::Options;
+use super::output::{fail, print};
 use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
-use super::state::{self, StateFile};
-use super::{ExitStatus, fail, print};
+use super::state::StateFile;
 
-/// Serves until a signal says stop.
-pub(crate) fn run(session: Session) -> ExitStatus {
-    let signals = Signals::orders(false);
-    let require = session.require;
-    let drain = session.config.limits.drain_timeout;
-    let home = state::home(&session.config.inherited);
-    match set_up(session, signals.receiver()) {
+/// Serves until a signal requests a stop.
+pub(crate) fn run(options: Options) -> ExitStatus {
+    let Options {
+        config, require, ..
+    } = options;
+    let signals = Signals::stop_requests(false);
+    let drain_timeout = config.limits.drain_timeout;
+    let home = config.inherited.home();
+    match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             // An embedded gateway stops on this thread: its private directory is removed even if a second signal ends the
             // drain.
@@ -35,7 +38,7 @@ pub(crate) fn run(session: Session) -> ExitStatus {
             let abort = handle.abort();
             let status = until_stopped(
                 signals.receiver(),
-                drain,
+                drain_timeout,
                 || abort.request(),
                 move |deadline| handle.shutdown(deadline),
             );
@@ -46,61 +49,60 @@ pub(crate) fn run(session: Session) -> ExitStatus {
         SetUp::Disabled { stage, reason } => {
             print(disabled_line(stage, &reason).as_bytes());
             if require {
-                let sentence = format!("the proxy is required and disabled at {stage}: {reason}");
-                return fail(&sentence, ExitStatus::DISABLED);
+                let error = format!("the proxy is required, but disabled at {stage}: {reason}");
+                return fail(&error, ExitStatus::DISABLED);
             }
-            // Also then: what waits for us to be ready has nothing else to wait for.
+            // A service manager that waits for readiness must not wait forever.
             notify(NotifyState::Ready);
             ExitStatus::SUCCESS
         }
-        // A stop that was asked for, and nothing had to be cut for it.
+        // The stop was requested, and no tunnel had to be cut.
         SetUp::Interrupted(_) => ExitStatus::SUCCESS,
     }
 }
 
-/// Tells the world that we are ready: the state file, then standard output, so that who reads the line finds the file.
+/// Announces that the relay is ready: first the state file, then standard output, so that a reader of
+/// the line finds the file.
 fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
-    let line = Line {
+    let report = Report {
         relay: handle.local_addr(),
         proxy: handle.proxy_url(),
         ca_bundle: handle.ca_bundle(),
         env: &handle.env(),
     };
     let state = if let Some(home) = home {
-        keep_state(home, &line.state(handle.wgetrc()))
+        write_state(home, &report.state(handle.wgetrc()))
     } else {
-        log::warn!("HOME is not an absolute path, so that `env` will not find this serve");
+        log::warn!("HOME is not an absolute path; `env` cannot find this serve");
         None
     };
-    print(line.ready().as_bytes());
+    print(report.ready().as_bytes());
     state
 }
 
-fn keep_state(home: &Path, line: &str) -> Option<StateFile> {
-    let kept = StateFile::claim(home).and_then(|state| state.write(line).map(|()| state));
-    match kept {
+fn write_state(home: &Path, line: &str) -> Option<StateFile> {
+    let state = StateFile::claim(home).and_then(|state| state.write(line).map(|()| state));
+    match state {
         Ok(state) => {
             if !state.is_first() {
                 let path = state.path().display();
                 log::warn!(
-                    "another serve is running under this HOME; this one's state is in {path}"
+                    "another serve is running under this HOME; the state of this one is in {path}"
                 );
             }
             Some(state)
         }
         Err(error) => {
-            log::warn!(
-                "no state file could be kept, so that `env` will not find this serve: {error}"
-            );
+            log::warn!("cannot write a state file: {error}; `env` cannot find this serve");
             None
         }
     }
 }
 
-/// Waits for the signal that says stop, then drains: 0 if all tunnels ended, 1 if some were cut, 128+n at a second signal.
+/// Waits for the signal that requests a stop, then drains.
 fn until_stopped(
     signals: &Receiver<Signal>,
-    drain: Duration,
+    drain_timeout: Duration,
     abort: impl Fn(),
     stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
@@ -109,25 +111,25 @@ fn until_stopped(
             break;
         }
     }
-    drain_down(signals, drain, abort, |_| false, stop)
+    drain(signals, drain_timeout, abort, |_| false, stop)
 }
 
-/// What is said about an enabled `serve`, in the order of the specification.
-struct Line<'a> {
+/// The report about a running `serve`, with its keys in the documented order.
+struct Report<'a> {
     relay: SocketAddr,
     proxy: &'a str,
     ca_bundle: &'a Path,
     env: &'a [(String, OsString)],
 }
 
-impl Line<'_> {
+impl Report<'_> {
     fn fields(&self) -> String {
         format!(
             r#""enabled":true,"port":{},"ca_bundle":{},"pid":{},"env":{}"#,
             self.relay.port(),
-            json_string(&self.ca_bundle.to_string_lossy()),
+            json::string(&self.ca_bundle.to_string_lossy()),
             std::process::id(),
-            json_object(self.env)
+            json::object(self.env)
         )
     }
 
@@ -136,14 +138,14 @@ impl Line<'_> {
         format!("{{{}}}\n", self.fields())
     }
 
-    /// The same for the state file, with what `env` needs beside.
+    /// The line in the state file, with the keys that `env` needs in addition.
     fn state(&self, wgetrc: Option<&Path>) -> String {
-        let wgetrc = wgetrc.map_or("null".to_owned(), |p| json_string(&p.to_string_lossy()));
+        let wgetrc = wgetrc.map_or("null".to_owned(), |p| json::string(&p.to_string_lossy()));
         format!(
             "{{{},\"relay\":\"{}\",\"proxy\":{},\"wgetrc\":{wgetrc}}}\n",
             self.fields(),
             self.relay,
-            json_string(self.proxy)
+            json::string(self.proxy)
         )
     }
 }
@@ -151,8 +153,8 @@ impl Line<'_> {
 fn disabled_line(stage: Stage, reason: &str) -> String {
     format!(
         "{{\"enabled\":false,\"stage\":{},\"reason\":{}}}\n",
-        json_string(stage.name()),
-        json_string(reason)
+        json::string(stage.name()),
+        json::string(reason)
     )
 }
 
@@ -171,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn the_ready_line_is_the_one_of_the_specification() {
+    fn the_ready_line_has_the_documented_form() {
         let env = [(
             "HTTPS_PROXY".to_owned(),
             OsString::from("http://127.0.0.1:7"),
         )];
-        let line = Line {
+        let report = Report {
             relay: SocketAddr::from(([127, 0, 0, 1], 7)),
             proxy: "http://127.0.0.1:7",
             ca_bundle: Path::new("/a \"b\""),
@@ -184,14 +186,14 @@ mod tests {
         };
         let pid = std::process::id();
         assert_eq!(
-            line.ready(),
+            report.ready(),
             format!(
                 "{{\"enabled\":true,\"port\":7,\"ca_bundle\":\"/a \\\"b\\\"\",\"pid\":{pid},\
                  \"env\":{{\"HTTPS_PROXY\":\"http://127.0.0.1:7\"}}}}\n"
             )
         );
         let state: serde_json::Value =
-            serde_json::from_str(&line.state(Some(Path::new("/w")))).unwrap();
+            serde_json::from_str(&report.state(Some(Path::new("/w")))).unwrap();
         assert_eq!(state["wgetrc"], "/w");
         assert_eq!(state["port"], 7);
         assert_eq!(state["relay"], "127.0.0.1:7");

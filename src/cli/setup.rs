@@ -1,139 +1,130 @@
-//! Set-up as the subcommands need it: it can be left at once when a signal comes, and nothing stays half done.
+//! Set-up for the subcommands. A signal interrupts it at once, and nothing stays half done.
 //!
-//! The blocking work runs on a thread of its own while this one waits for its result or for a signal. A signal calls
-//! set-up off ([`Cancel`]): from then on it changes nothing more, be it ever so late in the CA download that it blocks in.
-//! It gets a moment to finish what it was just writing; then the process ends, whether it is back or not.
+//! The blocking work runs on its own thread, while this thread waits for the result or a signal. A
+//! signal cancels set-up ([`Cancel`]): from then on it changes nothing, even if it is in the middle of
+//! the CA download. It gets a short time to finish a write; then the process exits, whether set-up has
+//! returned or not.
 
 use std::time::Duration;
 
 use crate::config::{Cancel, Config};
 use crate::error::Stage;
-use crate::http::authority::Authority;
-use crate::orchestrator::{Handle, Started, start};
+use crate::orchestrator::{Handle, OwnedGateway, Started, start};
 use crate::probe::options::ProbeOptions;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
-use super::gateway::{Embedded, start_embedded};
-use super::resolve::Session;
-use super::signals::{Signal, stop_ourselves};
-use super::{ExitStatus, fail, state};
+use super::exit_status::ExitStatus;
+use super::options::Options;
+use super::output::fail;
+use super::signals::{Signal, stop_self};
+use super::state;
 
-/// How long set-up may go on after it was called off: enough for one small file, too short to be felt.
+/// How long set-up may continue after it was cancelled: enough for one small file, and too short to
+/// be noticed.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What became of set-up.
-// One value a process: its size costs nothing.
+/// The result of set-up.
+// There is one value per process: its size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(crate) enum SetUp {
     /// The relay is running.
     Enabled(Handle),
-    /// A stage was not satisfied. The log has said so where there was something to say.
+    /// A stage did not succeed. It was logged, unless a switch is off.
     Disabled {
-        /// Which.
+        /// The stage.
         stage: Stage,
-        /// One sentence: what, and the remedy.
+        /// What failed and what to do, in one sentence.
         reason: String,
     },
-    /// A signal came first. The token file is there unless it was burnt.
+    /// A signal arrived first. The token file still exists, unless it was already burnt.
     Interrupted(Signal),
 }
 
-/// What those who look and change nothing begin with: the settings, the gateway of our own if the session asks for one, and what
-/// stands around them.
+/// What `doctor` and `bench` need: settings, the embedded gateway if requested, and their options.
 ///
 /// # Errors
-/// That gateway cannot be started, which has been said.
-pub(crate) fn looked_at(
-    session: Session,
-    target: Option<Authority>,
-) -> Result<(Config, Option<Embedded>, ProbeOptions), ExitStatus> {
-    let mut config = session.config;
-    let embedded = match session.embedded {
-        Some(options) => Some(
-            Embedded::start_for(&mut config, options)
-                .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?,
-        ),
-        None => None,
-    };
+/// The embedded gateway cannot be started; the error is printed.
+pub(crate) fn prepare_check(
+    options: Options,
+) -> Result<(Config, OwnedGateway, ProbeOptions), ExitStatus> {
+    let mut config = options.config;
+    let embedded = config.wants_embedded();
+    let gateway = OwnedGateway::start_for(&mut config)
+        .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
+    let running = config
+        .inherited
+        .home()
+        .and_then(|home| state::running(&home));
     let about = ProbeOptions {
-        target,
-        own_origin: embedded.is_some(),
-        running: match &embedded {
-            Some(_) => None,
-            None => state::home(&config.inherited).and_then(|home| state::living(&home)),
-        },
+        target: options.target,
+        own_origin: embedded,
+        running: running.filter(|_| !embedded),
     };
-    Ok((config, embedded, about))
+    Ok((config, gateway, about))
 }
 
-/// Runs the lifecycle's stages, in front of an embedded gateway if the session asks for one.
-pub(crate) fn set_up(session: Session, signals: &Receiver<Signal>) -> SetUp {
-    let Session {
-        config, embedded, ..
-    } = session;
+/// Runs the stages of the lifecycle until a signal arrives.
+pub(crate) fn set_up(config: Config, signals: &Receiver<Signal>) -> SetUp {
     let cancel = config.cancel.clone();
-    match unless_signalled(signals, &cancel, move || match embedded {
-        Some(options) => start_embedded(&config, options),
-        None => start(&config),
-    }) {
+    match until_signal(signals, &cancel, move || start(&config)) {
         Ok(Started::Enabled(handle)) => SetUp::Enabled(handle),
         Ok(Started::Disabled(disabled)) => SetUp::Disabled {
             stage: disabled.stage(),
             reason: disabled.reason(),
         },
-        Err(Left::Signal(signal)) => SetUp::Interrupted(signal),
-        Err(Left::Broken(what)) => {
-            log::warn!("disabled at {}: {what}", Stage::Gate);
+        Err(Interrupted::Signal(signal)) => SetUp::Interrupted(signal),
+        Err(Interrupted::Failed(reason)) => {
+            log::warn!("disabled at {}: {reason}", Stage::Gate);
             SetUp::Disabled {
                 stage: Stage::Gate,
-                reason: what,
+                reason,
             }
         }
     }
 }
 
-/// Why work was left before it had a result.
+/// Why work ended without a result.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// A signal that ends us came.
+pub(crate) enum Interrupted {
+    /// A fatal signal arrived.
     Signal(Signal),
-    /// Its thread could not be started, or panicked: what happened, and what to do.
-    Broken(String),
+    /// The thread could not be started, or panicked: what failed, and what to do.
+    Failed(String),
 }
 
-/// Does `work` on a thread of its own, and leaves it when a signal comes that would have ended us.
-pub(crate) fn unless_signalled<T: Send + 'static>(
+/// Does `work` on its own thread, and abandons it when a fatal signal arrives.
+pub(crate) fn until_signal<T: Send + 'static>(
     signals: &Receiver<Signal>,
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Left> {
+) -> Result<T, Interrupted> {
     let (sender, result) = bounded(1);
     let worker = std::thread::Builder::new()
         .name("uproxy-setup".into())
         .spawn(move || {
-            // Nobody waits any more: what was set up is taken down by its drop.
+            // If the receiver is gone, dropping the result tears down what was set up.
             let _ = sender.send(work());
         })
         .map_err(|error| {
-            Left::Broken(format!(
-                "no thread could be started for set-up ({error}); raise the limit on processes"
+            Interrupted::Failed(format!(
+                "cannot start a thread for set-up: {error}; raise the limit on processes"
             ))
         })?;
     let signal = loop {
         select! {
             recv(signals) -> signal => match signal {
                 Ok(signal) if signal.is_fatal() => break signal,
-                Ok(signal) if signal.is_terminal_stop() => stop_ourselves(),
+                Ok(signal) if signal.is_terminal_stop() => stop_self(),
                 _ => {}
             },
             recv(result) -> done => {
                 let _ = worker.join();
                 let done = done.map_err(|_| {
-                    Left::Broken("set-up ended with a panic; please report it with its message".into())
+                    Interrupted::Failed("set-up panicked; report it with the message of the panic".into())
                 })?;
-                // A signal that came at the same moment came first: nobody has been told otherwise yet.
+                // A signal that arrived at the same time wins: nothing was reported yet.
                 return match signals.try_iter().find(|signal| signal.is_fatal()) {
-                    Some(signal) => Err(Left::Signal(signal)),
+                    Some(signal) => Err(Interrupted::Signal(signal)),
                     None => Ok(done),
                 };
             }
@@ -142,10 +133,10 @@ pub(crate) fn unless_signalled<T: Send + 'static>(
     cancel.request();
     match result.recv_timeout(GRACE) {
         Ok(done) => drop(done),
-        Err(RecvTimeoutError::Timeout) => log::debug!("set-up is left where it waits"),
+        Err(RecvTimeoutError::Timeout) => log::debug!("set-up is still blocked and is abandoned"),
         Err(RecvTimeoutError::Disconnected) => {}
     }
-    Err(Left::Signal(signal))
+    Err(Interrupted::Signal(signal))
 }
 
 #[cfg(test)]
@@ -163,28 +154,28 @@ mod tests {
     }
 
     #[test]
-    fn work_that_ends_gives_its_result() {
-        let done = unless_signalled(&never(), &Cancel::default(), || 7);
+    fn work_that_ends_returns_its_result() {
+        let done = until_signal(&never(), &Cancel::default(), || 7);
         assert_eq!(done, Ok(7));
     }
 
     #[test]
-    fn a_signal_leaves_work_that_blocks_and_calls_it_off() {
+    fn a_signal_abandons_blocked_work_and_cancels_it() {
         let (sender, signals) = unbounded();
         let (release, blocked) = bounded::<()>(0);
         let cancel = Cancel::default();
         sender.send(signal(SIGWINCH)).unwrap();
         sender.send(signal(SIGTERM)).unwrap();
-        let left = unless_signalled(&signals, &cancel, move || {
+        let left = until_signal(&signals, &cancel, move || {
             let _ = blocked.recv();
         });
-        assert_eq!(left, Err(Left::Signal(signal(SIGTERM))));
+        assert_eq!(left, Err(Interrupted::Signal(signal(SIGTERM))));
         assert!(cancel.is_requested());
         drop(release);
     }
 
     #[test]
-    fn what_was_set_up_for_nobody_is_dropped_before_we_go() {
+    fn what_was_set_up_after_a_signal_is_dropped() {
         struct Up(crossbeam_channel::Sender<()>);
         impl Drop for Up {
             fn drop(&mut self) {
@@ -194,16 +185,16 @@ mod tests {
         let (sender, signals) = unbounded();
         let (dropped, was_dropped) = unbounded();
         sender.send(signal(SIGTERM)).unwrap();
-        let left = unless_signalled(&signals, &Cancel::default(), move || Up(dropped));
-        assert!(matches!(left, Err(Left::Signal(_))));
+        let left = until_signal(&signals, &Cancel::default(), move || Up(dropped));
+        assert!(matches!(left, Err(Interrupted::Signal(_))));
         assert_eq!(was_dropped.try_recv(), Ok(()));
     }
 
     #[test]
-    fn a_panic_is_told_and_goes_no_further() {
-        let left = unless_signalled(&never(), &Cancel::default(), || -> u8 {
+    fn a_panic_is_reported_and_goes_no_further() {
+        let left = until_signal(&never(), &Cancel::default(), || -> u8 {
             panic!("on purpose")
         });
-        assert!(matches!(left, Err(Left::Broken(_))));
+        assert!(matches!(left, Err(Interrupted::Failed(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! Signals as values on a channel, and who sent them. They belong to the binary: the library never touches them.
+//! Signals as values on a channel, with their origin. Only the binary handles signals.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,44 +13,47 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::{Handle, SignalsInfo};
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-/// What `run` passes on to its child.
+/// The signals that `run` forwards to its child.
 pub(crate) const FORWARDED: &[i32] = &[
     SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT, SIGTSTP,
 ];
-/// What ends a walk of `doctor`.
+/// The signals that end `doctor` and `bench`.
 pub(crate) const ENDING: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
-/// Lets writing over the limit on file sizes fail instead of ending this process (`SIGXFSZ`): then the stage that wrote is not
-/// satisfied, and the session goes on. A handler and not "ignored", for a child does not inherit a handler.
-pub(crate) fn outlive_file_limits() {
+/// Makes a write beyond the file size limit fail instead of ending this process (`SIGXFSZ`). Then the
+/// stage that wrote fails, and the session continues. This uses a handler because a child would
+/// inherit an ignored signal, but does not inherit a handler.
+pub(crate) fn survive_file_size_limit() {
     let number = Number::XFSZ.as_raw();
     if !Ignored::now().has(number) {
-        // Where it cannot be had, it is as it was.
+        // If that fails, the default action stays.
         let _ = signal_hook::flag::register(number, Arc::default());
     }
 }
 
-/// One signal that came.
+/// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Signal {
     /// Its number.
     pub(crate) number: i32,
-    /// The kernel sent it, for the terminal say: then our whole process group has it, the child too.
+    /// The kernel sent it, for example for the terminal: then the whole process group receives it, the
+    /// child too.
     pub(crate) from_kernel: bool,
 }
 
 impl Signal {
-    /// Whether it is one that ends a process that does not look after it.
+    /// Whether its default action ends the process.
     pub(crate) fn is_fatal(self) -> bool {
         !matches!(self.number, SIGWINCH | SIGCONT | SIGTSTP | SIGCHLD)
     }
 
-    /// The terminal's stop key: the child stops by itself, and the shell waits for us to stop too.
+    /// Whether it is the stop key of the terminal. The child stops by itself, and the shell waits until
+    /// this process stops too.
     pub(crate) fn is_terminal_stop(self) -> bool {
         self.from_kernel && self.number == SIGTSTP
     }
 
-    /// The status of a process that it ended, as shells count.
+    /// The status that shells give to a process that it ended.
     pub(crate) fn status(self) -> u8 {
         128u8.saturating_add(u8::try_from(self.number).unwrap_or(0))
     }
@@ -60,28 +63,29 @@ impl From<Origin> for Signal {
     fn from(origin: Origin) -> Self {
         Self {
             number: origin.signal,
-            // Not `si_pid`: that is 0 when the sender lives in another pid namespace, as `docker stop` does.
+            // Not `si_pid`: it is 0 if the sender is in another PID namespace, as `docker stop` is.
             from_kernel: origin.cause == Cause::Kernel,
         }
     }
 }
 
-/// Stops this process, as the terminal's stop key would have done without our handler, until somebody continues it.
-pub(crate) fn stop_ourselves() {
+/// Stops this process until it is continued, as the stop key of the terminal does without a handler.
+pub(crate) fn stop_self() {
     let _ = kill_process(getpid(), Number::STOP);
 }
 
-/// The signals that come from now on; until this is dropped they do nothing but be told here.
+/// The signals that arrive from now on. Until this is dropped, their default actions are disabled.
 pub(crate) struct Signals {
     receiver: Receiver<Signal>,
     watch: Option<(Handle, JoinHandle<()>)>,
 }
 
 impl Signals {
-    /// Watches `numbers`, save those that were ignored when we started: they stay ignored, for children too.
+    /// Watches `numbers`, except those that were ignored at the start: they stay ignored, for children too.
     ///
-    /// `SIGCHLD` is the exception: where it is ignored the kernel throws the exit status of children away, so that it is
-    /// watched then whether asked for or not. Without room for a thread nothing is watched, and a warning says so.
+    /// `SIGCHLD` is watched if it was ignored, even if not requested: while it is ignored, the kernel
+    /// discards the exit status of children. If no thread can be started, nothing is watched, and a
+    /// warning is logged.
     pub(crate) fn watch(numbers: &[i32]) -> Self {
         let ignored = Ignored::now();
         let mut watched = numbers.to_vec();
@@ -92,24 +96,25 @@ impl Signals {
         Self::start(&watched, ignored)
     }
 
-    /// Watches the orders that a service takes: `SIGTERM` and `SIGINT`, and `SIGHUP` if it was not ignored or
-    /// `hangup_is_order`.
+    /// Watches the signals that control a service: `SIGTERM` and `SIGINT`, and `SIGHUP` if it was not
+    /// ignored or `with_hangup` is true.
     ///
-    /// Shells have background jobs ignore `SIGINT`, so that the terminal's does not reach them, and it does not reach us
-    /// then either; one that somebody sends on purpose does. Not so `SIGHUP`: a shell that ends sends it to every job.
-    pub(crate) fn orders(hangup_is_order: bool) -> Self {
+    /// Shells start background jobs with `SIGINT` ignored, so that the interrupt key does not reach them.
+    /// The `SIGINT` of the terminal is then dropped here too, but one that a process sends is not.
+    /// `SIGHUP` is different: a shell that exits sends it to every job.
+    pub(crate) fn stop_requests(with_hangup: bool) -> Self {
         let ignored = Ignored::now();
         let mut watched = vec![SIGTERM, SIGINT];
-        if hangup_is_order || !ignored.has(SIGHUP) {
+        if with_hangup || !ignored.has(SIGHUP) {
             watched.push(SIGHUP);
         }
         Self::start(&watched, ignored)
     }
 
-    /// Watches `numbers`; what the kernel sends of those that were `ignored` is dropped.
+    /// Watches `numbers`. If the kernel sends one that was `ignored`, it is dropped.
     fn start(numbers: &[i32], ignored: Ignored) -> Self {
         Self::spawn(numbers, ignored).unwrap_or_else(|error| {
-            log::warn!("signals cannot be watched, they end this process: {error}");
+            log::warn!("cannot handle signals: {error}; they end this process at once");
             Self {
                 receiver: never(),
                 watch: None,
@@ -138,7 +143,7 @@ impl Signals {
         })
     }
 
-    /// Where they arrive.
+    /// The channel on which they arrive.
     pub(crate) fn receiver(&self) -> &Receiver<Signal> {
         &self.receiver
     }
@@ -157,7 +162,7 @@ impl Drop for Signals {
 struct Ignored(u64);
 
 impl Ignored {
-    /// As the kernel tells it; where there is no `/proc`, none.
+    /// Reads them from `/proc`; without `/proc`, none.
     fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self::in_status(&status)
@@ -195,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_of_a_process_is_told_as_such() {
+    fn a_signal_of_a_process_is_not_from_the_kernel() {
         let signals = Signals::watch(&[SIGUSR2]);
         kill_process(getpid(), Number::USR2).unwrap();
         let signal = signals.receiver().recv_timeout(Duration::from_secs(10));

@@ -1,8 +1,9 @@
-//! The state file of a running `serve`: how `env` and `doctor` find it.
+//! The state file of a running `serve`, by which `env` and `doctor` find it.
 //!
-//! `~/.ccr/upstreamproxy.json` belongs to the first living `serve` under a HOME, the others have `upstreamproxy-2.json` and
-//! so on. Living means that the lock file beside it is held (flock), so that a crash frees the name. A lock file is never
-//! removed: two processes could then hold "the" lock, each on a file of its own.
+//! `~/.ccr/upstreamproxy.json` belongs to the first `serve` that runs under a HOME; the others use
+//! `upstreamproxy-2.json` and so on. A `serve` runs if it holds the lock file beside its state file
+//! (flock), so a crash frees the name. Lock files are never removed: unlinking one would let two
+//! processes hold the lock.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,30 +11,21 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::Environment;
 use crate::probe::options::RunningServe;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-/// How many may serve under one HOME and still be found.
+/// How many `serve` processes under one HOME can be found.
 const NAMES: u32 = 64;
-/// What is read of a state file: the variables are a few KiB, a long `NO_PROXY` included.
+/// The largest state file: its variables are a few KiB, including a long `NO_PROXY`.
 const SIZE_LIMIT: u64 = 1 << 20;
-/// How long a lock is tried for that only askers hold. They hold it for microseconds, but may be held up.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// The pause between two tries.
-const PAUSE: Duration = Duration::from_millis(1);
+/// How long to retry a lock that only readers hold. They hold it for microseconds, but may be delayed.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause between two attempts.
+const RETRY_DELAY: Duration = Duration::from_millis(1);
 
-/// The home folder that `environment` names by an absolute path.
-pub(crate) fn home(environment: &Environment) -> Option<PathBuf> {
-    environment
-        .lookup("HOME")
-        .map(PathBuf::from)
-        .filter(|home| home.is_absolute())
-}
-
-/// The first living `serve` under `home`.
-pub(crate) fn living(home: &Path) -> Option<RunningServe> {
+/// The first `serve` that runs under `home`.
+pub(crate) fn running(home: &Path) -> Option<RunningServe> {
     (1..=NAMES).find_map(|number| {
         let path = path(home, number);
         let state = read(&path)?;
@@ -41,7 +33,7 @@ pub(crate) fn living(home: &Path) -> Option<RunningServe> {
     })
 }
 
-/// A name of our own, held until this is dropped.
+/// A state file of this process. Dropping it removes the file and frees the name.
 #[derive(Debug)]
 pub(crate) struct StateFile {
     path: PathBuf,
@@ -49,12 +41,12 @@ pub(crate) struct StateFile {
 }
 
 impl StateFile {
-    /// Takes the first name under `home` that no living `serve` holds.
+    /// Takes the first name under `home` that no running `serve` has.
     pub(crate) fn claim(home: &Path) -> io::Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
-            .create(folder(home))?;
+            .create(directory(home))?;
         for number in 1..=NAMES {
             let path = path(home, number);
             if let Some(lock) = lock(&path)? {
@@ -62,35 +54,35 @@ impl StateFile {
             }
         }
         Err(io::Error::other(format!(
-            "{NAMES} others serve under this HOME"
+            "{NAMES} other serve processes run under this HOME"
         )))
     }
 
-    /// Whether this is the name that is looked at first.
+    /// Whether this is the name that `env` checks first.
     pub(crate) fn is_first(&self) -> bool {
         self.path
             .file_name()
             .is_some_and(|name| name == "upstreamproxy.json")
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts `line` into the file, whole or not at all, for our eyes only.
+    /// Replaces the content of the file by `line`, atomically. Only this user can read it.
     pub(crate) fn write(&self, line: &str) -> io::Result<()> {
         let temporary = self
             .path
             .with_extension(format!("json.{}.tmp", std::process::id()));
-        // One of a crashed process that had our number; the lock says that it is nobody's.
+        // A crashed process with the same process ID may have left one. The lock shows that it is unused.
         let _ = fs::remove_file(&temporary);
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&temporary)
-            // Nothing waits for the disk: a process that does not outlive a crash of the machine has nothing to say after it.
+            // No fsync: after a crash of the machine the file is useless, because the process is gone.
             .and_then(|mut file| file.write_all(line.as_bytes()))
             .and_then(|()| fs::rename(&temporary, &self.path));
         if written.is_err() {
@@ -108,12 +100,12 @@ impl Drop for StateFile {
     }
 }
 
-fn folder(home: &Path) -> PathBuf {
+fn directory(home: &Path) -> PathBuf {
     home.join(".ccr")
 }
 
 fn path(home: &Path, number: u32) -> PathBuf {
-    folder(home).join(match number {
+    directory(home).join(match number {
         1 => "upstreamproxy.json".to_owned(),
         _ => format!("upstreamproxy-{number}.json"),
     })
@@ -132,44 +124,45 @@ fn open_lock(path: &Path) -> io::Result<File> {
 
 /// Who holds a lock.
 #[derive(Debug)]
-enum Held {
-    /// We do, for as long as the file is open.
-    Ours(File),
-    /// A living `serve` does.
+enum Lock {
+    /// This process, while the file is open.
+    Acquired(File),
+    /// A running `serve`.
     Owned,
-    /// Somebody who asks for a living `serve` does, for a moment.
-    Asked,
+    /// A reader that checks for a running `serve`, for a moment.
+    Shared,
 }
 
 /// The lock, unless another `serve` holds it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match try_lock(path)? {
-            Held::Ours(lock) => return Ok(Some(lock)),
-            Held::Owned => return Ok(None),
-            Held::Asked if Instant::now() >= deadline => return Ok(None),
-            Held::Asked => std::thread::sleep(PAUSE),
+            Lock::Acquired(lock) => return Ok(Some(lock)),
+            Lock::Owned => return Ok(None),
+            Lock::Shared if Instant::now() >= deadline => return Ok(None),
+            Lock::Shared => std::thread::sleep(RETRY_DELAY),
         }
     }
 }
 
-/// Owners hold the lock alone, askers share it: so a second try tells which of them is in the way.
-fn try_lock(path: &Path) -> io::Result<Held> {
+/// Tries to lock. A `serve` holds an exclusive lock, readers a shared one, so a second attempt with a
+/// shared lock shows which of them holds it.
+fn try_lock(path: &Path) -> io::Result<Lock> {
     let lock = open_lock(path)?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => return Ok(Held::Ours(lock)),
+        Ok(()) => return Ok(Lock::Acquired(lock)),
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
     match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) | Err(Errno::INTR) => Ok(Held::Asked),
-        Err(Errno::WOULDBLOCK) => Ok(Held::Owned),
+        Ok(()) | Err(Errno::INTR) => Ok(Lock::Shared),
+        Err(Errno::WOULDBLOCK) => Ok(Lock::Owned),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether a living process holds the lock beside `path`.
+/// Whether a running `serve` holds the lock beside `path`.
 fn is_held(path: &Path) -> bool {
     let Ok(lock) = File::open(path.with_extension("json.lock")) else {
         return false;
@@ -177,7 +170,8 @@ fn is_held(path: &Path) -> bool {
     flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
-/// What a state file says, if it is one of our own user's making: what it says ends up in a shell.
+/// Reads a state file. Only files of this user that others cannot write are read, because a shell
+/// evaluates the content.
 fn read(path: &Path) -> Option<RunningServe> {
     let file = OpenOptions::new()
         .read(true)
@@ -217,83 +211,83 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_and_written_state_is_found_until_it_is_dropped() {
+    fn a_written_state_is_found_until_it_is_dropped() {
         let home = tempfile::tempdir().unwrap();
-        assert_eq!(living(home.path()), None);
+        assert_eq!(running(home.path()), None);
         let state = StateFile::claim(home.path()).unwrap();
-        assert_eq!(living(home.path()), None, "nothing written yet");
+        assert_eq!(running(home.path()), None, "nothing written yet");
         state.write(&line(std::process::id(), 7)).unwrap();
         assert!(state.is_first());
         assert_eq!(
             fs::metadata(state.path()).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let found = living(home.path()).unwrap();
+        let found = running(home.path()).unwrap();
         assert_eq!((found.pid, found.relay.port()), (std::process::id(), 7));
         let path = state.path().to_owned();
         drop(state);
-        assert_eq!(living(home.path()), None);
+        assert_eq!(running(home.path()), None);
         assert!(!path.exists());
     }
 
     #[test]
-    fn the_second_has_a_name_of_its_own_and_is_found_when_the_first_has_gone() {
+    fn the_second_has_its_own_name_and_is_found_after_the_first_ended() {
         let home = tempfile::tempdir().unwrap();
         let first = StateFile::claim(home.path()).unwrap();
         first.write(&line(std::process::id(), 1)).unwrap();
         let second = StateFile::claim(home.path()).unwrap();
         second.write(&line(std::process::id(), 2)).unwrap();
         assert!(!second.is_first());
-        assert_eq!(living(home.path()).unwrap().relay.port(), 1);
+        assert_eq!(running(home.path()).unwrap().relay.port(), 1);
         drop(first);
-        assert_eq!(living(home.path()).unwrap().relay.port(), 2);
+        assert_eq!(running(home.path()).unwrap().relay.port(), 2);
     }
 
     #[test]
-    fn what_a_crash_left_behind_is_not_living_and_is_taken_over() {
+    fn the_state_of_a_crashed_serve_is_not_found_and_is_replaced() {
         let home = tempfile::tempdir().unwrap();
         let state = StateFile::claim(home.path()).unwrap();
         state.write(&line(1, 9)).unwrap();
         let path = state.path().to_owned();
         drop(state);
-        assert!(path.exists(), "the pid inside is not ours");
-        assert_eq!(living(home.path()), None);
+        assert!(path.exists(), "the process ID in it is another one");
+        assert_eq!(running(home.path()), None);
         assert!(StateFile::claim(home.path()).unwrap().is_first());
     }
 
     #[test]
-    fn one_who_asks_is_told_from_an_owner() {
+    fn a_reader_is_distinguished_from_an_owner() {
         let home = tempfile::tempdir().unwrap();
         let state = StateFile::claim(home.path()).unwrap();
         let path = state.path().to_owned();
-        assert!(matches!(try_lock(&path), Ok(Held::Owned)));
+        assert!(matches!(try_lock(&path), Ok(Lock::Owned)));
         drop(state);
-        let asker = File::open(path.with_extension("json.lock")).unwrap();
-        flock(&asker, FlockOperation::NonBlockingLockShared).unwrap();
-        assert!(matches!(try_lock(&path), Ok(Held::Asked)));
-        assert!(!is_held(&path), "two askers are no owner");
-        drop(asker);
-        assert!(matches!(try_lock(&path), Ok(Held::Ours(_))));
+        let reader = File::open(path.with_extension("json.lock")).unwrap();
+        flock(&reader, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(matches!(try_lock(&path), Ok(Lock::Shared)));
+        assert!(!is_held(&path), "readers are not an owner");
+        drop(reader);
+        assert!(matches!(try_lock(&path), Ok(Lock::Acquired(_))));
     }
 
     #[test]
-    fn a_file_that_others_could_have_written_is_not_believed() {
+    fn a_file_that_others_could_have_written_is_ignored() {
         let home = tempfile::tempdir().unwrap();
         let state = StateFile::claim(home.path()).unwrap();
         state.write(&line(std::process::id(), 7)).unwrap();
         fs::set_permissions(state.path(), fs::Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(living(home.path()), None);
+        assert_eq!(running(home.path()), None);
         let elsewhere = home.path().join("elsewhere");
         fs::write(&elsewhere, line(std::process::id(), 7)).unwrap();
         fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o600)).unwrap();
         fs::remove_file(state.path()).unwrap();
         symlink(&elsewhere, state.path()).unwrap();
-        assert_eq!(living(home.path()), None);
+        assert_eq!(running(home.path()), None);
         assert!(read(&elsewhere).is_some());
     }
 
     #[test]
-    fn rubbish_is_no_state() {
+    fn garbage_is_not_a_state() {
         let home = tempfile::tempdir().unwrap();
         let state = StateFile::claim(home.path()).unwrap();
         for text in [
@@ -304,7 +298,7 @@ mod tests {
             r#"{"pid":1,"relay":"127.0.0.1:70000","proxy":"http://127.0.0.1:70000","ca_bundle":"/b"}"#,
         ] {
             state.write(text).unwrap();
-            assert_eq!(living(home.path()), None, "{text}");
+            assert_eq!(running(home.path()), None, "{text}");
         }
     }
 }

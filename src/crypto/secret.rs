@@ -3,18 +3,25 @@
 //! It is not a vault: the bytes lie in ordinary heap memory, which `setup::hardening` keeps other processes from reading.
 
 use std::fmt;
+use std::str::Utf8Error;
 
 use data_encoding::BASE64;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A session token, in memory only.
+/// A session token, in memory only. `Debug` shows a placeholder, and dropping it wipes the memory.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over; the caller's copies are the caller's to wipe.
-    pub fn new(text: Zeroizing<String>) -> Self {
+    /// Takes the buffer of `text` over, and wipes it when the secret is dropped. Copies that the
+    /// caller has made before are not wiped.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The same for text that is already wiped when dropped.
+    pub(crate) fn from_zeroizing(text: Zeroizing<String>) -> Self {
         Self(text)
     }
 
@@ -26,6 +33,28 @@ impl Secret {
     /// Whether `candidate` is this secret, in a time that depends on the lengths only.
     pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(candidate).into()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl TryFrom<Vec<u8>> for Secret {
+    type Error = Utf8Error;
+
+    /// Takes the buffer over, as [`Secret::new`] does. If the bytes are not UTF-8, it is wiped too.
+    fn try_from(bytes: Vec<u8>) -> Result<Self, Utf8Error> {
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self::new(text)),
+            Err(error) => {
+                let utf8_error = error.utf8_error();
+                drop(Zeroizing::new(error.into_bytes()));
+                Err(utf8_error)
+            }
+        }
     }
 }
 
@@ -69,7 +98,7 @@ mod tests {
     fn credentials() -> Credentials {
         Credentials {
             session_id: "s-1".into(),
-            token: Secret::new(Zeroizing::new("canary".into())),
+            token: Secret::new("canary".into()),
         }
     }
 

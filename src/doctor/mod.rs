@@ -15,7 +15,6 @@ mod variables;
 
 pub use check::Step;
 pub(crate) use check::{Check, Fact, Verdict};
-pub(crate) use stages::check;
 
 use crate::config::Config;
 use crate::probe::client::Port;

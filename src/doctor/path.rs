@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
 
 use super::check::{Check, PathResult, Step, Verdict};
 use super::far_end::FarEnd;
@@ -57,7 +56,7 @@ pub(super) fn check_all(
         }
     };
     // An empty token is never sent: without a token there is no target, and so no phase after TLS.
-    let nothing = || Secret::new(Zeroizing::new(String::new()));
+    let nothing = || Secret::new(String::new());
     let token = prepared.token.clone().unwrap_or_else(nothing);
     let target = target.filter(|_| prepared.token.is_some());
     let authority = target.map(|far_end| &far_end.authority);

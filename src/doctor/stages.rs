@@ -19,23 +19,6 @@ use crate::setup::gate::Session;
 use crate::setup::token::TokenFile;
 use crate::setup::{bundle, ca, download};
 
-/// Whether `stage` would succeed; a short description of what was found. Writes, deletes and
-/// changes nothing.
-///
-/// # Errors
-/// The error that [`start`](crate::start) would be disabled by; a switch that is off counts as one.
-pub(crate) fn check(config: &Config, stage: Stage) -> Result<String, Error> {
-    match stage {
-        Stage::Gate => session(config).map(|session| opened(&session)),
-        Stage::Token => read_token(config).map(|_| readable(config)),
-        Stage::Ca => {
-            merged(config, &session(config)?, &trusted(config)?).map(|merged| merged.detail)
-        }
-        Stage::Relay => can_listen(config),
-        Stage::Burn => can_burn(config, &read_token(config)?),
-    }
-}
-
 /// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is
 /// checked.
 pub(super) fn check_all(

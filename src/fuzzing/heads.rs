@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use tungstenite::handshake::derive_accept_key;
-use zeroize::Zeroizing;
 
 use super::settled;
 use crate::crypto::secret::{Credentials, Secret};
@@ -94,7 +93,7 @@ pub(super) fn opening(bytes: &[u8]) {
     assert!(asked.len <= bytes.len().min(HEAD_LIMIT));
     let credentials = Credentials {
         session_id: "session".to_owned(),
-        token: Secret::new(Zeroizing::new("token".to_owned())),
+        token: Secret::new("token".to_owned()),
     };
     let written = opening::request(&asked.authority, &credentials);
     let again = ConnectRequest::read(&written)

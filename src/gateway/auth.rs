@@ -142,7 +142,7 @@ fn parse_lines(text: &str) -> Result<Sessions, SessionsProblem> {
         }
         sessions.push(Credentials {
             session_id: id.to_owned(),
-            token: Secret::new(Zeroizing::new(token.to_owned())),
+            token: Secret::new(token.to_owned()),
         });
     }
     if sessions.is_empty() {
@@ -245,7 +245,7 @@ mod tests {
     fn basic(id: &str, token: &str) -> String {
         let credentials = Credentials {
             session_id: id.to_owned(),
-            token: Secret::new(Zeroizing::new(token.to_owned())),
+            token: Secret::new(token.to_owned()),
         };
         credentials.basic().to_string()
     }
@@ -329,7 +329,7 @@ mod tests {
     fn the_credentials_of_the_relay_are_those_that_the_gateway_takes() {
         let credentials = Credentials {
             session_id: "s-9".to_owned(),
-            token: Secret::new(Zeroizing::new("with:colons:in:it".to_owned())),
+            token: Secret::new("with:colons:in:it".to_owned()),
         };
         let sessions = Sessions::single(credentials.clone());
         let bearer = sessions.bearer(credentials.bearer().as_bytes()).unwrap();

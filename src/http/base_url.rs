@@ -18,9 +18,20 @@ pub(crate) const WS_PATH: &str = "/v1/code/upstreamproxy/ws";
 /// The longest base URL. It goes into a request head of at most 16 KiB beside a token; no real one comes near.
 const LENGTH_LIMIT: usize = 2048;
 
-/// Where the upstream is: scheme, host, port, and a path that may be empty.
+/// The base URL of the upstream: `https://host[:port][/path]`, or `http://` for a loopback host.
+///
+/// Parsing trims white space and trailing slashes. `Display` prints the canonical form.
+///
+/// ```
+/// use upstreamproxy::config::BaseUrl;
+///
+/// let base_url = BaseUrl::try_from("https://Gateway.example:8443/tenant/")?;
+/// assert_eq!(base_url.to_string(), "https://gateway.example:8443/tenant");
+/// assert!(BaseUrl::try_from("http://gateway.example").is_err());
+/// # Ok::<(), upstreamproxy::config::BaseUrlError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BaseUrl {
+pub struct BaseUrl {
     scheme: Scheme,
     authority: Authority,
     /// Empty, or begins with a slash and does not end with one.
@@ -107,6 +118,14 @@ impl FromStr for BaseUrl {
     }
 }
 
+impl TryFrom<&str> for BaseUrl {
+    type Error = BaseUrlError;
+
+    fn try_from(text: &str) -> Result<Self, BaseUrlError> {
+        Self::parse(text)
+    }
+}
+
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, host) = (self.scheme.name(), self.host_header());
@@ -181,7 +200,7 @@ fn is_path(text: &str) -> bool {
 /// Why some text is no base URL. Nothing of the text is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) enum BaseUrlError {
+pub enum BaseUrlError {
     /// Longer than any base URL needs to be.
     TooLong,
     /// Neither `http://` nor `https://` stands at the beginning.

@@ -42,7 +42,7 @@ impl Port {
             .and_then(|text| text.split_once(':'))
             .map(|(user, password)| Credentials {
                 session_id: user.to_owned(),
-                token: Secret::new(Zeroizing::new(password.to_owned())),
+                token: Secret::new(password.to_owned()),
             });
         Self {
             address,

@@ -58,7 +58,7 @@ pub(crate) fn read_token(config: &Config) -> Result<TokenFile, Error> {
     {
         log::debug!("other processes of this user can read this process: {error}");
     }
-    token::read(config)
+    token::read_file(&config.token_file)
 }
 
 /// The roots for connections to the upstream.

@@ -130,10 +130,10 @@ impl Password {
         let userinfo = format!("{USER}:{}", *token);
         let credentials = Credentials {
             session_id: USER.into(),
-            token: Secret::new(token),
+            token: Secret::from_zeroizing(token),
         };
         Ok(Self {
-            header: Secret::new(credentials.basic()),
+            header: Secret::from_zeroizing(credentials.basic()),
             userinfo,
         })
     }

@@ -63,7 +63,7 @@ pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
             _ => Ok(path),
         };
     }
-    let Some(home) = config.home() else {
+    let Some(home) = config.inherited.home() else {
         return Err(fault(match config.inherited.lookup("HOME") {
             None => "HOME is not set, so there is no place for the CA bundle".to_owned(),
             Some(home) => format!("HOME ({}) is not an absolute path", home.display()),
@@ -117,7 +117,7 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
 /// no CA variable, but works without one where no upstream intercepts: a failure is a warning.
 pub(crate) fn write_wgetrc(config: &Config, bundle: &Path) -> Option<PathBuf> {
     let named = config.inherited.lookup("WGETRC").map(PathBuf::from);
-    let default = config.home().map(|home| home.join(".wgetrc"));
+    let default = config.inherited.home().map(|home| home.join(".wgetrc"));
     let of_the_user = |file: &PathBuf| !file.as_os_str().is_empty() && !is_ours(file);
     let found = named.or_else(|| default.filter(|file| fs::symlink_metadata(file).is_ok()));
     if let Some(file) = found.filter(of_the_user) {

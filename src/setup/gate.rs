@@ -3,16 +3,9 @@
 //! It looks at settings only: no file is touched, no name looked up. Nor does it log: a gate that is closed on purpose is
 //! told apart from settings that are at fault, and the caller gives each its own level. `manual/operations.md`, row gate.
 
-use crate::config::{Config, DEFAULT_BASE_URL, When};
+use crate::config::{Config, DEFAULT_BASE_URL, Source, When};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
-
-/// The longest session id. It goes into a header beside the token; real ones are some forty characters.
-const SESSION_ID_LIMIT: usize = 256;
-
-const BASE_URL_VARIABLES: [&str; 2] = ["UPSTREAMPROXY_BASE_URL", "ANTHROPIC_BASE_URL"];
-const SESSION_ID_VARIABLES: [&str; 2] =
-    ["UPSTREAMPROXY_SESSION_ID", "CLAUDE_CODE_REMOTE_SESSION_ID"];
 
 /// What the gate found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +46,8 @@ pub(crate) fn check(config: &Config) -> Result<Gate, Error> {
         When::Always => {}
     }
     // Only now: a value that nobody asked us to use is nobody's problem.
-    if !config.unusable.is_empty() {
-        let faults: Vec<_> = config.unusable.iter().map(ToString::to_string).collect();
+    let faults: Vec<_> = config.unusable().map(ToString::to_string).collect();
+    if !faults.is_empty() {
         return Err(fault(faults.join(", and "), "correct or unset it"));
     }
     let session = Session {
@@ -80,60 +73,26 @@ fn switched_off(config: &Config) -> Option<String> {
 }
 
 fn base_url(config: &Config) -> Result<BaseUrl, Error> {
-    let text = match (&config.base_url, config.when) {
-        (Some(text), _) => text,
-        (None, When::Auto) => DEFAULT_BASE_URL,
+    match (&config.base_url, config.when) {
+        (Some(base_url), _) => Ok(base_url.clone()),
+        (None, When::Auto) => DEFAULT_BASE_URL
+            .parse()
+            .map_err(|error| fault(format!("the default base URL: {error}"), "report it")),
         // With the switches skipped nothing says whose token this is, so no third party gets it by default.
-        (None, _) => {
-            return Err(fault(
-                "no base URL is given, and with --when always there is no default",
-                "set ANTHROPIC_BASE_URL or --base-url",
-            ));
-        }
-    };
-    BaseUrl::parse(text).map_err(|error| {
-        let name = named(config, text, BASE_URL_VARIABLES, "the base URL");
-        fault(
-            format!("{name} cannot be used: {error}"),
-            "give it as https://host[:port][/path]",
-        )
-    })
-}
-
-fn session_id(config: &Config) -> Result<String, Error> {
-    let Some(text) = &config.session_id else {
-        return Err(fault(
-            "no session id is given",
-            "set CLAUDE_CODE_REMOTE_SESSION_ID or --session-id",
-        ));
-    };
-    let id = text.trim();
-    match session_id_flaw(id) {
-        None => Ok(id.to_owned()),
-        Some(flaw) => {
-            let name = named(config, text, SESSION_ID_VARIABLES, "the session id");
-            Err(fault(
-                format!("{name} cannot be used: {flaw}"),
-                "set it to the id of this session",
-            ))
-        }
+        (None, _) => Err(fault(
+            "no base URL is given, and with --when always there is no default",
+            "set ANTHROPIC_BASE_URL or --base-url",
+        )),
     }
 }
 
-/// What keeps `id` from standing in a header as the user-id of Basic credentials.
-fn session_id_flaw(id: &str) -> Option<String> {
-    if id.is_empty() {
-        Some("it is blank".to_owned())
-    } else if id.len() > SESSION_ID_LIMIT {
-        Some(format!("it is longer than {SESSION_ID_LIMIT} bytes"))
-    } else if id.contains(':') {
-        // RFC 7617, section 2: "a user-id containing a colon character is invalid".
-        // https://www.rfc-editor.org/rfc/rfc7617#section-2
-        Some("it has a colon".to_owned())
-    } else if !id.bytes().all(|b| b.is_ascii_graphic()) {
-        Some("it has a character that is not visible ASCII".to_owned())
-    } else {
-        None
+fn session_id(config: &Config) -> Result<String, Error> {
+    match &config.session_id {
+        Some(id) => Ok(id.to_string()),
+        None => Err(fault(
+            "no session ID is given",
+            "set CLAUDE_CODE_REMOTE_SESSION_ID or --session-id",
+        )),
     }
 }
 
@@ -141,21 +100,15 @@ fn check_listen(config: &Config) -> Result<(), Error> {
     if config.allow_non_loopback || config.listen.ip().is_loopback() {
         return Ok(());
     }
+    let source = config.source("listen").unwrap_or(&Source::Host);
     Err(fault(
         format!(
-            "the listen address {} (UPSTREAMPROXY_LISTEN or --listen) can be reached from other machines, which would spend this session's authority",
-            config.listen
+            "other machines can reach the listen address {} ({}), and could then use this session",
+            config.listen,
+            source.name_of("listen")
         ),
-        "listen on 127.0.0.1, or say --allow-non-loopback",
+        "listen on 127.0.0.1, or set --allow-non-loopback",
     ))
-}
-
-/// The variable that `value` came from, so that the reader knows which of two to mend; `otherwise` if it was none of them.
-fn named<'a>(config: &Config, value: &str, variables: [&'a str; 2], otherwise: &'a str) -> &'a str {
-    variables
-        .into_iter()
-        .find(|name| config.inherited.text(name) == Some(value))
-        .unwrap_or(otherwise)
 }
 
 fn fault(what: impl Into<String>, remedy: &str) -> Error {
@@ -297,19 +250,19 @@ mod tests {
             "https://canary.example:99999",
             " ",
         ] {
-            for name in BASE_URL_VARIABLES {
+            for name in ["UPSTREAMPROXY_BASE_URL", "ANTHROPIC_BASE_URL"] {
                 assert_at_fault(switched_on(&[session, (name, value)]), name);
             }
         }
-        let mut config = Config::from_environment(Environment::default());
-        config.when = When::Always;
-        config.base_url = Some("canary".into());
-        assert_at_fault(check(&config), "the base URL");
+        let mut config = Config::default();
+        let error = config.set("base-url", "canary").unwrap_err().to_string();
+        assert!(error.starts_with("base-url cannot be used"), "{error}");
+        assert!(!error.contains("canary"), "{error}");
     }
 
     #[test]
     fn names_the_variable_that_an_unusable_session_id_came_from() {
-        let long = "i".repeat(SESSION_ID_LIMIT + 1);
+        let long = "i".repeat(257);
         for value in [
             " ",
             "canary:x",
@@ -321,7 +274,7 @@ mod tests {
             "canary\u{7f}",
             &long,
         ] {
-            for name in SESSION_ID_VARIABLES {
+            for name in ["UPSTREAMPROXY_SESSION_ID", "CLAUDE_CODE_REMOTE_SESSION_ID"] {
                 assert_at_fault(switched_on(&[(name, value)]), name);
             }
         }
@@ -330,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_session_id_may_be_as_long_as_the_limit_and_hold_any_other_visible_character() {
-        let longest = "i".repeat(SESSION_ID_LIMIT);
+        let longest = "i".repeat(256);
         for id in [&longest, "!\"#$%&'()*+,-./;<=>?@[\\]^_`{|}~", "7"] {
             let session = open(switched_on(&[("UPSTREAMPROXY_SESSION_ID", id)]));
             assert_eq!(session.id, id);

@@ -46,6 +46,57 @@ const TRACELESS: OFlags = FILE;
 const ELSEWHERE: &str =
     "name a regular file that this user can read with UPSTREAMPROXY_TOKEN_FILE or --token-file";
 
+/// The session token, and where it comes from.
+#[derive(Debug)]
+pub(crate) enum SessionToken {
+    /// The host passed it: there is no file to read or burn.
+    Given(Secret),
+    /// It was read from the token file.
+    File(TokenFile),
+}
+
+/// The token of `config`, or else the one in its token file.
+///
+/// # Errors
+/// There is no such file, or it does not contain a session token.
+pub(crate) fn read(config: &Config) -> Result<SessionToken, Error> {
+    match &config.token {
+        None => read_file(&config.token_file).map(SessionToken::File),
+        Some(token) if is_token(token.expose().as_bytes()) => {
+            Ok(SessionToken::Given(token.clone()))
+        }
+        Some(_) => Err(Error::new(
+            Stage::Token,
+            ErrorKind::InvalidData,
+            "the session token that the host passed is empty or contains a byte that is not visible ASCII",
+            "pass the bare token",
+        )),
+    }
+}
+
+impl SessionToken {
+    /// The token.
+    pub(crate) fn secret(&self) -> Secret {
+        match self {
+            Self::Given(token) => token.clone(),
+            Self::File(file) => file.secret(),
+        }
+    }
+
+    /// Deletes the token file, if there is one. See [`TokenFile::burn`].
+    pub(crate) fn burn(self) -> Result<(), Error> {
+        match self {
+            Self::Given(_) => Ok(()),
+            Self::File(file) => file.burn(),
+        }
+    }
+}
+
+/// Whether `bytes` can be a token: it goes into header fields, where a line end would let its writer add fields.
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(u8::is_ascii_graphic)
+}
+
 /// A session token that was read, and its file, which is still there.
 pub(crate) struct TokenFile {
     secret: Secret,
@@ -61,8 +112,7 @@ pub(crate) struct TokenFile {
 ///
 /// # Errors
 /// There is no such file, or it is not one that can hold a session token.
-pub(crate) fn read(config: &Config) -> Result<TokenFile, Error> {
-    let path = config.token_file.as_path();
+pub(crate) fn read_file(path: &Path) -> Result<TokenFile, Error> {
     let (folder, name) = open_folder(path)?;
     let opened = |flags| retry_on_intr(|| openat(&folder, &name, flags, Mode::empty()));
     let file = match opened(TRACELESS) {
@@ -235,15 +285,14 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Secret, Error> {
     if token.starts_with(BYTE_ORDER_MARK) {
         return Err(odd(path, "begins with a byte order mark"));
     }
-    // A token goes into header fields: a line end inside would let its writer add fields of their own.
-    if !token.iter().all(u8::is_ascii_graphic) {
+    if !is_token(token) {
         return Err(odd(
             path,
             "has a space, a line end or another byte that is not visible ASCII inside the token",
         ));
     }
     let text = std::str::from_utf8(token).map_err(|_| odd(path, "is not ASCII text"))?;
-    Ok(Secret::new(Zeroizing::new(text.to_owned())))
+    Ok(Secret::new(text.to_owned()))
 }
 
 /// Says why the file could not be opened; the kernel says the same number for several reasons.
@@ -330,10 +379,23 @@ mod tests {
     }
 
     fn read_at(path: impl Into<PathBuf>) -> Result<TokenFile, Error> {
-        read(&Config {
-            token_file: path.into(),
-            ..Config::default()
-        })
+        read_file(&path.into())
+    }
+
+    #[test]
+    fn a_token_of_the_host_is_used_as_it_is_and_no_file_is_touched() {
+        let (_directory, path) = written(TOKEN);
+        let config = Config::default().token_file(&path);
+        let given = read(&config.clone().token("given".to_owned())).expect("a good token");
+        assert_eq!(given.secret().expose(), "given");
+        given.burn().expect("nothing to burn");
+        assert!(path.exists());
+        for token in ["", "a b", "a\n", "\u{e9}"] {
+            let error = read(&config.clone().token(token.to_owned())).expect_err(token);
+            assert_eq!(error.stage(), Stage::Token);
+        }
+        let from_file = read(&config).expect("the file");
+        assert_eq!(from_file.secret().expose(), TOKEN);
     }
 
     /// A token file that was read, as it is before the burn.

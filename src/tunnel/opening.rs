@@ -152,7 +152,7 @@ mod tests {
     fn credentials() -> Credentials {
         Credentials {
             session_id: "s".into(),
-            token: Secret::new(Zeroizing::new("t".into())),
+            token: Secret::new("t".into()),
         }
     }
 

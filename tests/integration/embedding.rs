@@ -61,8 +61,7 @@ fn live(target: &str, roots: &Path) {
         system_ca: Some(roots.to_owned()),
         ..EmbeddedOptions::default()
     };
-    let mut config = Config::default();
-    config.system_ca = Some(roots.to_owned());
+    let config = Config::default().system_ca(roots);
     let relay = start_embedded(&config, options).into_result().unwrap();
     let (mut tunnel, answer) = connect(relay.port(), target);
     assert_eq!(answer.status, 200, "{answer:?}");

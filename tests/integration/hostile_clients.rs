@@ -561,10 +561,10 @@ fn the_whole_head_has_one_deadline_however_it_dribbles() {
         system_ca: Some(roots.clone()),
         ..EmbeddedOptions::default()
     };
-    let mut config = Config::default();
-    config.harden = false;
-    config.system_ca = Some(roots);
-    config.limits.head_timeout = Duration::from_millis(200);
+    let config = Config::default()
+        .harden(false)
+        .system_ca(roots)
+        .limits(|limits| limits.head_timeout = Duration::from_millis(200));
     let relay = start_embedded(&config, options).into_result().unwrap();
     let mut silent = dial(relay.port());
     let (came, ending) = read_to_end(&mut silent);

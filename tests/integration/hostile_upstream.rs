@@ -195,15 +195,15 @@ fn is_refused_once(relay: &RelayProcess) {
 
 /// A relay inside this process, with limits that no option sets.
 fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Handle {
-    let mut config = Config::default();
-    config.when = upstreamproxy::config::When::Always;
-    config.base_url = Some(base_url.to_owned());
-    config.session_id = Some(crate::support::SESSION.to_owned());
-    config.token_file = home.token_file();
-    config.ca_bundle = Some(home.join("bundle.crt"));
-    config.system_ca = Some(home.write("roots.pem", TestCa::new("the only root").pem, 0o644));
-    config.harden = false;
-    config.limits.opening_timeout = opening_timeout;
+    let config = Config::default()
+        .when(upstreamproxy::config::When::Always)
+        .base_url(base_url.parse().unwrap())
+        .session_id(crate::support::SESSION.parse().unwrap())
+        .token_file(home.token_file())
+        .ca_bundle(home.join("bundle.crt"))
+        .system_ca(home.write("roots.pem", TestCa::new("the only root").pem, 0o644))
+        .harden(false)
+        .limits(|limits| limits.opening_timeout = opening_timeout);
     start(&config).into_result().unwrap()
 }
 

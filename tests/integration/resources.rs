@@ -73,19 +73,21 @@ fn host() {
     settings.system_ca = Some(roots.clone());
     settings.allow_private = true;
     let gateway = start_gateway(settings).unwrap();
-    let mut config = Config::default();
-    config.when = When::Always;
-    config.base_url = Some(gateway.base_url());
-    config.session_id = Some("session".to_owned());
-    config.token_file = home.token_file();
-    config.ca_bundle = Some(home.join("ca-bundle.crt"));
-    config.system_ca = Some(roots);
+    let config = Config::default()
+        .when(When::Always)
+        .base_url(gateway.base_url().parse().unwrap())
+        .session_id("session".parse().unwrap())
+        .token_file(home.token_file())
+        .ca_bundle(home.join("ca-bundle.crt"))
+        .system_ca(roots);
     let target = EchoServer::start();
     let pid = std::process::id();
     let settle = rounds / 5;
     let (mut counts, mut memory) = (ResourceCounts::of(pid).unwrap(), 0);
     for round in 0..rounds {
-        live(&config, token, (round % 10 == 0).then_some(&target));
+        write_token(&home.token_file(), token);
+        live(&config, (round % 10 == 0).then_some(&target));
+        assert!(!home.token_file().exists());
         if round == settle {
             counts = ResourceCounts::of(pid).unwrap();
             memory = resident(pid);
@@ -97,10 +99,8 @@ fn host() {
     println!("{rounds} lives, nothing left: {memory} KiB after {settle}, {now} KiB now");
 }
 
-fn live(config: &Config, token: &[u8], target: Option<&EchoServer>) {
-    write_token(&config.token_file, token);
+fn live(config: &Config, target: Option<&EchoServer>) {
     let relay = start(config).into_result().unwrap();
-    assert!(!config.token_file.exists());
     if let Some(target) = target {
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 200, "{answer:?}");

@@ -67,15 +67,15 @@ impl Ends {
             .as_ref()
             .map_or(gateway.local_addr(), |line| line.address);
         home.write_token("token-of-the-test");
-        let mut config = Config::default();
-        config.when = When::Always;
-        config.base_url = Some(format!("http://{base}"));
-        config.session_id = Some("standby".into());
-        config.token_file = home.token_file();
-        config.system_ca = Some(home.write("roots.pem", TestCa::new("a root").pem, 0o644));
-        config.ca_bundle = Some(home.join("bundle.pem"));
-        config.harden = false;
-        config.limits.standby = standby;
+        let config = Config::default()
+            .when(When::Always)
+            .base_url(format!("http://{base}").parse().unwrap())
+            .session_id("standby".parse().unwrap())
+            .token_file(home.token_file())
+            .system_ca(home.write("roots.pem", TestCa::new("a root").pem, 0o644))
+            .ca_bundle(home.join("bundle.pem"))
+            .harden(false)
+            .limits(|limits| limits.standby = standby);
         let relay = start(&config).into_result().unwrap();
         Self {
             relay,

@@ -1,0 +1,198 @@
+//! A row of a settings table: the name of a setting, its documentation, and how a value is set.
+//!
+//! The settings of the library are the table `settings::SETTINGS`. The command line adds a table
+//! of its own options, with the same kind of row.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::ops::Deref;
+
+use super::environment::Environment;
+use super::value::Problem;
+
+/// A subcommand of the binary, for which a setting is an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) enum Subcommand {
+    /// Set up, run a command, tear down.
+    Run,
+    /// Set up and serve until a signal requests a stop.
+    Serve,
+    /// Print the variables of the running `serve`.
+    Env,
+    /// Check every stage and report problems.
+    Doctor,
+    /// Measure the path through the upstream.
+    #[cfg(feature = "bench")]
+    Bench,
+    /// Run the gateway.
+    #[cfg(feature = "gateway")]
+    Gateway,
+}
+
+/// The name of a setting and its documentation.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) struct Spec {
+    /// The long option without the dashes, and the name in the C API.
+    pub(crate) name: &'static str,
+    /// The short option.
+    pub(crate) short: Option<char>,
+    /// The placeholder of its value in help; `None`: a switch.
+    pub(crate) value: Option<&'static str>,
+    /// Whether it can be given more than once. In a variable the values are separated by spaces.
+    pub(crate) repeatable: bool,
+    /// The subcommands that have it as an option.
+    pub(crate) subcommands: &'static [Subcommand],
+    /// Whether it is read from `UPSTREAMPROXY_<NAME>`.
+    pub(crate) in_environment: bool,
+    /// Variables of the session that are read after that one.
+    pub(crate) session_variables: &'static [&'static str],
+    /// The meaning in one line, for `--help` and the README.
+    pub(crate) help: &'static str,
+    /// The default, as help shows it; empty: none to show.
+    pub(crate) default: &'static str,
+}
+
+impl Spec {
+    /// The usual row: a switch that is also read from the environment.
+    pub(crate) const ROW: Self = Self {
+        name: "",
+        short: None,
+        value: None,
+        repeatable: false,
+        subcommands: &[],
+        in_environment: true,
+        session_variables: &[],
+        help: "",
+        default: "",
+    };
+
+    /// The variable that sets it: `UPSTREAMPROXY_<NAME>`.
+    pub(crate) fn variable(&self) -> String {
+        let name = self.name.to_ascii_uppercase().replace('-', "_");
+        format!("UPSTREAMPROXY_{name}")
+    }
+
+    /// The first of its variables that is set in `environment`, and the value.
+    pub(crate) fn lookup<'a>(&self, environment: &'a Environment) -> Option<(Source, &'a OsStr)> {
+        let own = self.in_environment.then(|| self.variable());
+        let session = self.session_variables.iter().map(|&name| name.to_owned());
+        own.into_iter()
+            .chain(session)
+            .find_map(|name| environment.lookup(&name).map(|value| (name, value)))
+            .map(|(name, value)| (Source::Variable(name), value))
+    }
+}
+
+/// A setting of `T`: a spec, and how a value is parsed and stored.
+pub(crate) struct Setting<T> {
+    spec: Spec,
+    set: fn(&mut T, &OsStr) -> Result<(), Problem>,
+}
+
+impl<T> Setting<T> {
+    /// A row of a settings table.
+    pub(crate) const fn new(spec: Spec, set: fn(&mut T, &OsStr) -> Result<(), Problem>) -> Self {
+        Self { spec, set }
+    }
+
+    /// Parses `value` and stores it in `target`.
+    ///
+    /// # Errors
+    /// The value cannot be used; `target` is unchanged.
+    pub(crate) fn set(
+        &self,
+        target: &mut T,
+        value: &OsStr,
+        source: &Source,
+    ) -> Result<(), UnusableSetting> {
+        let set = if value.is_empty() {
+            // In the environment an empty value counts as unset; elsewhere it is a mistake.
+            Err("has an empty value".to_owned())
+        } else {
+            (self.set)(target, value)
+        };
+        set.map_err(|problem| UnusableSetting {
+            setting: self.spec.name,
+            name: source.name_of(self.spec.name),
+            problem,
+        })
+    }
+}
+
+impl<T> Deref for Setting<T> {
+    type Target = Spec;
+
+    fn deref(&self) -> &Spec {
+        &self.spec
+    }
+}
+
+/// Where the value of a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A variable of this name.
+    Variable(String),
+    /// A command-line flag.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))]
+    Flag,
+    /// The embedding program.
+    Host,
+}
+
+impl Source {
+    /// How an error message names `setting`.
+    pub(crate) fn name_of(&self, setting: &str) -> String {
+        match self {
+            Self::Variable(name) => name.clone(),
+            Self::Flag => format!("--{setting}"),
+            Self::Host => setting.to_owned(),
+        }
+    }
+}
+
+/// A value that a setting cannot have. It does not contain the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnusableSetting {
+    /// The setting, whatever the source of its value.
+    pub(crate) setting: &'static str,
+    /// The name of the flag, variable or setting that had the value.
+    pub name: String,
+    /// What is wrong: the rest of a sentence that begins with the name.
+    pub problem: String,
+}
+
+impl fmt::Display for UnusableSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.problem)
+    }
+}
+
+impl std::error::Error for UnusableSetting {}
+
+/// Why [`Config::set`](crate::Config::set) did not set a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SettingError {
+    /// There is no setting of this name.
+    Unknown(OsString),
+    /// The setting cannot have this value.
+    Unusable(UnusableSetting),
+}
+
+impl fmt::Display for SettingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => write!(
+                f,
+                "there is no setting {}",
+                name.as_encoded_bytes().escape_ascii()
+            ),
+            Self::Unusable(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SettingError {}

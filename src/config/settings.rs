@@ -1,0 +1,473 @@
+//! The table of the library's settings.
+//!
+//! Everything that knows a setting by its name is derived from this table: the variables that
+//! [`Config::from_environment`] reads, [`Config::set`] and the settings of the C API, the options of
+//! the command line and their help. A new setting is one row here and one field of [`Config`].
+
+use std::ffi::OsStr;
+
+#[cfg(feature = "bench")]
+use Subcommand::Bench;
+#[cfg(feature = "gateway")]
+use Subcommand::Gateway;
+use Subcommand::{Doctor, Run, Serve};
+
+use super::builder::Config;
+use super::environment::Environment;
+use super::setting::{Setting, SettingError, Source, Spec, Subcommand};
+use super::value::{
+    count, duration, is_truthy, matching, parsed, path, put, put_some, socket_addr, switch, when,
+};
+#[cfg(feature = "gateway")]
+use super::value::{overrides, patterns};
+
+/// The subcommands that start a relay, or check how it would start.
+const RELAY: &[Subcommand] = &[Run, Serve, Doctor];
+/// The subcommands that connect to the upstream.
+const UPSTREAM: &[Subcommand] = &[
+    Run,
+    Serve,
+    Doctor,
+    #[cfg(feature = "bench")]
+    Bench,
+];
+/// The subcommands that open WebSockets in advance.
+const STANDBY: &[Subcommand] = &[
+    Run,
+    Serve,
+    #[cfg(feature = "bench")]
+    Bench,
+];
+/// The subcommands that serve tunnels.
+const TUNNELS: &[Subcommand] = &[
+    Run,
+    Serve,
+    Doctor,
+    #[cfg(feature = "gateway")]
+    Gateway,
+];
+/// The subcommands that open connections.
+const CONNECTIONS: &[Subcommand] = &[
+    Run,
+    Serve,
+    Doctor,
+    #[cfg(feature = "bench")]
+    Bench,
+    #[cfg(feature = "gateway")]
+    Gateway,
+];
+
+/// The maximum of the setting `standby`: more connections in advance burden the gateway and gain
+/// nothing.
+const STANDBY_LIMIT: usize = 64;
+
+/// Every setting of the library, in the order of help.
+pub(crate) const SETTINGS: &[Setting<Config>] = &[
+    Setting::new(
+        Spec {
+            name: "when",
+            value: Some("WHEN"),
+            subcommands: UPSTREAM,
+            help: "when to run: auto checks CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; always \
+                   skips that check and requires --base-url and --session-id; never keeps the proxy off",
+            default: "auto",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.when, when(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "embedded",
+            subcommands: UPSTREAM,
+            help: if cfg!(feature = "gateway") {
+                "start a gateway inside this process and use it as the upstream; implies --when always"
+            } else {
+                "not in this build, which has no gateway"
+            },
+            ..Spec::ROW
+        },
+        |config, value| match switch(value)? {
+            true if cfg!(not(feature = "gateway")) => Err(
+                "cannot be used: this build has no gateway; use one with the feature `gateway`"
+                    .to_owned(),
+            ),
+            embedded => put(&mut config.embedded, Ok(embedded)),
+        },
+    ),
+    Setting::new(
+        Spec {
+            name: "base-url",
+            value: Some("URL"),
+            subcommands: UPSTREAM,
+            session_variables: &["ANTHROPIC_BASE_URL"],
+            help: "base URL of the upstream, https, or http for loopback only",
+            default: "ANTHROPIC_BASE_URL; with --when auto https://api.anthropic.com",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.base_url, parsed(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "session-id",
+            value: Some("ID"),
+            subcommands: UPSTREAM,
+            session_variables: &["CLAUDE_CODE_REMOTE_SESSION_ID"],
+            help: "session ID sent to the upstream",
+            default: "CLAUDE_CODE_REMOTE_SESSION_ID",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.session_id, parsed(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "token-file",
+            value: Some("PATH"),
+            subcommands: UPSTREAM,
+            help: "file with the session token; run and serve delete it once the relay listens",
+            default: "/run/ccr/session_token",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.token_file, path(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "upstream-ca",
+            value: Some("FILE"),
+            subcommands: UPSTREAM,
+            help: "PEM file with additional roots for connections to the upstream; with --embedded, \
+                   for verifying targets",
+            default: "none",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.upstream_ca, path(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "system-ca",
+            value: Some("FILE"),
+            subcommands: UPSTREAM,
+            help: "PEM file with the base roots",
+            default: "the inherited SSL_CERT_FILE, or the roots of the distribution",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.system_ca, path(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "ca-bundle",
+            value: Some("PATH"),
+            subcommands: RELAY,
+            help: "where to write the merged CA bundle",
+            default: "~/.ccr/ca-bundle.crt",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.ca_bundle, path(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "listen",
+            value: Some("ADDR:PORT"),
+            subcommands: RELAY,
+            help: "address that the relay listens on; port 0 selects a free port",
+            default: "127.0.0.1:0",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.listen, socket_addr(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "allow-non-loopback",
+            subcommands: UPSTREAM,
+            help: "allow a --listen address (bench: --origin) that other machines can reach; they \
+                   can then use this session",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.allow_non_loopback, switch(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "allow-any-user",
+            subcommands: RELAY,
+            help: "allow every local user to use the port",
+            default: "only this user and root, where the kernel reports the owner of a socket",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.allow_any_user, switch(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "listen-credential",
+            subcommands: RELAY,
+            help: "put a random password into the proxy URL and refuse clients that do not send it; \
+                   the JVM, Yarn and others cannot send one",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.listen_credential, switch(value)),
+    ),
+    #[cfg(feature = "gateway")]
+    Setting::new(
+        Spec {
+            name: "intercept",
+            value: Some("PATTERN"),
+            repeatable: true,
+            subcommands: TUNNELS,
+            help: "intercept the TLS of these targets (with --embedded, or at the gateway): *, \
+                   example.com or *.example.com, each with or without :PORT, or none; repeatable",
+            default: "*:443",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.intercept, patterns(value)),
+    ),
+    #[cfg(feature = "gateway")]
+    Setting::new(
+        Spec {
+            name: "resolve",
+            value: Some("HOST:PORT:ADDR"),
+            repeatable: true,
+            subcommands: TUNNELS,
+            help: "use this address for this name, as in curl (with --embedded, or at the gateway); \
+                   address restrictions still apply; repeatable",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.resolve, overrides(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "max-tunnels",
+            value: Some("N"),
+            subcommands: CONNECTIONS,
+            help: "maximum number of open tunnels, at least 1; further requests are answered 503",
+            default: "what the process limits allow, at most 1024",
+            ..Spec::ROW
+        },
+        |config, value| put_some(&mut config.limits.max_tunnels, count(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "standby",
+            value: Some("N"),
+            subcommands: STANDBY,
+            help: "maximum number of WebSockets opened in advance if the upstream is far away (5 ms \
+                   or more), 0 to 64; 0 disables them",
+            default: "8",
+            ..Spec::ROW
+        },
+        |config, value| {
+            let standby = matching(
+                value,
+                |&n| n <= STANDBY_LIMIT,
+                "a whole number from 0 to 64",
+            );
+            put(&mut config.limits.standby, standby)
+        },
+    ),
+    Setting::new(
+        Spec {
+            name: "drain-timeout",
+            value: Some("DURATION"),
+            subcommands: TUNNELS,
+            help: "how long open tunnels may continue after a stop request; 0 cuts them at once",
+            default: "10s",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.limits.drain_timeout, duration(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "connect-timeout",
+            value: Some("DURATION"),
+            subcommands: CONNECTIONS,
+            help: "limit for each of name resolution, TCP connect, TLS handshake and upgrade; with 0 \
+                   every connection fails",
+            default: "10s",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.limits.connect_timeout, duration(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "keepalive",
+            value: Some("DURATION"),
+            subcommands: TUNNELS,
+            help: "interval between pings on a silent tunnel; three unanswered pings end it; 0 \
+                   disables pings",
+            default: "25s",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.limits.keepalive, duration(value)),
+    ),
+    Setting::new(
+        Spec {
+            name: "idle-timeout",
+            value: Some("DURATION"),
+            subcommands: TUNNELS,
+            help: "how long a tunnel may transfer no data; 0 means no limit",
+            default: "0",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.limits.idle_timeout, duration(value)),
+    ),
+    // For embedding hosts only: the binary is always hardened.
+    Setting::new(
+        Spec {
+            name: "harden",
+            in_environment: false,
+            help: "make the process non-dumpable before the token is read",
+            default: "true",
+            ..Spec::ROW
+        },
+        |config, value| put(&mut config.harden, switch(value)),
+    ),
+];
+
+impl Config {
+    /// The settings in the environment of this process.
+    pub fn from_env() -> Self {
+        Self::from_environment(Environment::of_process())
+    }
+
+    /// The settings in `environment`: `UPSTREAMPROXY_<NAME>`, or else the variables of the session.
+    ///
+    /// A value that cannot be used is not an error here. If the switches of the session are on, it
+    /// leaves the proxy Disabled at the gate, and the reason names the variable.
+    pub fn from_environment(environment: Environment) -> Self {
+        let is_on = |name: &str| environment.text(name).is_some_and(is_truthy);
+        let mut config = Self {
+            remote: is_on("CLAUDE_CODE_REMOTE"),
+            enabled: is_on("CCR_UPSTREAM_PROXY_ENABLED"),
+            ..Self::default()
+        };
+        for setting in SETTINGS {
+            if let Some((source, value)) = setting.lookup(&environment) {
+                let result = setting.set(&mut config, value, &source);
+                config.record(setting.name, source, result);
+            }
+        }
+        config.inherited = environment;
+        config
+    }
+
+    /// Sets the setting called `name`, such as `keepalive`, to a value in text form, such as `10s`.
+    ///
+    /// The names are those of the long options; `harden` is a setting too.
+    ///
+    /// # Errors
+    /// There is no setting of this name, or it cannot have this value.
+    pub fn set(
+        &mut self,
+        name: impl AsRef<OsStr>,
+        value: impl AsRef<OsStr>,
+    ) -> Result<(), SettingError> {
+        let name = name.as_ref();
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+            return Err(SettingError::Unknown(name.to_owned()));
+        };
+        let source = Source::Host;
+        setting
+            .set(self, value.as_ref(), &source)
+            .map_err(SettingError::Unusable)?;
+        self.record(setting.name, source, Ok(()));
+        Ok(())
+    }
+
+    /// The name of every setting, for [`Config::set`].
+    pub fn setting_names() -> impl Iterator<Item = &'static str> {
+        SETTINGS.iter().map(|setting| setting.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::when::When;
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Config {
+        Config::from_environment(variables.iter().copied().collect())
+    }
+
+    #[test]
+    fn debug_output_shows_no_variables_value() {
+        let shown = format!(
+            "{:?}",
+            config(&[("SOME_API_KEY", "s3cret")]).token("s3cret".to_owned())
+        );
+        assert!(
+            shown.contains("SOME_API_KEY") && !shown.contains("s3cret"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn the_programs_own_variable_wins_over_the_sessions() {
+        let config = config(&[
+            ("ANTHROPIC_BASE_URL", "https://b.example"),
+            ("UPSTREAMPROXY_BASE_URL", "https://a.example"),
+            ("CLAUDE_CODE_REMOTE_SESSION_ID", "s"),
+            ("UPSTREAMPROXY_SESSION_ID", ""),
+            ("UPSTREAMPROXY_KEEPALIVE", "500ms"),
+        ]);
+        assert_eq!(config.base_url, "https://a.example".parse().ok());
+        assert_eq!(config.session_id, "s".parse().ok(), "empty is unset");
+        assert_eq!(config.limits.keepalive, Duration::from_millis(500));
+        assert_eq!(config.unusable().count(), 0);
+    }
+
+    #[test]
+    fn an_unusable_value_is_kept_by_its_name_and_without_its_text() {
+        let config = config(&[
+            ("UPSTREAMPROXY_LISTEN", "canary"),
+            ("UPSTREAMPROXY_MAX_TUNNELS", "0"),
+        ]);
+        let names: Vec<_> = config.unusable().map(|u| u.name.as_str()).collect();
+        assert_eq!(names, ["UPSTREAMPROXY_LISTEN", "UPSTREAMPROXY_MAX_TUNNELS"]);
+        assert!(!config.unusable().any(|u| u.to_string().contains("canary")));
+    }
+
+    #[test]
+    fn a_value_of_the_host_replaces_an_unusable_variable() {
+        let variables = [
+            ("UPSTREAMPROXY_WHEN", "perhaps"),
+            ("UPSTREAMPROXY_KEEPALIVE", "perhaps"),
+        ];
+        let mut config = config(&variables).when(When::Always);
+        assert_eq!(config.unusable().count(), 1);
+        config.set("keepalive", "5s").unwrap();
+        assert_eq!(config.unusable().count(), 0);
+        assert_eq!(config.limits.keepalive, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_error_names_the_setting_and_changes_nothing() {
+        let mut config = Config::default();
+        let error = config.set("keepalive", "canary").unwrap_err().to_string();
+        assert!(error.starts_with("keepalive is not a duration"), "{error}");
+        assert_eq!(config.limits.keepalive, Duration::from_secs(25));
+        assert_eq!(
+            config.set("colour", "red"),
+            Err(SettingError::Unknown("colour".into()))
+        );
+        assert!(config.set("keepalive", "").is_err());
+    }
+
+    #[test]
+    #[cfg(feature = "gateway")]
+    fn an_unusable_value_counts_only_where_the_setting_matters() {
+        let intercept = ("UPSTREAMPROXY_INTERCEPT", "..");
+        let base_url = ("ANTHROPIC_BASE_URL", "perhaps");
+        let embedded = ("UPSTREAMPROXY_EMBEDDED", "1");
+        assert_eq!(config(&[intercept]).unusable().count(), 0);
+        assert_eq!(config(&[intercept, embedded]).unusable().count(), 1);
+        assert_eq!(config(&[base_url, embedded]).unusable().count(), 0);
+        assert_eq!(config(&[base_url]).unusable().count(), 1);
+    }
+
+    #[test]
+    #[cfg(not(feature = "gateway"))]
+    fn a_variable_that_requests_an_embedded_gateway_is_unusable() {
+        let config = config(&[("UPSTREAMPROXY_EMBEDDED", "1")]);
+        let problem = config.unusable().next().unwrap().to_string();
+        assert!(problem.contains("the feature `gateway`"), "{problem}");
+    }
+}

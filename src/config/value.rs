@@ -1,0 +1,196 @@
+//! The parsers of setting values. Each returns the typed value or the problem with the text.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+#[cfg(feature = "gateway")]
+use crate::http::authority::Pattern;
+#[cfg(feature = "gateway")]
+use crate::net::resolver::Override;
+
+use super::when::When;
+
+/// What is wrong with a value: the rest of a sentence that begins with the name of the setting.
+pub(crate) type Problem = String;
+
+/// The problem of a value that should have been `what`.
+pub(crate) fn expected(what: &str) -> Problem {
+    format!("is not {what}")
+}
+
+/// Stores a parsed value in its field.
+pub(crate) fn put<T>(field: &mut T, parsed: Result<T, Problem>) -> Result<(), Problem> {
+    *field = parsed?;
+    Ok(())
+}
+
+/// Stores a parsed value in its optional field.
+pub(crate) fn put_some<T>(
+    field: &mut Option<T>,
+    parsed: Result<T, Problem>,
+) -> Result<(), Problem> {
+    *field = Some(parsed?);
+    Ok(())
+}
+
+/// UTF-8 text without white space at its ends.
+pub(crate) fn text(value: &OsStr) -> Result<&str, Problem> {
+    let text = value.to_str().ok_or_else(|| expected("readable text"))?;
+    Ok(text.trim())
+}
+
+/// A value whose type says what is wrong with a text.
+pub(crate) fn parsed<T>(value: &OsStr) -> Result<T, Problem>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    text(value)?
+        .parse()
+        .map_err(|error| format!("cannot be used: {error}"))
+}
+
+/// A value that `accept` accepts; `what` describes one.
+pub(crate) fn matching<T: FromStr>(
+    value: &OsStr,
+    accept: impl FnOnce(&T) -> bool,
+    what: &str,
+) -> Result<T, Problem> {
+    let parsed = text(value)?.parse().ok().filter(accept);
+    parsed.ok_or_else(|| expected(what))
+}
+
+/// A path, byte for byte.
+// Every parser returns a result, so that all rows of the settings table look alike.
+#[allow(clippy::unnecessary_wraps)]
+pub(crate) fn path(value: &OsStr) -> Result<PathBuf, Problem> {
+    Ok(value.into())
+}
+
+/// An address with a port.
+pub(crate) fn socket_addr(value: &OsStr) -> Result<std::net::SocketAddr, Problem> {
+    matching(value, |_| true, "an address and a port such as 127.0.0.1:0")
+}
+
+/// A whole number of at least 1.
+pub(crate) fn count(value: &OsStr) -> Result<usize, Problem> {
+    matching(value, |&n| n > 0, "a whole number of at least 1")
+}
+
+/// Whether a text means yes: `1`, `true`, `yes`, `on`; case and outer white space do not count.
+pub(crate) fn is_truthy(text: &str) -> bool {
+    is_one_of(text, ["1", "true", "yes", "on"])
+}
+
+fn is_one_of(text: &str, words: [&str; 4]) -> bool {
+    let matches = |word: &&str| text.trim().eq_ignore_ascii_case(word);
+    words.iter().any(matches)
+}
+
+/// A switch: a word that means yes, or `0`, `false`, `no`, `off`.
+pub(crate) fn switch(value: &OsStr) -> Result<bool, Problem> {
+    let text = text(value)?;
+    if is_truthy(text) {
+        Ok(true)
+    } else if is_one_of(text, ["0", "false", "no", "off"]) {
+        Ok(false)
+    } else {
+        Err(expected("one of 1, true, yes, on, 0, false, no, off"))
+    }
+}
+
+/// `auto`, `always` or `never`.
+pub(crate) fn when(value: &OsStr) -> Result<When, Problem> {
+    match text(value)? {
+        "auto" => Ok(When::Auto),
+        "always" => Ok(When::Always),
+        "never" => Ok(When::Never),
+        _ => Err(expected("one of auto, always, never")),
+    }
+}
+
+/// A duration: `500ms`, `10s`, `2m`, or a bare number of seconds.
+pub(crate) fn duration(value: &OsStr) -> Result<Duration, Problem> {
+    let text = text(value)?;
+    let unit_at = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(unit_at.unwrap_or(text.len()));
+    let duration = number.parse::<u32>().ok().and_then(|number| match unit {
+        "ms" => Some(Duration::from_millis(number.into())),
+        "" | "s" => Some(Duration::from_secs(number.into())),
+        "m" => Some(Duration::from_secs(u64::from(number) * 60)),
+        _ => None,
+    });
+    duration.ok_or_else(|| expected("a duration such as 500ms, 10s, 2m, or a number of seconds"))
+}
+
+/// Patterns separated by spaces, or `none` alone: in a list it could be the name of a host.
+#[cfg(feature = "gateway")]
+pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Problem> {
+    const EXPECTED: &str = "a pattern such as example.com, *.example.com:443 or *, or none alone";
+    let words: Vec<&str> = text(value)?.split_whitespace().collect();
+    match words[..] {
+        ["none"] => Ok(Vec::new()),
+        _ if words.contains(&"none") => Err(expected(EXPECTED)),
+        _ => each(&words, EXPECTED),
+    }
+}
+
+/// Fixed addresses of names, separated by spaces.
+#[cfg(feature = "gateway")]
+pub(crate) fn overrides(value: &OsStr) -> Result<Vec<Override>, Problem> {
+    let words: Vec<&str> = text(value)?.split_whitespace().collect();
+    each(&words, "HOST:PORT:ADDR such as example.com:443:192.0.2.1")
+}
+
+/// One value per word, and at least one.
+#[cfg(feature = "gateway")]
+fn each<T: FromStr>(words: &[&str], what: &str) -> Result<Vec<T>, Problem> {
+    let values: Option<Vec<T>> = words.iter().map(|word| word.parse().ok()).collect();
+    values
+        .filter(|values| !values.is_empty())
+        .ok_or_else(|| expected(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_documented_words_are_truthy() {
+        for word in ["1", "true", "TRUE", " yes ", "On\n"] {
+            assert!(is_truthy(word), "{word:?}");
+        }
+        for word in ["", "0", "false", "2", "y", "enabled", "1 1"] {
+            assert!(!is_truthy(word), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn a_switch_is_a_truthy_word_or_its_opposite() {
+        for (word, value) in [
+            (" yes", Some(true)),
+            ("False", Some(false)),
+            ("off", Some(false)),
+        ] {
+            assert_eq!(switch(OsStr::new(word)).ok(), value, "{word:?}");
+        }
+        for word in ["2", "y", "maybe"] {
+            assert!(switch(OsStr::new(word)).is_err(), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units_or_are_seconds() {
+        let duration = |text: &str| duration(OsStr::new(text));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration(" 7 "), Ok(Duration::from_secs(7)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for text in ["", "s", "-1", "1h", "1.5s", "10 s", "99999999999999999999"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+}
