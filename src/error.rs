@@ -80,10 +80,11 @@ pub enum ErrorKind {
 ///
 /// # Example
 /// ```
+/// use upstreamproxy::config::When;
 /// use upstreamproxy::{Config, ErrorKind, Stage, start};
 ///
-/// let mut config = Config::default();
-/// config.when = upstreamproxy::config::When::Always; // but no base URL and no session
+/// // The gate is open, but there is no base URL and no session ID.
+/// let config = Config::default().when(When::Always);
 /// let disabled = start(&config).into_result().expect_err("the settings are incomplete");
 /// let error = disabled.error();
 /// assert_eq!((error.stage(), error.kind()), (Stage::Gate, ErrorKind::InvalidSetting));

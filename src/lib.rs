@@ -77,13 +77,14 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 8 | `cli` (the binary's command line) |
-//! | 7 | `doctor` (checks every stage, changes nothing), `bench` (measures a relay's path), `capi` (the C API) |
-//! | 6 | `probe` (what `doctor` and `bench` share) |
-//! | 5 | `orchestrator` (the lifecycle), `embedded`, `fuzzing` |
-//! | 4 | `setup` (one step per file), `relay` (the client end), `gateway` (the server end) |
-//! | 3 | `tunnel` (the wire, and the only place where bytes move), `listener` |
-//! | 2 | `config`, `crypto`, `net` |
+//! | 9 | `cli` (the binary's command line) |
+//! | 8 | `doctor` (checks every stage, changes nothing), `bench` (measures a relay's path), `capi` (the C API) |
+//! | 7 | `probe` (what `doctor` and `bench` share) |
+//! | 6 | `orchestrator` (the lifecycle), `embedded`, `fuzzing` |
+//! | 5 | `setup` (one step per file), `relay` (the client end), `gateway` (the server end) |
+//! | 4 | `tunnel` (the wire, and the only place where bytes move), `listener` |
+//! | 3 | `config` (every setting of the library) |
+//! | 2 | `crypto`, `net` |
 //! | 1 | `http`, `sys` |
 //! | 0 | `control`, `error` |
 //!

@@ -12,8 +12,8 @@ use crate::sys::log_filter::one_line;
 use serde_json::{Map, Value, json};
 
 use super::exit_status::ExitStatus;
-use super::options::Options;
 use super::output::{eprint, eprint_line, fail, print};
+use super::program_options::Options;
 use super::setup::{Interrupted, prepare_check, until_signal};
 use super::signals::{ENDING, Signal, Signals};
 

@@ -6,8 +6,8 @@ use crate::doctor::{Check, Fact, Verdict, diagnose};
 use serde_json::{Map, Value, json};
 
 use super::exit_status::ExitStatus;
-use super::options::Options;
 use super::output::{fail, print};
+use super::program_options::Options;
 use super::setup::{Interrupted, prepare_check, until_signal};
 use super::signals::{ENDING, Signals};
 

@@ -1,7 +1,7 @@
 //! The command line (`manual/operations.md`): the only code that prints, exits or handles signals.
 //!
-//! `args` parses the arguments, `options` gives every option its value, and each subcommand has a
-//! file of its own. `program_options` is the table of the options that the library does not have.
+//! `args` parses the arguments, `resolve` gives every option its value, and each subcommand has its own
+//! file. The options are the settings of the library (`config`) and the table in `program_options`.
 
 mod args;
 #[cfg(feature = "bench")]
@@ -13,12 +13,15 @@ mod env;
 mod exit_status;
 #[cfg(feature = "gateway")]
 mod gateway;
+#[cfg(feature = "gateway")]
+mod gateway_options;
 mod help;
 mod json;
 mod logging;
 mod options;
 mod output;
 mod program_options;
+mod resolve;
 mod run;
 mod serve;
 mod setup;
@@ -35,8 +38,8 @@ use crate::config::{Environment, Subcommand};
 
 use args::{Invocation, UsageError, parse};
 use exit_status::ExitStatus;
-use options::Options;
 use output::{fail, print};
+use program_options::Options;
 
 /// Runs the subcommand in `arguments` (without the name of the program).
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

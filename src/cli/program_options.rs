@@ -23,7 +23,7 @@ use crate::http::authority::Authority;
 
 use super::env::Format;
 #[cfg(feature = "gateway")]
-use super::gateway::GatewayOptions;
+use super::gateway_options::GatewayOptions;
 
 /// The value of every option.
 #[derive(Debug, Default)]

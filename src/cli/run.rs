@@ -21,8 +21,8 @@ use rustix::process::{
 
 use super::command::{self, CommandError};
 use super::exit_status::ExitStatus;
-use super::options::Options;
 use super::output::fail;
+use super::program_options::Options;
 use super::setup::{SetUp, set_up};
 use super::signals::{FORWARDED, Signal, Signals, stop_self};
 

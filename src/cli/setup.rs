@@ -14,8 +14,8 @@ use crate::probe::options::ProbeOptions;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use super::exit_status::ExitStatus;
-use super::options::Options;
 use super::output::fail;
+use super::program_options::Options;
 use super::signals::{Signal, stop_self};
 use super::state;
 

@@ -31,19 +31,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let directory =
         std::env::temp_dir().join(format!("upstreamproxy-example-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
-    fs::write(directory.join("token"), token)?;
-    let mut config = Config::from_env();
-    config.when = When::Always;
-    config.base_url = Some(gateway.base_url());
-    config.session_id = Some("session-1".to_owned());
-    config.token_file = directory.join("token");
-    config.ca_bundle = Some(directory.join("ca-bundle.crt"));
+    let token_file = directory.join("token");
+    fs::write(&token_file, token)?;
+    let config = Config::from_env()
+        .when(When::Always)
+        .base_url(gateway.base_url().parse()?)
+        .session_id("session-1".parse()?)
+        .token_file(&token_file)
+        .ca_bundle(directory.join("ca-bundle.crt"));
     let relay = start(&config).into_result()?;
     println!("relay: {}", relay.proxy_url());
-    assert!(
-        !config.token_file.exists(),
-        "the token is only in memory now"
-    );
+    assert!(!token_file.exists(), "the token is only in memory now");
 
     // A second start finds no token: a host can match on the kind.
     let again = start(&config)
