@@ -217,7 +217,7 @@ mod tests {
         let arguments = ["run".into(), "--".into(), odd.clone(), odd.clone()];
         match parse(arguments) {
             Ok(Invocation::Subcommand(arguments)) => {
-                assert_eq!(arguments.command, [odd.clone(), odd])
+                assert_eq!(arguments.command, [odd.clone(), odd]);
             }
             other => panic!("{other:?}"),
         }

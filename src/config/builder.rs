@@ -152,7 +152,7 @@ impl Config {
     /// Default none.
     pub fn upstream_ca(self, path: impl Into<PathBuf>) -> Self {
         self.with("upstream-ca", |config| {
-            config.upstream_ca = Some(path.into())
+            config.upstream_ca = Some(path.into());
         })
     }
 

@@ -31,7 +31,7 @@ const UPSTREAM: &[Subcommand] = &[
     #[cfg(feature = "bench")]
     Bench,
 ];
-/// The subcommands that open WebSockets in advance.
+/// The subcommands that open connections in advance.
 const STANDBY: &[Subcommand] = &[
     Run,
     Serve,
