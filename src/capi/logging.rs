@@ -48,7 +48,7 @@ pub(super) fn log_to(
         _ => {
             return Err(ApiError::new(
                 ERROR_ARGUMENT,
-                format!("level is {level}; it must be from 0 (nothing) to 4 (debug)"),
+                format!("there is no level {level}; use 0 (nothing) to 4 (debug)"),
             ));
         }
     };

@@ -268,7 +268,7 @@ extern "C" fn upstreamproxy_shutdown(
                 return Err(ApiError::new(
                     ERROR_ARGUMENT,
                     format!(
-                        "drain_ms is {drain_ms}; it must be 0 or more, or {DRAIN_DEFAULT} for the default"
+                        "a drain of {drain_ms} ms is not possible; use 0 or more, or {DRAIN_DEFAULT} for the default"
                     ),
                 ));
             }
