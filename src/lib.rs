@@ -117,6 +117,7 @@ mod doctor;
 mod embedded;
 mod error;
 #[cfg(any(all(test, feature = "gateway"), feature = "fuzzing"))]
+#[path = "../tests/fuzz/bodies/mod.rs"]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "gateway")]

@@ -11,6 +11,9 @@ use std::path::Path;
 const ARCHITECTURE: &str = include_str!("../../src/manual/architecture.md");
 const MARKER: &str = "<!-- floors -->";
 
+/// The directory of the module `fuzzing`, the only one outside `src`.
+const FUZZ_BODIES: &str = "tests/fuzz/bodies";
+
 /// Files that are no block of the house: the front page and the manual declare and show, and hold no logic.
 const FRONT: [&str; 2] = ["lib", "manual/mod"];
 
@@ -121,7 +124,7 @@ impl Source {
     }
 }
 
-/// Every file under `src`.
+/// Every file of the library and the binary: those under `src`, and those of the module `fuzzing`.
 fn sources() -> Vec<Source> {
     fn walk(folder: &Path, prefix: &str, into: &mut Vec<Source>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -135,12 +138,10 @@ fn sources() -> Vec<Source> {
             }
         }
     }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut all = Vec::new();
-    walk(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        "",
-        &mut all,
-    );
+    walk(&root.join("src"), "", &mut all);
+    walk(&root.join(FUZZ_BODIES), "fuzzing/", &mut all);
     all.sort_by(|a, b| a.name.cmp(&b.name));
     assert!(all.len() > 40, "this is not the source tree");
     all
@@ -425,7 +426,7 @@ fn the_bodies_of_the_fuzz_targets_are_no_part_of_the_program() {
         .into_iter()
         .find(|source| source.name == "lib")
         .unwrap();
-    let only = "#[cfg(any(all(test, feature = \"gateway\"), feature = \"fuzzing\"))]\n#[doc(hidden)]\npub mod fuzzing;";
+    let only = "#[cfg(any(all(test, feature = \"gateway\"), feature = \"fuzzing\"))]\n#[path = \"../tests/fuzz/bodies/mod.rs\"]\n#[doc(hidden)]\npub mod fuzzing;";
     assert!(front.text.contains(only));
 }
 

@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn every_corpus_and_every_program_has_its_target() {
         let mut targets: Vec<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let manifest = fs::read_to_string(folder().join("Cargo.toml")).unwrap();
+        let manifest = fs::read_to_string(folder().join("targets/Cargo.toml")).unwrap();
         for target in &targets {
             assert!(
                 manifest.contains(&format!("name = \"{target}\"\n")),
