@@ -1,6 +1,8 @@
-//! The sockets of `upstreamproxy::fuzzing::Echo`, for the Autobahn suite: `echo server PORT`, or `echo client PORT CASES`.
+//! The sockets of `upstreamproxy::fuzzing::Echo`, for the Autobahn suite: `echo server PORT` or
+//! `echo client PORT CASES`.
 //!
-//! The opening handshake here is the least that the suite takes; the program's own is tested elsewhere.
+//! The opening handshake is the minimum that the suite accepts. Other tests cover the handshake of
+//! the project.
 
 use std::env;
 use std::error::Error;
@@ -12,7 +14,7 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 use upstreamproxy::fuzzing::Echo;
 
-/// Longer than any silence of the suite.
+/// Longer than any pause of the suite.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -29,7 +31,7 @@ fn main() -> Outcome<()> {
             }
             visit(port, "/updateReports?agent=upstreamproxy")
         }
-        _ => Err("say `server PORT` or `client PORT CASES`".into()),
+        _ => Err("usage: echo server PORT, or echo client PORT CASES".into()),
     }
 }
 
@@ -37,7 +39,7 @@ fn serve(port: u16) -> Outcome<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     println!("listening");
     for connection in listener.incoming() {
-        // The suite breaks connections on purpose: an error ends that one only.
+        // The suite breaks connections deliberately: an error ends only that connection.
         if let Err(error) = accept(connection?) {
             eprintln!("{error}");
         }
@@ -53,7 +55,7 @@ fn accept(mut stream: TcpStream) -> Outcome<()> {
         stream,
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
     )?;
-    talk(stream, Echo::server(), &early)
+    echo_until_closed(stream, Echo::server(), &early)
 }
 
 fn visit(port: u16, path: &str) -> Outcome<()> {
@@ -68,14 +70,14 @@ fn visit(port: u16, path: &str) -> Outcome<()> {
     if field(&head, "sec-websocket-accept") != Some(&derive_accept_key(key.as_bytes())) {
         return Err(format!("{path}: {head}").into());
     }
-    // The suite breaks connections on purpose: an error ends that one only.
-    if let Err(error) = talk(stream, Echo::client(), &early) {
+    // The suite breaks connections deliberately: an error ends only that connection.
+    if let Err(error) = echo_until_closed(stream, Echo::client(), &early) {
         eprintln!("{path}: {error}");
     }
     Ok(())
 }
 
-/// A head, and what came behind it.
+/// Reads a head; returns it with the bytes that arrived after it.
 fn read_head(stream: &mut TcpStream) -> Outcome<(String, Vec<u8>)> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
@@ -89,27 +91,28 @@ fn read_head(stream: &mut TcpStream) -> Outcome<(String, Vec<u8>)> {
             return Ok((String::from_utf8(bytes)?, early));
         }
         if n == 0 {
-            return Err("no whole head".into());
+            return Err("the connection ended inside a head".into());
         }
     }
 }
 
 fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut fields = head.lines().filter_map(|line| line.split_once(':'));
-    let found = fields.find(|(own, _)| own.eq_ignore_ascii_case(name));
+    let found = fields.find(|(field, _)| field.eq_ignore_ascii_case(name));
     found.map(|(_, value)| value.trim())
 }
 
-/// Echoes until the WebSocket is over, then ends the connection without a reset, which would overtake the close.
-fn talk(mut stream: TcpStream, mut echo: Echo, early: &[u8]) -> Outcome<()> {
-    stream.write_all(&echo.turn(early))?;
+/// Echoes until the WebSocket is closed. Then ends the connection without a reset, because a reset
+/// can discard the close frame.
+fn echo_until_closed(mut stream: TcpStream, mut echo: Echo, early: &[u8]) -> Outcome<()> {
+    stream.write_all(&echo.receive(early))?;
     let mut part = vec![0; 64 << 10];
-    while !echo.is_over() {
+    while !echo.is_closed() {
         let n = stream.read(&mut part)?;
         if n == 0 {
             return Ok(());
         }
-        stream.write_all(&echo.turn(&part[..n]))?;
+        stream.write_all(&echo.receive(&part[..n]))?;
     }
     stream.shutdown(Shutdown::Write)?;
     while stream.read(&mut part)? > 0 {}

@@ -1,10 +1,11 @@
-"""What the Autobahn suite found: `count SPEC` says how many cases a specification names, `sum FOLDER` sums up the reports."""
+"""Results of the Autobahn suite: `count SPEC` prints the number of cases in a specification,
+`sum DIRECTORY` summarises the reports."""
 
 import json
 import os
 import sys
 
-# The suite's words for an end that is as it should be, or that the RFC leaves open.
+# The suite's results for an end that is correct, or that the RFC leaves open.
 FINE = ("OK", "NON-STRICT", "INFORMATIONAL")
 
 
@@ -18,9 +19,9 @@ def count(spec):
     return len(cases.parseSpecCases(spec))
 
 
-def sum_up(folder):
-    for name in sorted(os.listdir(folder)):
-        index = os.path.join(folder, name, "index.json")
+def sum_up(directory):
+    for name in sorted(os.listdir(directory)):
+        index = os.path.join(directory, name, "index.json")
         if not os.path.exists(index):
             continue
         with open(index) as text:

@@ -1,8 +1,9 @@
-"""The Autobahn suite's `wstest` (Python 2.7) as it is, or with its text messages sent as binary ones.
+"""The Autobahn suite's `wstest` (Python 2.7), unchanged or with its text messages sent as binary.
 
-The wire of upstreamproxy has binary messages only, so a text message is refused by its first header, and with it whatever
-the case wanted to see behind it. With `as-binary` every case keeps its frames, fragments, order and expectations; only the
-opcode of text on the wire is that of binary, and the echo of such a message counts as text again.
+upstreamproxy accepts binary messages only. It refuses a text message at its first header, so the
+rest of such a test case is never reached. With `as-binary`, every case keeps its frames, fragments,
+order and expectations. Only the opcode changes: text is sent as binary, and the echo of such a
+message counts as text.
 """
 
 import sys
@@ -13,22 +14,22 @@ TEXT, BINARY = 1, 2
 
 
 def as_binary(protocol):
-    """`protocol`, saying binary where a case says text."""
+    """`protocol`, with the opcode for binary in place of the one for text."""
 
     class AsBinary(protocol):
-        said_text = False
+        sent_text = False
 
         def sendFrame(self, opcode, *arguments, **named):
             if opcode == TEXT:
-                self.said_text = True
+                self.sent_text = True
                 opcode = BINARY
             protocol.sendFrame(self, opcode, *arguments, **named)
-            if self.said_text:
-                # Case 10.1.1 counts the frames of text that it sent.
+            if self.sent_text:
+                # Case 10.1.1 counts the text frames that it sent.
                 self.txFrameStats[TEXT] = self.txFrameStats.get(BINARY, 0)
 
         def onMessage(self, payload, is_binary):
-            return protocol.onMessage(self, payload, is_binary and not self.said_text)
+            return protocol.onMessage(self, payload, is_binary and not self.sent_text)
 
     AsBinary.__name__ = protocol.__name__
     return AsBinary
@@ -37,6 +38,6 @@ def as_binary(protocol):
 if __name__ == "__main__":
     if sys.argv.pop(1) == "as-binary":
         fuzzing.FuzzingServerFactory.protocol = as_binary(fuzzing.FuzzingServerProtocol)
-        # The client's factory names its protocol itself.
+        # The client's factory uses this global name.
         fuzzing.FuzzingClientProtocol = as_binary(fuzzing.FuzzingClientProtocol)
     wstest.run()

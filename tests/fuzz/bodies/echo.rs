@@ -1,13 +1,14 @@
-//! An echo over the frame layer alone: what the Autobahn suite talks to in `tests/autobahn`, at either end of a WebSocket.
+//! An echo on the frame layer, for the Autobahn suite in `tests/autobahn`: either end of a
+//! WebSocket, without I/O.
 //!
-//! Without I/O. Chunks are not in it: the suite sends messages of its own.
+//! It does not use the chunk layer, because the messages of the suite are not chunks.
 
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Piece, Role};
 
-/// The suite's longest message.
+/// The length of the suite's longest message.
 const LONGEST: usize = 16 << 20;
 
 /// One end of a WebSocket that sends back every message.
@@ -17,7 +18,7 @@ pub struct Echo {
     writer: FrameWriter,
     message: Vec<u8>,
     is_last: bool,
-    over: bool,
+    closed: bool,
 }
 
 impl Echo {
@@ -37,27 +38,28 @@ impl Echo {
             writer: FrameWriter::new(role),
             message: Vec::new(),
             is_last: false,
-            over: false,
+            closed: false,
         }
     }
 
-    /// Whether the closing handshake has been answered, or begun because of a fault: nothing more is to be read.
-    pub fn is_over(&self) -> bool {
-        self.over
+    /// Whether this end has sent a close, as the answer to one or because of an error. It reads
+    /// nothing after that.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
-    /// Takes what came and returns what is to be sent.
-    pub fn turn(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+    /// Processes received bytes and returns the bytes to send.
+    pub fn receive(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        while !self.over {
+        while !self.closed {
             let sent = match self.reader.next(&mut bytes) {
                 Ok(None) => break,
                 Ok(Some(piece)) => self.piece(piece, &mut out),
-                Err(fault) => Err(fault),
+                Err(error) => Err(error),
             };
-            if let Err(fault) = sent {
-                self.over = true;
-                let code = u16::from(fault.close_code()).to_be_bytes();
+            if let Err(error) = sent {
+                self.closed = true;
+                let code = u16::from(error.close_code()).to_be_bytes();
                 let _ = send(
                     &mut self.writer,
                     OpCode::Control(Control::Close),
@@ -90,7 +92,7 @@ impl Echo {
                 )?;
             }
             Piece::Close(code) => {
-                self.over = true;
+                self.closed = true;
                 let code = u16::from(code.map_or(CloseCode::Normal, CloseCode::from)).to_be_bytes();
                 send(
                     &mut self.writer,

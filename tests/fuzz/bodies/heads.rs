@@ -1,10 +1,11 @@
-//! What must hold for heads, the opening and the first bytes of TLS: readers that are given a growing front of a stream.
+//! Targets for message heads, the opening and the first bytes of TLS: parsers that get a growing
+//! prefix of a stream.
 
 use std::collections::BTreeSet;
 
 use tungstenite::handshake::derive_accept_key;
 
-use super::settled;
+use super::stable_result;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::gateway::Sessions;
 use crate::gateway::client_hello::{self, FirstBytes};
@@ -15,12 +16,14 @@ use crate::http::head::{self, Fields, HEAD_LIMIT};
 use crate::relay::dial;
 use crate::tunnel::opening::{self, ConnectRequest, ConnectResponse};
 
-/// The key of the upgrade whose answer is read: RFC 6455's own.
+/// The `Sec-WebSocket-Key` of the upgrade that the response answers: the example of RFC 6455,
+/// section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// A request head: the same in any segmentation, ended by the first empty line, and its parts are what the bytes say.
+/// A request head: every segmentation gives the same result, the first empty line ends it, and its
+/// parts match the bytes.
 pub(super) fn request_head(bytes: &[u8]) {
-    settled(bytes, |front| said(head::request(front)));
+    stable_result(bytes, |prefix| comparable(head::request(prefix)));
     let Ok(Some((head, len))) = head::request(bytes) else {
         return;
     };
@@ -33,15 +36,19 @@ pub(super) fn request_head(bytes: &[u8]) {
     assert_same(&head.fields, &fields);
 }
 
-/// What a gateway decides by a head: nobody comes in without the token, and no page of a browser does.
+/// The gateway's decision about an upgrade request: accepted only with the token, and never from a
+/// page in a browser.
 pub(super) fn upgrade_request(bytes: &[u8]) {
-    let sessions = Sessions::parse("session token").expect("a session");
+    let sessions = Sessions::parse("session token").expect("a valid session");
     let Ok(Some((head, len))) = head::request(bytes) else {
         return;
     };
     match upgrade::decide(&head, &bytes[..len], &sessions) {
         UpgradeDecision::Open { answer, .. } => {
-            let value = head.fields.one("authorization").expect("one authorization");
+            let value = head
+                .fields
+                .one("authorization")
+                .expect("exactly one authorization");
             let value = String::from_utf8_lossy(value).to_lowercase();
             assert_eq!(
                 value.split_whitespace().collect::<Vec<_>>(),
@@ -52,21 +59,22 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
                 (head.method.as_str(), head.target.as_str()),
                 ("GET", WS_PATH)
             );
-            let answered = head::response(&answer).expect("a head").expect("whole");
-            assert_eq!((answered.0.status, answered.1), (101, answer.len()));
+            let (response, len) = head::response(&answer).expect("a head").expect("complete");
+            assert_eq!((response.status, len), (101, answer.len()));
         }
         UpgradeDecision::CaCertificates => assert_eq!(head.method, "GET"),
         UpgradeDecision::Shut(reply) => {
             let refusal = reply.to_bytes();
-            let answered = head::response(&refusal).expect("a head").expect("whole");
-            assert!(answered.0.status >= 400);
+            let (response, _) = head::response(&refusal).expect("a head").expect("complete");
+            assert!(response.status >= 400);
         }
     }
 }
 
-/// A response head as [`request_head`], and the relay's judgement of it as the answer to its upgrade.
+/// A response head, with the properties of [`request_head`], and the relay's decision about it as
+/// the response to an upgrade.
 pub(super) fn upgrade_response(bytes: &[u8]) {
-    settled(bytes, |front| said(head::response(front)));
+    stable_result(bytes, |prefix| comparable(head::response(prefix)));
     let Ok(Some((head, len))) = head::response(bytes) else {
         return;
     };
@@ -78,40 +86,41 @@ pub(super) fn upgrade_response(bytes: &[u8]) {
     if dial::upgraded(&head, KEY).is_ok() {
         assert_eq!(head.status, 101);
         let accept = derive_accept_key(KEY.as_bytes());
-        let right =
+        let correct =
             |(name, value): &Field| name == "sec-websocket-accept" && value == accept.as_bytes();
-        assert_eq!(fields.iter().filter(|field| right(field)).count(), 1);
+        assert_eq!(fields.iter().filter(|field| correct(field)).count(), 1);
     }
 }
 
-/// The relay's opening as the gateway reads it; what it names can be written and read again.
+/// The relay's opening, read by the gateway: what was read can be written and read again.
 pub(super) fn opening(bytes: &[u8]) {
-    settled(bytes, |front| said(ConnectRequest::read(front)));
-    let Ok(Some(asked)) = ConnectRequest::read(bytes) else {
+    stable_result(bytes, |prefix| comparable(ConnectRequest::read(prefix)));
+    let Ok(Some(request)) = ConnectRequest::read(bytes) else {
         return;
     };
-    assert!(asked.len <= bytes.len().min(HEAD_LIMIT));
+    assert!(request.len <= bytes.len().min(HEAD_LIMIT));
     let credentials = Credentials {
         session_id: "session".to_owned(),
         token: Secret::new("token".to_owned()),
     };
-    let written = opening::request(&asked.authority, &credentials);
+    let written = opening::request(&request.authority, &credentials);
     let again = ConnectRequest::read(&written)
         .expect("a head")
-        .expect("whole");
+        .expect("complete");
     assert_eq!(
         (again.authority, again.len),
-        (asked.authority.clone(), written.len())
+        (request.authority.clone(), written.len())
     );
     let value = again.authorization.expect("an authorization");
     assert_eq!(value.as_slice(), credentials.basic().as_bytes());
-    let same: Authority = asked.authority.to_string().parse().expect("an authority");
-    assert_eq!(same, asked.authority);
+    let parsed: Authority = request.authority.to_string().parse().expect("an authority");
+    assert_eq!(parsed, request.authority);
 }
 
-/// The gateway's answer as the relay reads it, and the text of a refusal, which is harmless whatever it was.
+/// The gateway's answer, read by the relay, and the text of a refusal, which is safe to print for
+/// any bytes.
 pub(super) fn answer(bytes: &[u8]) {
-    settled(bytes, |front| said(ConnectResponse::read(front)));
+    stable_result(bytes, |prefix| comparable(ConnectResponse::read(prefix)));
     if let Ok(Some(answer)) = ConnectResponse::read(bytes) {
         assert!(answer.status >= 200 && answer.len <= bytes.len());
     }
@@ -120,10 +129,11 @@ pub(super) fn answer(bytes: &[u8]) {
     assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
 }
 
-/// A client's first bytes: the same answer in any segmentation, and however the hello is cut into records.
+/// A client's first bytes: every segmentation and every division into records gives the same
+/// result.
 pub(super) fn client_hello(bytes: &[u8]) {
-    let answer = settled(bytes, |front| {
-        let answer = client_hello::read(front);
+    let answer = stable_result(bytes, |prefix| {
+        let answer = client_hello::read(prefix);
         (answer != FirstBytes::NeedMore).then_some(answer)
     });
     match answer {
@@ -132,7 +142,7 @@ pub(super) fn client_hello(bytes: &[u8]) {
                 assert!(!name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase()));
             }
             for fragment in [100, 1_000] {
-                let again = client_hello::read(&recut(bytes, fragment));
+                let again = client_hello::read(&divide_into_records(bytes, fragment));
                 assert_eq!(
                     again,
                     FirstBytes::Hello(found.clone()),
@@ -147,18 +157,20 @@ pub(super) fn client_hello(bytes: &[u8]) {
     }
 }
 
-/// An answer that can be compared.
-fn said<T: std::fmt::Debug, E: std::fmt::Debug>(read: Result<Option<T>, E>) -> Option<String> {
+/// A result that can be compared: the types of the parsers' results do not implement `PartialEq`.
+fn comparable<T: std::fmt::Debug, E: std::fmt::Debug>(
+    read: Result<Option<T>, E>,
+) -> Option<String> {
     let read = read.transpose()?;
     Some(format!("{read:?}"))
 }
 
 type Field = (String, Vec<u8>);
 
-/// The start line and the fields of a head of `len` bytes, read with nothing but `split`.
+/// The start line and the fields of a head of `len` bytes, parsed only with `split`.
 fn lines(bytes: &[u8], len: usize) -> (&[u8], Vec<Field>) {
     let (text, end) = bytes[..len].split_at(len - 2);
-    assert_eq!(end, b"\r\n", "an empty line at the end");
+    assert_eq!(end, b"\r\n", "no empty line at the end");
     let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| {
         line.strip_suffix(b"\r\n")
             .expect("every line ends with CRLF")
@@ -172,11 +184,11 @@ fn lines(bytes: &[u8], len: usize) -> (&[u8], Vec<Field>) {
     (start, fields.collect())
 }
 
-/// The fields read are those of the lines, in their order.
+/// Asserts that the fields that were read are the expected ones, in the same order.
 fn assert_same(read: &Fields, expected: &[Field]) {
     let names: BTreeSet<_> = expected.iter().map(|(name, _)| name).collect();
     for name in names {
-        let values = expected.iter().filter(|(own, _)| own == name);
+        let values = expected.iter().filter(|(field, _)| field == name);
         let values: Vec<_> = values.map(|(_, value)| value.as_slice()).collect();
         assert_eq!(
             read.all(name).map(<[u8]>::trim_ascii).collect::<Vec<_>>(),
@@ -187,15 +199,15 @@ fn assert_same(read: &Fields, expected: &[Field]) {
     }
 }
 
-/// The handshake message that `bytes` begin with, in records of `fragment` bytes.
-fn recut(bytes: &[u8], fragment: usize) -> Vec<u8> {
+/// The handshake message at the start of `bytes`, divided into records of `fragment` bytes.
+fn divide_into_records(bytes: &[u8], fragment: usize) -> Vec<u8> {
     let mut message = Vec::new();
     let mut rest = bytes;
-    while let Some(([22, 3, _, high, low], behind)) = rest.split_first_chunk() {
+    while let Some(([22, 3, _, high, low], after)) = rest.split_first_chunk() {
         let len = usize::from(u16::from_be_bytes([*high, *low]));
-        let (part, behind) = behind.split_at(len.min(behind.len()));
+        let (part, after) = after.split_at(len.min(after.len()));
         message.extend_from_slice(part);
-        rest = behind;
+        rest = after;
         let known = message
             .get(1..4)
             .map(|size| u32::from_be_bytes([0, size[0], size[1], size[2]]));

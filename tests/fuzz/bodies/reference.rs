@@ -1,19 +1,20 @@
-//! What the wire's readers are compared with: a chunk decoder as plain as can be, and tungstenite's own WebSocket.
+//! Reference implementations for the targets of the wire: a simple recursive chunk decoder, and
+//! tungstenite's `WebSocket`.
 //!
-//! Written for the eye, not for speed: everything is copied, nothing is streamed.
+//! Written to be easy to verify, not to be fast: everything is copied, nothing is streamed.
 
 use std::io::{self, Cursor, Read, Write};
 
-use tungstenite::protocol::{Role as TheirRole, WebSocket, WebSocketConfig};
+use tungstenite::protocol::{Role as TungsteniteRole, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
 use crate::tunnel::chunk::MAX_MESSAGE;
 use crate::tunnel::frame::Role;
 
-/// How deep groups may nest.
-const DEEPEST: usize = 100;
+/// The maximum depth of nested groups.
+const MAX_DEPTH: usize = 100;
 
-/// The data and the `fin` of a chunk; `None` for what is no chunk.
+/// Decodes a chunk: its data and its `fin`, or `None` if the message is not a chunk.
 pub(super) fn decode(message: &[u8]) -> Option<(Vec<u8>, bool)> {
     let mut input = Input(message);
     let mut data = Vec::new();
@@ -36,7 +37,7 @@ enum Value {
     GroupEnd,
 }
 
-/// What is still to be read.
+/// The bytes that are not read yet.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -58,7 +59,7 @@ impl Input<'_> {
         None
     }
 
-    /// The next field, a group with all that is in it.
+    /// The next field. A group is one field together with its content.
     fn field(&mut self, depth: usize) -> Option<(u64, Value)> {
         let tag = self.varint()?;
         let number = tag >> 3;
@@ -72,7 +73,7 @@ impl Input<'_> {
                 let len = self.varint()?;
                 Value::Bytes(self.take(len)?)
             }
-            3 if depth < DEEPEST => loop {
+            3 if depth < MAX_DEPTH => loop {
                 if let (end, Value::GroupEnd) = self.field(depth + 1)? {
                     break (end == number).then_some(Value::Other)?;
                 }
@@ -85,57 +86,57 @@ impl Input<'_> {
     }
 }
 
-/// What a WebSocket said.
+/// What a WebSocket received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Event {
     Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     Close(Option<u16>),
 }
 
-/// How it came to an end.
+/// Why reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The bytes ended, perhaps in a message's middle.
+    /// The bytes ended, perhaps inside a message.
     Bytes,
-    /// A close.
+    /// A close frame.
     Close,
-    /// A fault, a text message among them.
-    TunnelError,
+    /// An error. A text message is one.
+    Error,
 }
 
-/// What tungstenite makes of the bytes that the peer of `role` sent.
-pub(super) fn read(role: Role, wire: &[u8]) -> (Vec<Said>, End) {
+/// Reads bytes that the peer of `role` sent, with tungstenite.
+pub(super) fn read(role: Role, wire: &[u8]) -> (Vec<Event>, End) {
     let limit = Some(MAX_MESSAGE);
     let config = WebSocketConfig::default()
         .read_buffer_size(4 << 10)
         .max_message_size(limit)
         .max_frame_size(limit);
-    let theirs = match role {
-        Role::Client => TheirRole::Client,
-        Role::Server => TheirRole::Server,
+    let role = match role {
+        Role::Client => TungsteniteRole::Client,
+        Role::Server => TungsteniteRole::Server,
     };
-    let mut socket = WebSocket::from_raw_socket(Wire(Cursor::new(wire)), theirs, Some(config));
-    let mut said = Vec::new();
+    let mut socket = WebSocket::from_raw_socket(Wire(Cursor::new(wire)), role, Some(config));
+    let mut events = Vec::new();
     loop {
-        said.push(match socket.read() {
-            Ok(Message::Binary(bytes)) => Said::Binary(bytes.to_vec()),
-            Ok(Message::Ping(payload)) => Said::Ping(payload.to_vec()),
-            Ok(Message::Pong(_)) => Said::Pong,
+        events.push(match socket.read() {
+            Ok(Message::Binary(bytes)) => Event::Binary(bytes.to_vec()),
+            Ok(Message::Ping(payload)) => Event::Ping(payload.to_vec()),
+            Ok(Message::Pong(_)) => Event::Pong,
             Ok(Message::Close(frame)) => {
-                said.push(Said::Close(frame.map(|frame| frame.code.into())));
-                return (said, End::Close);
+                events.push(Event::Close(frame.map(|frame| frame.code.into())));
+                return (events, End::Close);
             }
             Err(Error::Protocol(
                 tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-            )) => return (said, End::Bytes),
-            Ok(_) | Err(_) => return (said, End::TunnelError),
+            )) => return (events, End::Bytes),
+            Ok(_) | Err(_) => return (events, End::Error),
         });
     }
 }
 
-/// Bytes to read, and nowhere to write to.
+/// A stream of bytes to read. Writes are discarded.
 struct Wire<'a>(Cursor<&'a [u8]>);
 
 impl Read for Wire<'_> {

@@ -1,4 +1,4 @@
-//! Single steps of the tunnel, bare, for `benches/micro`: what is done to every byte or for every message.
+//! Single steps of the tunnel for `benches/micro`: the work for every byte and for every message.
 
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
@@ -6,7 +6,7 @@ use crate::http::head;
 use crate::tunnel::chunk::{self, Start};
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Mask, Piece, Role};
 
-/// The client's end of a WebSocket: it masks.
+/// The client end of a WebSocket, which masks its frames.
 #[derive(Debug)]
 pub struct Sender {
     writer: FrameWriter,
@@ -25,7 +25,8 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// The frame's header before a message of `len` bytes, a fresh key in it; returns the header's length.
+    /// Writes the frame header of a message of `len` bytes with a fresh masking key; returns the
+    /// header's length.
     pub fn header(&mut self, len: usize) -> usize {
         let mut into = [0; MAX_HEADER];
         let binary = OpCode::Data(Data::Binary);
@@ -34,18 +35,18 @@ impl Sender {
         length
     }
 
-    /// Masks where it lies.
+    /// Masks `bytes` in place.
     pub fn mask(&mut self, bytes: &mut [u8]) {
         self.mask.apply(bytes);
     }
 
-    /// Masks on the way to another place of the same length.
+    /// Masks `from` while it copies it to `to`, which has the same length.
     pub fn copy(&mut self, from: &[u8], to: &mut [u8]) {
         self.mask.copy(from, to);
     }
 }
 
-/// Takes the frame at the front of `wire` apart, as a client that gets it; returns how much payload is in it.
+/// Reads the frame at the start of `wire` as a client; returns the length of its payload.
 pub fn frame(wire: &[u8]) -> usize {
     let mut reader = FrameReader::new(Role::Client, chunk::MAX_MESSAGE);
     let (mut rest, mut found) = (wire, 0);
@@ -60,12 +61,13 @@ pub fn frame(wire: &[u8]) -> usize {
     found
 }
 
-/// Writes a chunk's header for `len` bytes of data; returns the header's length.
+/// Writes the header of a chunk with `len` bytes of data; returns the header's length.
 pub fn chunk_header(len: usize) -> usize {
     chunk::header(len, &mut [0; chunk::MAX_HEADER])
 }
 
-/// What the first bytes of a message tell, as every received one is looked at; returns the length of its header.
+/// Inspects the first bytes of a message, as for every received message; returns the length of its
+/// header, or 0.
 pub fn chunk_start(message: &[u8]) -> usize {
     match chunk::start(message, message.len()) {
         Start::AllData(header) => header,
@@ -73,7 +75,7 @@ pub fn chunk_start(message: &[u8]) -> usize {
     }
 }
 
-/// Decodes a whole message; returns how much data is in it.
+/// Decodes a whole message; returns the length of its data.
 pub fn chunk_decode(message: &[u8]) -> usize {
     chunk::decode(message).map_or(0, |chunk| chunk.data.len())
 }

@@ -1,4 +1,5 @@
-//! What must hold for texts that are read whole: authorities and patterns, addresses, PEM, the sessions file.
+//! Targets for input that is parsed as a whole: authorities and patterns, addresses, PEM, the
+//! sessions file.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,7 +10,8 @@ use crate::gateway::Sessions;
 use crate::gateway::policy::Policy;
 use crate::http::authority::{Authority, Host, Pattern};
 
-/// An authority and a pattern: printed they read back as the same, and an authority is a pattern for itself alone.
+/// Authorities and patterns: the printed form parses to an equal value, and an authority as a
+/// pattern matches only itself.
 pub(super) fn authority(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -41,7 +43,10 @@ pub(super) fn authority(bytes: &[u8]) {
     if let Ok(pattern) = text.parse::<Pattern>()
         && let Some(authority) = &authority
     {
-        assert!(pattern.matches(authority), "the same text means the same");
+        assert!(
+            pattern.matches(authority),
+            "the same text does not match itself"
+        );
     }
     let at_any_port: Result<Pattern, _> = text.parse();
     if let Ok(host) = Host::parse(text) {
@@ -50,8 +55,8 @@ pub(super) fn authority(bytes: &[u8]) {
     }
 }
 
-/// The policy: an answer for every address, never a yes for one that the standard library knows as no public one, and the
-/// same answer for an IPv4 address in whatever form it comes.
+/// The policy: a decision for every address, never permission for one that the standard library
+/// classifies as not public, and the same decision for every form of an IPv4 address.
 pub(super) fn policy(bytes: &[u8]) {
     let Some((&raw, rest)) = bytes.split_first_chunk::<16>() else {
         return;
@@ -86,7 +91,8 @@ pub(super) fn policy(bytes: &[u8]) {
     }
     assert!(!permits(v4.to_ipv6_compatible().into()));
 
-    // The list: what is chosen is what may be dialled, in its order, and never the listener itself.
+    // A list: `choose` keeps the addresses that may be dialled, in their order, and never the
+    // listener itself.
     let own = SocketAddr::new(v6.into(), 8443);
     let addresses: Vec<SocketAddr> = rest
         .chunks_exact(5)
@@ -110,7 +116,8 @@ pub(super) fn policy(bytes: &[u8]) {
     }
 }
 
-/// PEM: strict and lenient reading agree where both read, and what was read can be written, merged and read again.
+/// PEM: strict and lenient parsing agree where both succeed; what was parsed can be merged, written
+/// and parsed again.
 pub(super) fn pem(bytes: &[u8]) {
     let (found, errors) = pem::readable_certificates(bytes);
     match pem::certificates(bytes) {
@@ -133,13 +140,14 @@ pub(super) fn pem(bytes: &[u8]) {
     assert_eq!(pem::certificates(text.as_bytes()).as_ref(), Ok(&merged));
     assert!(!pem::holds_private_key(text.as_bytes()));
     assert!(text.lines().all(|line| line.len() <= 64));
-    // Files are joined without a newline between them.
+    // Two files that were joined without a newline between them.
     let joined = [text.trim_end(), text.as_str()].concat();
     let twice = [merged.clone(), merged].concat();
     assert_eq!(pem::certificates(joined.as_bytes()), Ok(twice));
 }
 
-/// The sessions file: every session that it names comes in with its own token, and an error shows no word of it.
+/// The sessions file: every listed session is accepted with its own token, and an error contains no
+/// text of the file. The corpus has the text `canary` where a secret would be.
 pub(super) fn sessions(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -154,7 +162,7 @@ pub(super) fn sessions(bytes: &[u8]) {
                     .expect("two words");
                 let token = token.trim_ascii();
                 let bearer = sessions.bearer(format!("Bearer {token}").as_bytes());
-                let bearer = bearer.expect("its token opens");
+                let bearer = bearer.expect("its token is accepted");
                 let basic = format!(
                     "Basic {}",
                     BASE64.encode(format!("{id}:{token}").as_bytes())
@@ -164,14 +172,14 @@ pub(super) fn sessions(bytes: &[u8]) {
                 let other = sessions.bearer(wrong.as_bytes());
                 assert!(other.is_none() || text.contains(&format!("{token}x")));
             }
-            // An id is no secret, and may be the very word.
+            // An id is not a secret, and may contain the text.
             let ids = lines.filter_map(|line| line.split_ascii_whitespace().next());
             let shown = format!("{sessions:?}").matches("canary").count();
             assert!(shown <= ids.map(|id| id.matches("canary").count()).sum());
         }
         Err(error) => {
-            let said = error.to_string();
-            assert!(!said.contains("canary"), "{said}");
+            let text = error.to_string();
+            assert!(!text.contains("canary"), "{text}");
         }
     }
 }

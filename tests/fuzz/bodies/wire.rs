@@ -1,6 +1,7 @@
-//! What must hold for the layers of the tunnel: any segmentation gives the same, and the same as the reference makes of it.
+//! Targets for the layers of the tunnel: every segmentation gives the same result, which is the
+//! reference's result.
 
-use super::reference::{self, End, Said};
+use super::reference::{self, End, Event};
 use super::segments;
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, Start};
@@ -8,35 +9,37 @@ use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::{FrameReader, Piece, Role};
 use crate::tunnel::message::{Budget, PeerClose, Version, WsCodec};
 
-/// Frames: the first byte chooses the role and the segmentation, the rest is the wire.
+/// Frames: the first byte selects the role and the segmentation, the rest is the received stream.
 pub(super) fn frames(bytes: &[u8]) {
     let Some((&choice, wire)) = bytes.split_first() else {
         return;
     };
     let role = role(choice);
-    let (said, end) = read(role, [wire]);
-    assert_eq!(read(role, segments(wire, choice)), (said.clone(), end));
-    assert_eq!(read(role, wire.chunks(1)), (said.clone(), end));
-    let (expected, their_end) = reference::read(role, wire);
-    // We judge headers before payload, text and close codes more strictly: a fault of ours may come where they go on.
-    let known = said.len().min(expected.len());
-    assert_eq!(said[..known], expected[..known]);
+    let (events, end) = read(role, [wire]);
+    assert_eq!(read(role, segments(wire, choice)), (events.clone(), end));
+    assert_eq!(read(role, wire.chunks(1)), (events.clone(), end));
+    let (expected, expected_end) = reference::read(role, wire);
+    // This reader checks headers before the payload arrives, and is stricter about text and close
+    // codes: it may report an error where the reference continues.
+    let common = events.len().min(expected.len());
+    assert_eq!(events[..common], expected[..common]);
     assert!(
-        said.len() <= expected.len(),
-        "{said:?}, expected {expected:?}"
+        events.len() <= expected.len(),
+        "{events:?}, expected {expected:?}"
     );
-    if end != End::TunnelError {
-        assert_eq!((said.len(), end), (expected.len(), their_end));
+    if end != End::Error {
+        assert_eq!((events.len(), end), (expected.len(), expected_end));
     }
 }
 
-/// A chunk: decoded as the reference does, whole or streamed, and what the bytes are as data comes back.
+/// A chunk: whole or streamed, it decodes as in the reference. The same bytes as data, with a
+/// header, decode to themselves.
 pub(super) fn chunk(bytes: &[u8]) {
     let decoded = chunk::decode(bytes).ok();
     let own = decoded.map(|chunk| (bytes[chunk.data].to_vec(), chunk.fin));
     assert_eq!(own, reference::decode(bytes));
-    for front in 0..=bytes.len().min(MAX_HEADER) {
-        if let Start::AllData(header) = chunk::start(&bytes[..front], bytes.len()) {
+    for prefix in 0..=bytes.len().min(MAX_HEADER) {
+        if let Start::AllData(header) = chunk::start(&bytes[..prefix], bytes.len()) {
             assert_eq!(own, Some((bytes[header..].to_vec(), false)));
         }
     }
@@ -47,7 +50,8 @@ pub(super) fn chunk(bytes: &[u8]) {
     assert_eq!(reference::decode(&message), Some((data.to_vec(), false)));
 }
 
-/// The chunk layer: the first byte chooses role, version and segmentation, the rest is the wire.
+/// The chunk layer: the first byte selects role, version and segmentation, the rest is the received
+/// stream.
 pub(super) fn messages(bytes: &[u8]) {
     let Some((&choice, wire)) = bytes.split_first() else {
         return;
@@ -58,7 +62,7 @@ pub(super) fn messages(bytes: &[u8]) {
     } else {
         Version::V2
     };
-    // With a close behind it, a wire that ends between two messages can be told from one that was cut.
+    // The close frame shows whether the stream ended between two messages or inside one.
     let close: &[u8] = match role {
         Role::Client => &[0x88, 0],
         Role::Server => &[0x88, 0x80, 0, 0, 0, 0],
@@ -73,15 +77,16 @@ pub(super) fn messages(bytes: &[u8]) {
         opened.data.starts_with(&data),
         "{opened:?}, expected {data:?}"
     );
-    if opened.fault.is_none() {
+    if opened.error.is_none() {
         assert_eq!(opened.fin, fin);
     }
-    // Data is delivered before its message is whole only where the message is nothing but data.
-    let judged = matches!(opened.fault.as_deref(), Some(fault) if fault.starts_with("Chunk"));
-    if judged || opened.closed.is_some() {
+    // Data is delivered before its message is complete only if the message contains nothing but
+    // data. So a chunk with an error delivers none.
+    let chunk_error = matches!(opened.error.as_deref(), Some(error) if error.starts_with("Chunk"));
+    if chunk_error || opened.closed.is_some() {
         assert_eq!(opened.data, data);
     }
-    resealed(role, version, &wire, choice);
+    check_sealed(role, version, &wire, choice);
 }
 
 fn role(choice: u8) -> Role {
@@ -92,10 +97,10 @@ fn role(choice: u8) -> Role {
     }
 }
 
-/// What our reader makes of the parts of a wire, in the reference's words.
-fn read<'a>(role: Role, parts: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Said>, End) {
+/// Reads the parts of a stream with the frame reader; returns the result in the reference's types.
+fn read<'a>(role: Role, parts: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Event>, End) {
     let mut reader = FrameReader::new(role, MAX_MESSAGE);
-    let mut said = Vec::new();
+    let mut events = Vec::new();
     let mut message = Vec::new();
     let mut is_last = false;
     for mut part in parts {
@@ -110,31 +115,34 @@ fn read<'a>(role: Role, parts: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Said>
                 }
                 Ok(Some(Piece::FrameEnd)) => {
                     if is_last {
-                        said.push(Said::Binary(std::mem::take(&mut message)));
+                        events.push(Event::Binary(std::mem::take(&mut message)));
                     }
                 }
-                Ok(Some(Piece::Ping(payload))) => said.push(Said::Ping(payload)),
-                Ok(Some(Piece::Pong)) => said.push(Said::Pong),
+                Ok(Some(Piece::Ping(payload))) => events.push(Event::Ping(payload)),
+                Ok(Some(Piece::Pong)) => events.push(Event::Pong),
                 Ok(Some(Piece::Close(code))) => {
-                    said.push(Said::Close(code));
-                    return (said, End::Close);
+                    events.push(Event::Close(code));
+                    return (events, End::Close);
                 }
-                Err(_) => return (said, End::TunnelError),
+                Err(_) => return (events, End::Error),
             }
         }
-        assert!(part.is_empty(), "bytes are left though more were asked for");
+        assert!(
+            part.is_empty(),
+            "the reader needs more bytes but left some unread"
+        );
     }
-    (said, End::Bytes)
+    (events, End::Bytes)
 }
 
-/// What the chunk layer made of a wire.
+/// What the chunk layer read from a stream.
 #[derive(Debug, PartialEq, Eq)]
 struct Opened {
     data: Vec<u8>,
-    fault: Option<String>,
+    error: Option<String>,
     fin: bool,
     closed: Option<PeerClose>,
-    /// The length of the pong that is due.
+    /// The length of the pong to send.
     pong: usize,
 }
 
@@ -143,31 +151,32 @@ fn open<'a>(role: Role, version: Version, parts: impl IntoIterator<Item = &'a [u
     let mut plain = Buffer::new(&pool);
     let mut messages = WsCodec::new(role, version, &Budget::default());
     let mut parts = parts.into_iter();
-    let fault: Option<TunnelError> = parts.find_map(|part| messages.open(part, &mut plain).err());
+    let error: Option<TunnelError> = parts.find_map(|part| messages.open(part, &mut plain).err());
     let mut pong = Buffer::new(&pool);
     messages.pong(&mut pong).expect("a pong can be written");
     Opened {
         data: plain.filled().to_vec(),
-        fault: fault.map(|fault| format!("{fault:?}")),
+        error: error.map(|error| format!("{error:?}")),
         fin: messages.fin_received(),
         closed: messages.closed_by_peer(),
         pong: pong.len(),
     }
 }
 
-/// The data and the `fin` of the whole messages on a wire, up to the first fault.
+/// The data and the `fin` of the complete messages in a stream, up to the first error, from the
+/// reference.
 fn expected(role: Role, version: Version, wire: &[u8]) -> (Vec<u8>, bool) {
     let mut all = Vec::new();
     let mut fin = false;
-    for said in reference::read(role, wire).0 {
-        let Said::Binary(message) = said else {
+    for event in reference::read(role, wire).0 {
+        let Event::Binary(message) = event else {
             continue;
         };
         match reference::decode(&message) {
             Some((data, _)) if fin && !data.is_empty() => break,
-            Some((data, ends)) => {
+            Some((data, is_last)) => {
                 all.extend(data);
-                fin |= ends && version == Version::V2;
+                fin |= is_last && version == Version::V2;
             }
             None => break,
         }
@@ -175,8 +184,9 @@ fn expected(role: Role, version: Version, wire: &[u8]) -> (Vec<u8>, bool) {
     (all, fin)
 }
 
-/// The bytes as data: what the peer of `role` seals, `role` opens, and the reference reads.
-fn resealed(role: Role, version: Version, data: &[u8], choice: u8) {
+/// Asserts that `role` and the reference read from the peer of `role` the data that the peer
+/// sealed.
+fn check_sealed(role: Role, version: Version, data: &[u8], choice: u8) {
     let peer = match role {
         Role::Client => Role::Server,
         Role::Server => Role::Client,
@@ -196,8 +206,11 @@ fn resealed(role: Role, version: Version, data: &[u8], choice: u8) {
         version,
         segments(wire.filled(), choice.wrapping_add(1)),
     );
-    assert_eq!((opened.data.as_slice(), opened.fault), (data, None));
-    let (their_data, fin) = expected(role, version, wire.filled());
-    assert_eq!((their_data.as_slice(), fin), (data, version == Version::V2));
+    assert_eq!((opened.data.as_slice(), opened.error), (data, None));
+    let (expected_data, fin) = expected(role, version, wire.filled());
+    assert_eq!(
+        (expected_data.as_slice(), fin),
+        (data, version == Version::V2)
+    );
     assert_eq!(opened.fin, fin);
 }

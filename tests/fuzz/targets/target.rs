@@ -1,4 +1,4 @@
-//! Every fuzz target: the body that has this program's name, out of the library's list.
+//! The program of every fuzz target: runs the body that has this program's name.
 
 #![no_main]
 
@@ -9,6 +9,6 @@ fuzz_target!(|bytes: &[u8]| {
     let (_, body) = TARGETS
         .iter()
         .find(|(name, _)| *name == env!("CARGO_BIN_NAME"))
-        .expect("the program has the name of a target");
+        .expect("a target with the name of this program");
     body(bytes);
 });
