@@ -94,6 +94,8 @@
 //! `capi`, for hosts that are not Rust ([`manual::c_api`]; needs `gateway`); `fuzzing`, for this project's own tests.
 //! [`manual::static_binaries`] has the sizes.
 
+// docs.rs shows which feature each item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 // The two ends share the wire's code. A build with one end does not use all of it, nor publish all of its types.
 #![cfg_attr(
