@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Stage};
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
 use crate::http::authority::Pattern;
 use crate::net::resolver::Override;
-use crate::setup::{ca, capacity, hardening};
+use crate::setup::{capacity, hardening, roots};
 use crate::sys::memory;
 
 /// Settings of the gateway of [`start_embedded`](crate::start_embedded).
@@ -104,7 +104,7 @@ impl Embedded {
         };
         let base_roots = base_roots(options.system_ca.as_ref(), options.inherited)?;
         let roots = match &options.target_ca {
-            Some(file) => ca::with_further(&base_roots, file, "--upstream-ca")?,
+            Some(file) => roots::with_further(&base_roots, file, "--upstream-ca")?,
             None => base_roots,
         };
         let directory =
@@ -240,7 +240,7 @@ fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, 
         found => found?,
     };
     match &config.target_ca {
-        Some(file) => ca::with_further(&base_roots, file, "--target-ca"),
+        Some(file) => roots::with_further(&base_roots, file, "--target-ca"),
         None => Ok(base_roots),
     }
 }
@@ -250,7 +250,7 @@ fn base_roots(
     system_ca: Option<&PathBuf>,
     inherited: Option<Environment>,
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
-    ca::base_roots(&Config {
+    roots::base_roots(&Config {
         system_ca: system_ca.cloned(),
         inherited: inherited.unwrap_or_else(Environment::of_process),
         ..Config::default()

@@ -1,11 +1,11 @@
 //! `gateway`: the server end. It does not fail open: a setting that it cannot use ends it.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::embedded::start_gateway;
 use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
+use crate::sys::files::{ReadError, read_limited};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 use zeroize::Zeroizing;
@@ -88,28 +88,13 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     })
 }
 
-/// Reads a whole file into memory that is wiped when dropped, because it may be a key. The memory is allocated at
-/// once: growing it would leave copies.
+/// Reads a whole file, which may be a private key. A FIFO is accepted, for example a process
+/// substitution of the shell.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let failed = |error: &dyn std::fmt::Display| {
-        format!("{} cannot be read: {error}; check the path", path.display())
-    };
-    let mut bytes = Zeroizing::new(vec![0; PEM_LIMIT + 1]);
-    let mut file = File::open(path).map_err(|error| failed(&error))?;
-    let mut filled = 0;
-    while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
-        match file.read(room) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(&error)),
-        }
-    }
-    if filled > PEM_LIMIT {
-        return Err(failed(&"it is over 1 MiB"));
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
+    File::open(path)
+        .map_err(ReadError::Io)
+        .and_then(|file| read_limited(&file, PEM_LIMIT))
+        .map_err(|error| format!("{} cannot be read: {error}; check the path", path.display()))
 }
 
 fn read_text(path: &Path) -> Result<Zeroizing<String>, String> {
@@ -150,7 +135,11 @@ mod tests {
         std::fs::write(&path, vec![b'x'; PEM_LIMIT]).unwrap();
         assert_eq!(read(&path).unwrap().len(), PEM_LIMIT);
         std::fs::write(&path, vec![b'x'; PEM_LIMIT + 1]).unwrap();
-        assert!(read(&path).unwrap_err().contains("over 1 MiB"));
+        assert!(
+            read(&path)
+                .unwrap_err()
+                .contains("larger than 1048576 bytes")
+        );
         std::fs::write(&path, b"\xff").unwrap();
         assert!(read_text(&path).is_err());
         assert!(

@@ -17,7 +17,7 @@ use crate::probe::prepared::{Prepared, read_token, session, trusted};
 use crate::probe::problem::Problem;
 use crate::setup::gate::Session;
 use crate::setup::token::TokenFile;
-use crate::setup::{bundle, ca, download};
+use crate::setup::{bundle, ca, download, roots};
 
 /// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is
 /// checked.
@@ -124,7 +124,7 @@ fn merged(
     trusted: &[CertificateDer<'static>],
 ) -> Result<Merged, Error> {
     let place = bundle::place(config)?;
-    let base_roots = ca::base_roots(config)?;
+    let base_roots = roots::base_roots(config)?;
     let downloaded = download::download(config, &session.base, &Resolver::new(), trusted)?;
     can_write(&place)?;
     let (base, upstream) = (base_roots.len(), downloaded.len());

@@ -5,17 +5,15 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
-use rustix::fs::{Mode, OFlags};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::crypto::secret::{Credentials, Secret};
+use crate::sys::files::{self, ReadError};
 
 /// The largest sessions file: some 10,000 sessions with long tokens, and no more memory than a mistaken path should cost.
 const FILE_LIMIT: usize = 4 * 1024 * 1024;
@@ -155,32 +153,17 @@ fn is_visible_ascii(word: &str) -> bool {
     word.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// Reads a sessions file. Links are followed.
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsProblem> {
-    // Without NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| SessionsProblem::Unreadable(error.into()))?;
-    let file = File::from(file);
-    let metadata = file.metadata().map_err(SessionsProblem::Unreadable)?;
-    if !metadata.is_file() {
-        return Err(SessionsProblem::NotAFile);
-    }
-    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    if size > FILE_LIMIT {
-        return Err(SessionsProblem::TooLarge);
-    }
-    if metadata.permissions().mode() & READABLE_BY_OTHERS != 0 {
+    let file = files::open_regular(path)?;
+    let mode = file.metadata().map_err(ReadError::Io)?.permissions().mode();
+    if mode & READABLE_BY_OTHERS != 0 {
         log::warn!(
             "sessions file {}: others than its owner can read the tokens; chmod 600 it",
             path.display()
         );
     }
-    // Room for all of it from the start: a buffer that grows leaves copies of tokens behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(size + 1));
-    file.take(size as u64)
-        .read_to_end(&mut text)
-        .map_err(SessionsProblem::Unreadable)?;
-    Ok(text)
+    Ok(files::read_limited(&file, FILE_LIMIT)?)
 }
 
 /// Why there are no sessions: which file, which line, what to do. Never what the line says.
@@ -192,12 +175,16 @@ pub struct SessionsError {
 
 #[derive(Debug)]
 enum SessionsProblem {
-    Unreadable(std::io::Error),
-    NotAFile,
-    TooLarge,
+    Unreadable(ReadError),
     Line { number: usize },
     Twice { number: usize },
     Empty,
+}
+
+impl From<ReadError> for SessionsProblem {
+    fn from(error: ReadError) -> Self {
+        Self::Unreadable(error)
+    }
 }
 
 impl fmt::Display for SessionsError {
@@ -208,11 +195,12 @@ impl fmt::Display for SessionsError {
         }
         match &self.problem {
             SessionsProblem::Unreadable(error) => {
-                write!(f, "{error}; make it readable for the gateway")
-            }
-            SessionsProblem::NotAFile => f.write_str("not a regular file; name one"),
-            SessionsProblem::TooLarge => {
-                write!(f, "over {FILE_LIMIT} bytes; is it the right file?")
+                let remedy = match error {
+                    ReadError::Io(_) => "make it readable for the gateway",
+                    ReadError::NotRegular => "name one",
+                    ReadError::TooLarge { .. } => "check that it is the right file",
+                };
+                write!(f, "{error}; {remedy}")
             }
             SessionsProblem::Line { number } => write!(
                 f,
@@ -425,7 +413,7 @@ mod tests {
             rustix::fs::CWD,
             &pipe,
             rustix::fs::FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
             0,
         )
         .unwrap();
@@ -434,8 +422,11 @@ mod tests {
             assert!(error.contains("not a regular file"), "{error}");
         }
         let huge = folder.path().join("huge");
-        File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        std::fs::File::create(&huge)
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
         let error = Sessions::load(&huge).unwrap_err().to_string();
-        assert!(error.contains("over 4194304 bytes"), "{error}");
+        assert!(error.contains("larger than 4194304 bytes"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::setup::gate::{self, Gate, Session};
 use crate::setup::token::{self, TokenFile};
-use crate::setup::{ca, hardening};
+use crate::setup::{hardening, roots};
 
 /// What the later steps need; `None` where the stage failed.
 pub(crate) struct Prepared {
@@ -63,5 +63,5 @@ pub(crate) fn read_token(config: &Config) -> Result<TokenFile, Error> {
 
 /// The roots for connections to the upstream.
 pub(crate) fn trusted(config: &Config) -> Result<Vec<CertificateDer<'static>>, Error> {
-    ca::connection_roots(config, &ca::base_roots(config)?)
+    roots::connection_roots(config, &roots::base_roots(config)?)
 }

@@ -485,17 +485,17 @@ pub(super) mod tests {
 
     /// A home folder, base roots, and settings that name both.
     pub(in crate::setup) struct Scene {
-        pub(in crate::setup) folder: TempDir,
+        pub(in crate::setup) directory: TempDir,
         pub(in crate::setup) config: Config,
         pub(in crate::setup) base_root: Ca,
     }
 
     pub(in crate::setup) fn scene() -> Scene {
-        let folder = TempDir::new().unwrap();
-        let home = folder.path().join("home");
+        let directory = TempDir::new().unwrap();
+        let home = directory.path().join("home");
         fs::create_dir(&home).unwrap();
         let base_root = ca();
-        let system_ca = folder.path().join("system.pem");
+        let system_ca = directory.path().join("system.pem");
         fs::write(&system_ca, base_root.pem()).unwrap();
         let mut config = Config {
             system_ca: Some(system_ca),
@@ -504,7 +504,7 @@ pub(super) mod tests {
         config.inherited.set("HOME", home);
         config.limits.ca_timeout = LONG;
         Scene {
-            folder,
+            directory,
             config,
             base_root,
         }
@@ -512,7 +512,7 @@ pub(super) mod tests {
 
     impl Scene {
         pub(in crate::setup) fn home(&self) -> std::path::PathBuf {
-            self.folder.path().join("home")
+            self.directory.path().join("home")
         }
 
         pub(in crate::setup) fn prepare(
@@ -754,7 +754,7 @@ pub(super) mod tests {
         let bytes = response("200 OK", downloaded.pem());
         let (port, server) = serve(1, answering_in_tls(&config, bytes, true));
         let mut scene = scene();
-        let file = scene.folder.path().join("upstream.pem");
+        let file = scene.directory.path().join("upstream.pem");
         fs::write(&file, upstream.pem()).unwrap();
         scene.config.upstream_ca = Some(file);
         let trust = scene.prepare(&format!("https://localhost:{port}")).unwrap();

@@ -1,7 +1,9 @@
-//! The steps of set-up, one blocking step a file: no step knows the next, `orchestrator` puts them in their order.
+//! The steps of set-up, one blocking step per file. No step depends on the next one: `orchestrator`
+//! runs them in order.
 //!
-//! `gate`, `token` and `ca` are stages (`manual/operations.md`), with `download` and `bundle` under `ca`; `child_env` is what children are
-//! told, `hardening` and `capacity` what the process does to and asks of the system.
+//! `gate`, `token` and `ca` are stages (`manual/operations.md`). `ca` uses `roots`, `download`,
+//! `bundle` and `wgetrc`. `child_env` has the variables for children. `hardening` changes the
+//! process, `capacity` reads the limits of the system.
 
 pub(crate) mod bundle;
 pub(crate) mod ca;
@@ -10,4 +12,6 @@ pub(crate) mod child_env;
 pub(crate) mod download;
 pub(crate) mod gate;
 pub(crate) mod hardening;
+pub(crate) mod roots;
 pub(crate) mod token;
+mod wgetrc;

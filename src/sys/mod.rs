@@ -1,4 +1,6 @@
-//! What the process shares with its host: memory and log records.
+//! What the process shares with its host: files, memory and log records.
 
+pub(crate) mod files;
 pub(crate) mod log_filter;
 pub(crate) mod memory;
+pub(crate) mod owned_name;
