@@ -41,7 +41,7 @@ use crate::probe::prepared::{self, Prepared};
 use crate::probe::problem::Problem;
 use crate::probe::relay::{ProbeRelay, to_open};
 use crate::relay::{DialEvent, trace};
-use crate::tunnel::message::Version;
+use crate::tunnel::ws_codec::Version;
 use load::Load;
 use measures::{AT_ONCE, STREAMS, Wait};
 use pattern::Pattern;

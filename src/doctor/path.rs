@@ -16,8 +16,8 @@ use crate::orchestrator::upstream;
 use crate::probe::prepared::Prepared;
 use crate::probe::problem::Problem;
 use crate::relay::{DialEvent, trace};
-use crate::tunnel::message::Version;
-use crate::tunnel::transport::Tls;
+use crate::tunnel::tls::Tls;
+use crate::tunnel::ws_codec::Version;
 
 /// The phases of the path, in order.
 const PHASES: [Step; 5] = [

@@ -3,9 +3,9 @@
 //!
 //! What is not TLS, and a target that speaks first, is passed through untouched.
 
+use rustls::CertificateError;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::{CertificateError, Error as TlsError};
 
 use super::Shared;
 use super::client_hello::{self, ClientHello, FirstBytes, description};
@@ -14,10 +14,10 @@ use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
-use crate::tunnel::drive::{WaitContext, converse};
-use crate::tunnel::error::TunnelError;
+use crate::tunnel::drive::{WaitContext, drive_until};
+use crate::tunnel::error::{TlsError, TunnelError};
 use crate::tunnel::pump::Pump;
-use crate::tunnel::transport::Tls;
+use crate::tunnel::tls::Tls;
 
 /// Looks at the client's first bytes, and puts TLS of our own on both sides if they are TLS.
 ///
@@ -47,7 +47,7 @@ pub(super) fn begin<'a>(
         },
     };
     log::warn!("{authority} refused: {}", refused.why);
-    let ending = pump.end_with(&refused.alert);
+    let ending = pump.finish_with(&refused.alert);
     Err(TunnelSummary {
         how: EndReason::Broken {
             by: refused.by,
@@ -110,8 +110,8 @@ fn secure(
         )
     })?;
 
-    let (raw, ws, outbound, inbound) = pump.parts();
-    raw.secure(Tls::client(connection, &gateway.pool));
+    let (tcp, ws, outbound, inbound) = pump.parts();
+    tcp.add_tls(Tls::client(connection, &gateway.pool));
     let watch = WaitContext {
         stop: &gateway.stop,
         client: Some(ws.socket()),
@@ -120,8 +120,8 @@ fn secure(
         keepalive: std::time::Duration::ZERO,
         drains: true,
     };
-    let alpn = converse(raw, outbound, &watch, |link, _| {
-        let tls = link.tls().filter(|tls| tls.established());
+    let alpn = drive_until(tcp, outbound, &watch, |conn, _| {
+        let tls = conn.tls().filter(|tls| tls.established());
         Ok(tls.map(|tls| tls.alpn().map(<[u8]>::to_vec)))
     })
     .map_err(|fault| {
@@ -146,7 +146,7 @@ fn secure(
             error.to_string(),
         )
     })?;
-    ws.intercept(Tls::server(connection, &gateway.pool), inbound)
+    ws.add_inner_tls(Tls::server(connection, &gateway.pool), inbound)
         .map_err(|fault| {
             // rustls has already said its own alert.
             Refused {
@@ -162,14 +162,15 @@ fn secure(
 /// [RFC 8446, section 6.2]: https://www.rfc-editor.org/rfc/rfc8446#section-6.2
 fn alert_for(fault: &TunnelError) -> u8 {
     match fault {
-        TunnelError::Tls(TlsError::InvalidCertificate(error)) => match error {
+        TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(error))) => match error
+        {
             CertificateError::UnknownIssuer => description::UNKNOWN_CA,
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 description::CERTIFICATE_EXPIRED
             }
             _ => description::BAD_CERTIFICATE,
         },
-        TunnelError::Tls(TlsError::AlertReceived(alert)) => u8::from(*alert),
+        TunnelError::Tls(TlsError::Rustls(rustls::Error::AlertReceived(alert))) => u8::from(*alert),
         TunnelError::Tls(_) => description::HANDSHAKE_FAILURE,
         _ => description::INTERNAL_ERROR,
     }

@@ -39,7 +39,7 @@ use crate::http::head::Reply;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
-use crate::tunnel::message::Budget;
+use crate::tunnel::ws_codec::Budget;
 
 use issuer::Issuer;
 use policy::Policy;

@@ -19,13 +19,13 @@ use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
-use crate::tunnel::drive::{WaitContext, converse, dismiss, farewell};
+use crate::tunnel::drive::{WaitContext, close_and_drain, drive_until, refuse_and_drain};
 use crate::tunnel::error::{TunnelError, exhausted};
 use crate::tunnel::frame::Role;
-use crate::tunnel::message::{Version, WsCodec};
 use crate::tunnel::opening::{ConnectRequest, ESTABLISHED};
-use crate::tunnel::pump::{self, Pump};
-use crate::tunnel::transport::Tls;
+use crate::tunnel::pump::{Pump, PumpContext};
+use crate::tunnel::tls::Tls;
+use crate::tunnel::ws_codec::{Version, WsCodec};
 
 /// How long a refused peer may take to read its answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ fn open<'a>(
     let (mut ws, bearer, version) = admit(gateway, connection, peer, &mut received)?;
     let messages = WsCodec::new(Role::Server, version, &gateway.budget);
     let heard = ws
-        .frame(messages, &mut received)
+        .add_websocket(messages, &mut received)
         .and_then(|()| stand_by(gateway, &mut ws, &mut received));
     let opening = match heard {
         Ok(opening) => opening,
@@ -80,20 +80,20 @@ fn open<'a>(
         let why = "wrong session or token inside".into();
         return Err(refuse(gateway, ws, &reply, why));
     }
-    let raw = match dial(gateway, &authority, ws.socket()) {
-        Ok(raw) => raw,
+    let tcp = match dial(gateway, &authority, ws.socket()) {
+        Ok(tcp) => tcp,
         Err((Some(reply), why)) => return Err(refuse(gateway, ws, &reply, why)),
         Err((None, _)) => return Err(EndReason::Abandoned),
     };
     Counters::add(&gateway.counters.tunnels, 1);
     tell(gateway, &mut ws, ESTABLISHED).map_err(|_| EndReason::Abandoned)?;
-    let shared = pump::Shared {
+    let shared = PumpContext {
         limits: &gateway.limits,
         stop: &gateway.stop,
         counters: &gateway.counters,
     };
     let outbound = Buffer::new(&gateway.pool);
-    let pump = Pump::new(Role::Server, raw, ws, outbound, received, shared);
+    let pump = Pump::new(Role::Server, tcp, ws, outbound, received, shared);
     Ok((authority, pump))
 }
 
@@ -109,11 +109,11 @@ fn admit(
     match enter(gateway, &mut ws, received) {
         Ok(Entered::Open(bearer, version)) => Ok((ws, bearer, version)),
         Ok(Entered::Answered) => {
-            dismiss(ws, &gateway.stop, FAREWELL);
+            refuse_and_drain(ws, &gateway.stop, FAREWELL);
             Err(EndReason::Answered)
         }
         Ok(Entered::Refused(status)) => {
-            dismiss(ws, &gateway.stop, FAREWELL);
+            refuse_and_drain(ws, &gateway.stop, FAREWELL);
             let why = format!("a connection from {peer}");
             Err(refused(status, Phase::Upgrade, why))
         }
@@ -126,7 +126,7 @@ fn admit(
 
 /// No opening came: what is said depends on why.
 fn unheard(gateway: &Shared, mut ws: Conn, peer: SocketAddr, fault: &TunnelError) -> EndReason {
-    if let TunnelError::Head(_) = fault {
+    if let TunnelError::Http(_) | TunnelError::Opening(_) = fault {
         let reply = Reply::new(400, "the opening is not a CONNECT that can be served");
         return refuse(gateway, ws, &reply, fault.to_string());
     }
@@ -135,8 +135,8 @@ fn unheard(gateway: &Shared, mut ws: Conn, peer: SocketAddr, fault: &TunnelError
         TunnelError::TimedOut(_) | TunnelError::Stopped => CloseCode::Away,
         _ => fault.close_code(),
     };
-    if ws.close(code).is_ok() {
-        farewell(ws, &gateway.stop, gateway.limits.close_timeout);
+    if ws.send_close(code).is_ok() {
+        close_and_drain(ws, &gateway.stop, gateway.limits.close_timeout);
     }
     EndReason::Abandoned
 }
@@ -160,13 +160,13 @@ fn enter(gateway: &Shared, ws: &mut Conn, received: &mut Buffer) -> Result<Enter
     };
     if let Some(config) = &gateway.tls {
         let connection = UnbufferedServerConnection::new(config.clone())?;
-        ws.secure(Tls::server(connection, &gateway.pool));
-        converse(ws, received, &watch, |link, _| {
-            Ok(link.tls().is_some_and(Tls::established).then_some(()))
+        ws.add_tls(Tls::server(connection, &gateway.pool));
+        drive_until(ws, received, &watch, |conn, _| {
+            Ok(conn.tls().is_some_and(Tls::established).then_some(()))
         })?;
     }
     let sessions = gateway.sessions();
-    let door = converse(ws, received, &watch, |_, received| {
+    let door = drive_until(ws, received, &watch, |_, received| {
         Ok(match head::request(received.filled()) {
             Ok(None) => None,
             Ok(Some((head, len))) => {
@@ -223,7 +223,7 @@ fn stand_by(
         keepalive: gateway.limits.keepalive,
         drains: false,
     };
-    converse(ws, received, &watch, |_, received| {
+    drive_until(ws, received, &watch, |_, received| {
         ConnectRequest::read(received.filled())
     })
 }
@@ -316,10 +316,10 @@ fn refuse(gateway: &Shared, mut ws: Conn, reply: &Reply, why: String) -> EndReas
         CloseCode::Normal
     };
     if tell(gateway, &mut ws, &reply.to_bytes())
-        .and_then(|()| ws.close(code))
+        .and_then(|()| ws.send_close(code))
         .is_ok()
     {
-        farewell(ws, &gateway.stop, gateway.limits.close_timeout);
+        close_and_drain(ws, &gateway.stop, gateway.limits.close_timeout);
     }
     refused(reply.status, Phase::Opening, why)
 }

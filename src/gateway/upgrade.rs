@@ -11,7 +11,7 @@ use super::auth::{Bearer, Sessions};
 use crate::control::phase::Phase;
 use crate::http::base_url::{CA_CERT_PATH, WS_PATH};
 use crate::http::head::{Reply, RequestHead};
-use crate::tunnel::message::{SUBPROTOCOL_V2, Version};
+use crate::tunnel::ws_codec::{SUBPROTOCOL_V2, Version};
 
 /// What is done with a connection.
 pub(crate) enum UpgradeDecision {

@@ -11,7 +11,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::CloseCode;
 use zeroize::Zeroizing;
 
-use super::refusal::{self, Refusal, refused_by_gateway};
+use super::refusal::{Refusal, refused_by_gateway};
 use super::{Relay, Shared, Upstream};
 use crate::config::Limits;
 use crate::control::deadline::Deadline;
@@ -24,12 +24,12 @@ use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
-use crate::tunnel::drive::{WaitContext, converse, farewell};
-use crate::tunnel::error::TunnelError;
+use crate::tunnel::drive::{WaitContext, close_and_drain, drive_until};
+use crate::tunnel::error::{OpeningError, TlsError, TunnelError, UpgradeError};
 use crate::tunnel::frame::Role;
-use crate::tunnel::message::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
 use crate::tunnel::opening::{self, ConnectResponse};
-use crate::tunnel::transport::Tls;
+use crate::tunnel::tls::Tls;
+use crate::tunnel::ws_codec::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
 
 /// How long the text of a refusal may take after its head.
 const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,7 +37,7 @@ const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
 /// An open way to the target.
 pub(super) struct DialedTunnel {
     /// The WebSocket.
-    pub(super) link: Conn,
+    pub(super) conn: Conn,
     /// What the target has already sent.
     pub(super) received: Buffer,
 }
@@ -63,20 +63,23 @@ pub(super) fn open(
     client: &TcpStream,
 ) -> Result<DialedTunnel, Refusal> {
     let shared = &relay.shared;
-    if let Some(link) = relay.standby.take(shared) {
+    if let Some(conn) = relay.standby.take(shared) {
         let mut way = Dialer::new(shared, Some(client));
         // One whose host has vanished is found out in the time that a dial may take.
-        link.set_user_timeout(shared.limits.connect_timeout);
-        match way.ask(link, Buffer::new(&shared.pool), target) {
+        conn.set_user_timeout(shared.limits.connect_timeout);
+        match way.ask(conn, Buffer::new(&shared.pool), target) {
             // Nothing of the client's was passed on, so that a second try can do no harm.
-            Err(fault @ (TunnelError::Io(_) | TunnelError::Ended | TunnelError::Closed(_))) => {
+            Err(
+                fault
+                @ (TunnelError::Io(_) | TunnelError::ConnectionEnded | TunnelError::Closed(_)),
+            ) => {
                 log::debug!("relay: {target}: what stood by was dead: {fault}; dialling");
             }
             Err(fault) => return Err(Refusal::of(way.phase, &fault)),
             Ok(answer) => {
                 Counters::add(&shared.counters.standby, 1);
                 let dialled = answer?;
-                dialled.link.set_user_timeout(Duration::ZERO);
+                dialled.conn.set_user_timeout(Duration::ZERO);
                 return Ok(dialled);
             }
         }
@@ -97,9 +100,9 @@ pub(super) fn open(
 /// A WebSocket to the gateway on which nothing was asked for yet.
 pub(super) fn stand_by(shared: &Shared) -> Result<Conn, TunnelError> {
     let mut way = Dialer::new(shared, None);
-    let (mut link, mut received) = way.reach()?;
-    way.upgrade(&mut link, &mut received)?;
-    Ok(link)
+    let (mut conn, mut received) = way.reach()?;
+    way.upgrade(&mut conn, &mut received)?;
+    Ok(conn)
 }
 
 /// Walks the same way for who wants to know what lies on it, and hangs up. Without a target it goes no further than TLS,
@@ -124,15 +127,15 @@ pub(crate) fn trace(
         watcher: Some(watcher),
     };
     let walked = match target {
-        Some(target) => way.walk(target).map(|opened| opened.map(|to| to.link)),
-        None => way.reach().map(|(link, _)| Ok(link)),
+        Some(target) => way.walk(target).map(|opened| opened.map(|to| to.conn)),
+        None => way.reach().map(|(conn, _)| Ok(conn)),
     };
     let phase = way.phase;
-    let mut link = walked
+    let mut conn = walked
         .map_err(|fault| (phase, Refusal::of(phase, &fault)))?
         .map_err(|refusal| (phase, refusal))?;
-    link.part_with(CloseCode::Away);
-    farewell(link, &stop, limits.close_timeout);
+    conn.try_close(CloseCode::Away);
+    close_and_drain(conn, &stop, limits.close_timeout);
     Ok(())
 }
 
@@ -168,9 +171,9 @@ impl<'a> Dialer<'a> {
 
     /// Every phase in turn. The inner error is the gateway's own refusal.
     fn walk(&mut self, target: &Authority) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
-        let (mut link, mut received) = self.reach()?;
-        self.upgrade(&mut link, &mut received)?;
-        self.ask(link, received, target)
+        let (mut conn, mut received) = self.reach()?;
+        self.upgrade(&mut conn, &mut received)?;
+        self.ask(conn, received, target)
     }
 
     /// Name, TCP and TLS: all that needs no credentials.
@@ -193,41 +196,40 @@ impl<'a> Dialer<'a> {
         self.phase = Phase::Connect;
         let (stream, address) = connect(&addresses, &self.bounded(limit))?;
         self.pass(DialEvent::Connect(address));
-        let mut link = Conn::new(stream, self.pool);
+        let mut conn = Conn::new(stream, self.pool);
         // We speak first, on whichever layer.
-        link.readable = false;
+        conn.readable = false;
         let mut received = Buffer::new(self.pool);
 
         if let Some(config) = &upstream.tls {
             self.phase = Phase::Tls;
-            let name = tls::server_name(&authority.host)
-                .map_err(|_| TunnelError::Head("no certificate can carry this host's name"))?;
+            let name = tls::server_name(&authority.host).map_err(|_| TlsError::ServerName)?;
             let connection = UnbufferedClientConnection::new(config.clone(), name)?;
-            link.secure(Tls::client(connection, self.pool));
-            converse(&mut link, &mut received, &self.bounded(limit), |link, _| {
-                Ok(link.tls().is_some_and(Tls::established).then_some(()))
+            conn.add_tls(Tls::client(connection, self.pool));
+            drive_until(&mut conn, &mut received, &self.bounded(limit), |conn, _| {
+                Ok(conn.tls().is_some_and(Tls::established).then_some(()))
             })?;
-            if let Some(tls) = link.tls() {
+            if let Some(tls) = conn.tls() {
                 self.pass(DialEvent::Tls(tls));
             }
         }
-        Ok((link, received))
+        Ok((conn, received))
     }
 
     /// The WebSocket.
-    fn upgrade(&mut self, link: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
+    fn upgrade(&mut self, conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
         self.phase = Phase::Upgrade;
         let key = upgrade_key()?;
-        self.send(link, &upgrade_request(self.upstream, &key))?;
+        self.send(conn, &upgrade_request(self.upstream, &key))?;
         let watch = self.bounded(self.limits.connect_timeout);
-        let version = converse(link, received, &watch, |_, received| {
+        let version = drive_until(conn, received, &watch, |_, received| {
             let Some((head, len)) = head::final_response(received.filled())? else {
                 return Ok(None);
             };
             received.consume(len);
             upgraded(&head, &key).map(Some)
         })?;
-        link.frame(WsCodec::new(Role::Client, version, self.budget), received)?;
+        conn.add_websocket(WsCodec::new(Role::Client, version, self.budget), received)?;
         self.pass(DialEvent::Upgrade(version));
         Ok(())
     }
@@ -235,30 +237,28 @@ impl<'a> Dialer<'a> {
     /// The opening inside the WebSocket.
     fn ask(
         &mut self,
-        mut link: Conn,
+        mut conn: Conn,
         mut received: Buffer,
         target: &Authority,
     ) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
         self.phase = Phase::Opening;
         if !received.is_empty() {
-            return Err(TunnelError::Head(
-                "the gateway sent data before it was asked for any",
-            ));
+            return Err(OpeningError::EarlyResponse.into());
         }
         self.send(
-            &mut link,
+            &mut conn,
             &opening::request(target, &self.upstream.credentials),
         )?;
         let watch = self.bounded(self.limits.opening_timeout);
-        let heard = converse(&mut link, &mut received, &watch, |_, received| {
+        let heard = drive_until(&mut conn, &mut received, &watch, |_, received| {
             ConnectResponse::read(received.filled())
         });
         // Without waiting: the client has nothing to gain from our manners.
-        let answer = heard.inspect_err(|fault| link.part_with(fault.close_code()))?;
+        let answer = heard.inspect_err(|fault| conn.try_close(fault.close_code()))?;
         received.consume(answer.len);
         if answer.is_success() {
             self.pass(DialEvent::Opening);
-            return Ok(Ok(DialedTunnel { link, received }));
+            return Ok(Ok(DialedTunnel { conn, received }));
         }
         let watch = WaitContext {
             deadline: watch.deadline.min(Deadline::after(TEXT_TIMEOUT)),
@@ -269,7 +269,7 @@ impl<'a> Dialer<'a> {
             .unwrap_or(opening::TEXT_LIMIT)
             .min(opening::TEXT_LIMIT);
         // However the text ends, what came of it is what there is.
-        let _ = converse(&mut link, &mut received, &watch, |_, received| {
+        let _ = drive_until(&mut conn, &mut received, &watch, |_, received| {
             Ok((received.len() >= wanted).then_some(()))
         });
         let came = received.filled();
@@ -298,10 +298,10 @@ impl<'a> Dialer<'a> {
     }
 
     /// Seals `bytes` for the link's peer, at its present layer.
-    fn send(&self, link: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
+    fn send(&self, conn: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
         let mut plain = Buffer::new(self.pool);
         plain.extend(bytes);
-        link.seal(&mut plain)
+        conn.seal(&mut plain)
     }
 }
 
@@ -341,23 +341,17 @@ fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
 pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, TunnelError> {
     match head.status {
         101 => {}
-        401 | 403 | 407 => return Err(TunnelError::Head(refusal::UNAUTHORIZED)),
+        401 | 403 | 407 => return Err(UpgradeError::Unauthorized.into()),
         300..=399 => {
-            return Err(TunnelError::Head(
-                "the upstream redirects, and a redirect is not followed: it would carry the token away",
-            ));
+            return Err(UpgradeError::Redirect.into());
         }
         404 => {
-            return Err(TunnelError::Head(
-                "the upstream has no tunnel endpoint at this base URL",
-            ));
+            return Err(UpgradeError::NotFound.into());
         }
-        200..=299 => return Err(TunnelError::Head(refusal::PAGE)),
-        429 | 500..=599 => return Err(TunnelError::Head(refusal::UNWELL)),
+        200..=299 => return Err(UpgradeError::Page.into()),
+        429 | 500..=599 => return Err(UpgradeError::Unavailable.into()),
         _ => {
-            return Err(TunnelError::Head(
-                "the upstream did not switch to WebSocket",
-            ));
+            return Err(UpgradeError::NotSwitched.into());
         }
     }
     let says = |name, word: &[u8]| {
@@ -366,15 +360,11 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Tunnel
             .any(|element| element.eq_ignore_ascii_case(word))
     };
     if !says("upgrade", b"websocket") || !says("connection", b"upgrade") {
-        return Err(TunnelError::Head(
-            "the upstream's 101 is not one to WebSocket",
-        ));
+        return Err(UpgradeError::NotWebSocket.into());
     }
     if head.fields.one("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_bytes())
     {
-        return Err(TunnelError::Head(
-            "the upstream's Sec-WebSocket-Accept is wrong",
-        ));
+        return Err(UpgradeError::WrongAccept.into());
     }
     if head
         .fields
@@ -382,15 +372,11 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Tunnel
         .next()
         .is_some()
     {
-        return Err(TunnelError::Head(
-            "the upstream chose a WebSocket extension that was not offered",
-        ));
+        return Err(UpgradeError::Extension.into());
     }
     match head.fields.one("sec-websocket-protocol") {
         None if !head.fields.has("sec-websocket-protocol") => Ok(Version::V1),
         Some(chosen) if chosen == SUBPROTOCOL_V2.as_bytes() => Ok(Version::V2),
-        _ => Err(TunnelError::Head(
-            "the upstream chose a WebSocket subprotocol that was not offered",
-        )),
+        _ => Err(UpgradeError::Subprotocol.into()),
     }
 }

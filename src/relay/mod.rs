@@ -33,7 +33,7 @@ use crate::listener::{self, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
-use crate::tunnel::message::Budget;
+use crate::tunnel::ws_codec::Budget;
 
 /// Where the gateway is, and what to show it.
 #[derive(Clone, Debug)]

@@ -8,14 +8,7 @@ use std::borrow::Cow;
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::head::Reply;
-use crate::tunnel::error::{TunnelError, exhausted};
-
-/// The answer 401 and its kin to the upgrade.
-pub(super) const UNAUTHORIZED: &str = "the upstream does not accept this session's token";
-/// A success that is no 101.
-pub(super) const PAGE: &str = "the upstream answered with a page instead of switching to WebSocket";
-/// An answer that blames the server itself.
-pub(super) const UNWELL: &str = "the upstream answered the upgrade with an error of its own";
+use crate::tunnel::error::{TlsError, TunnelError, UpgradeError, exhausted};
 
 /// Why there is no tunnel.
 pub(crate) struct Refusal {
@@ -86,7 +79,7 @@ fn explained(phase: Phase, fault: &TunnelError) -> (Cow<'static, str>, &'static 
             "try again in a moment",
             "proxy_internal_error",
         ),
-        (_, TunnelError::Tls(rustls::Error::InvalidCertificate(flaw))) => {
+        (_, TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(flaw)))) => {
             let (flaw, remedy) = tls::certificate_flaw(flaw);
             let what = format!("the upstream's certificate {flaw}");
             (what.into(), remedy, "tls_certificate_error")
@@ -125,28 +118,32 @@ fn explained(phase: Phase, fault: &TunnelError) -> (Cow<'static, str>, &'static 
             "check the base URL's scheme and port",
             "tls_protocol_error",
         ),
-        (_, TunnelError::Head(what)) if *what == UNAUTHORIZED => (
-            UNAUTHORIZED.into(),
+        (_, TunnelError::Upgrade(error @ UpgradeError::Unauthorized)) => (
+            error.to_string().into(),
             "it may have expired: start a new session",
             "http_request_denied",
         ),
-        (_, TunnelError::Head(what)) if *what == PAGE => (
-            PAGE.into(),
+        (_, TunnelError::Upgrade(error @ UpgradeError::Page)) => (
+            error.to_string().into(),
             "check the base URL, and whether a login page of the network (a captive portal) answers in its place",
             "http_upgrade_failed",
         ),
-        (_, TunnelError::Head(what)) if *what == UNWELL => {
-            (UNWELL.into(), "try again later", "http_upgrade_failed")
-        }
+        (_, TunnelError::Upgrade(error @ UpgradeError::Unavailable)) => (
+            error.to_string().into(),
+            "try again later",
+            "http_upgrade_failed",
+        ),
         (_, _) if fault.is_timeout() => (
             "the upstream took too long to answer".into(),
             "try again later",
             "http_response_timeout",
         ),
-        (Phase::Upgrade, TunnelError::Head(what)) => {
-            ((*what).into(), "check the base URL", "http_upgrade_failed")
-        }
-        (_, TunnelError::Io(_) | TunnelError::Ended | TunnelError::Closed(_)) => (
+        (Phase::Upgrade, TunnelError::Upgrade(_) | TunnelError::Http(_)) => (
+            fault.to_string().into(),
+            "check the base URL",
+            "http_upgrade_failed",
+        ),
+        (_, TunnelError::Io(_) | TunnelError::ConnectionEnded | TunnelError::Closed(_)) => (
             "the upstream broke the connection off".into(),
             "try again later",
             "connection_terminated",
@@ -245,8 +242,11 @@ mod tests {
 
     #[test]
     fn a_failure_on_the_way_is_told_once_and_with_its_remedy() {
-        let refusal = Refusal::of(Phase::Upgrade, &TunnelError::Head(UNAUTHORIZED));
-        assert_eq!(refusal.why, UNAUTHORIZED);
+        let refusal = Refusal::of(Phase::Upgrade, &UpgradeError::Unauthorized.into());
+        assert_eq!(
+            refusal.why,
+            "the upstream does not accept this session's token"
+        );
         assert!(refusal.told().1.contains("new session"));
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let refusal = Refusal::of(Phase::Connect, &TunnelError::Io(refused));

@@ -21,7 +21,7 @@ use super::dial;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
-use crate::tunnel::message::WsCodec;
+use crate::tunnel::ws_codec::WsCodec;
 
 /// How long a CONNECT counts as demand: from one step of an installation to the next.
 const DEMAND: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ struct State {
 }
 
 struct Ready {
-    link: Conn,
+    conn: Conn,
     since: Instant,
 }
 
@@ -98,7 +98,7 @@ impl WarmPool {
         let mut taken = None;
         while let Some(mut ready) = state.ready.pop() {
             if ready.is_alive(shared, now) {
-                taken = Some(ready.link);
+                taken = Some(ready.conn);
                 break;
             }
         }
@@ -159,7 +159,7 @@ impl Store {
             let mut state = self.lock();
             state.dialling -= 1;
             match dialled {
-                Ok(link) if !state.closed => state.ready.push(Ready { link, since: now }),
+                Ok(conn) if !state.closed => state.ready.push(Ready { conn, since: now }),
                 Ok(_) => {}
                 Err(fault) => {
                     log::debug!("relay: nothing could be dialled ahead: {fault}");
@@ -247,22 +247,22 @@ impl State {
 impl Ready {
     /// Whether it is young enough, and its peer has neither hung up nor said anything but pings.
     fn is_alive(&mut self, shared: &Shared, now: Instant) -> bool {
-        let link = &mut self.link;
+        let conn = &mut self.conn;
         let mut said = Buffer::new(&shared.pool);
-        link.readable = true;
-        while link.readable {
-            if link.fill(&mut said).and_then(|()| link.flush()).is_err() {
+        conn.readable = true;
+        while conn.readable {
+            if conn.fill(&mut said).and_then(|()| conn.flush()).is_err() {
                 return false;
             }
         }
-        let closed = link.messages().and_then(WsCodec::closed_by_peer);
-        self.since + AGE > now && said.is_empty() && !link.eof() && closed.is_none()
+        let closed = conn.websocket().and_then(WsCodec::peer_close);
+        self.since + AGE > now && said.is_empty() && !conn.eof() && closed.is_none()
     }
 }
 
 /// Says goodbye as far as it goes without waiting.
 fn hang_up(ready: Vec<Ready>) {
-    for Ready { mut link, .. } in ready {
-        link.part_with(CloseCode::Away);
+    for Ready { mut conn, .. } in ready {
+        conn.try_close(CloseCode::Away);
     }
 }

@@ -14,11 +14,11 @@ use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, HeadError, Reply, RequestHead};
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
-use crate::tunnel::drive::{WaitContext, converse, dismiss};
+use crate::tunnel::drive::{WaitContext, drive_until, refuse_and_drain};
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
 use crate::tunnel::opening::ESTABLISHED;
-use crate::tunnel::pump::{Pump, Shared};
+use crate::tunnel::pump::{Pump, PumpContext};
 
 /// How long a refused client may take to read its answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ fn open<'a>(
         .seal(&mut answer)
         .and_then(|()| client.flush())
         .map_err(|_| EndReason::Abandoned)?;
-    let shared = Shared {
+    let shared = PumpContext {
         limits: &relay.shared.limits,
         stop: &relay.shared.stop,
         counters: &relay.shared.counters,
@@ -76,7 +76,7 @@ fn open<'a>(
     Ok(Pump::new(
         Role::Client,
         client,
-        dialled.link,
+        dialled.conn,
         early,
         dialled.received,
         shared,
@@ -101,7 +101,7 @@ fn read_head(
         drains: false,
     };
     let mut tries = 0;
-    let met = converse(client, early, &watch, |client, early| {
+    let met = drive_until(client, early, &watch, |client, early| {
         loop {
             let (head, len) = match head::request(early.filled()) {
                 Ok(None) => return Ok(None),
@@ -135,7 +135,7 @@ fn read_head(
                 "timed out".into(),
             )))
         }
-        Err(TunnelError::Ended) if !early.is_empty() => {
+        Err(TunnelError::ConnectionEnded) if !early.is_empty() => {
             let reply = Reply::new(400, "the request ended in the middle of its head");
             Ok(Err((
                 reply.because("http_request_error", Phase::Head),
@@ -213,7 +213,7 @@ fn refuse(relay: &Relay, mut client: Conn, (reply, why): Refused) -> EndReason {
     let mut bytes = Buffer::new(&relay.shared.pool);
     bytes.extend(&reply.to_bytes());
     if client.seal(&mut bytes).is_ok() {
-        dismiss(client, &relay.shared.stop, FAREWELL);
+        refuse_and_drain(client, &relay.shared.stop, FAREWELL);
     }
     EndReason::Refused { status, phase, why }
 }

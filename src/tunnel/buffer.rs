@@ -247,7 +247,7 @@ impl Buffer {
     }
 
     /// Gives the storage back if nothing is in it.
-    pub(crate) fn shed(&mut self) {
+    pub(crate) fn release_buffers(&mut self) {
         if self.is_empty() && !self.storage.is_empty() {
             self.pool.give_back(std::mem::take(&mut self.storage));
         }
@@ -330,10 +330,10 @@ mod tests {
         let pool = Pool::default();
         let mut buffer = Buffer::new(&pool);
         buffer.extend(b"x");
-        buffer.shed();
-        assert_eq!(buffer.filled(), b"x", "bytes are never shed");
+        buffer.release_buffers();
+        assert_eq!(buffer.filled(), b"x", "bytes are never release_buffers");
         buffer.consume(1);
-        buffer.shed();
+        buffer.release_buffers();
         assert_eq!(pool.0.kept[0].lock().map(|kept| kept.len()).ok(), Some(1));
         buffer.extend(b"y");
         assert_eq!(buffer.filled(), b"y");

@@ -1,16 +1,16 @@
 //! WebSocket frames, streamed ([RFC 6455, section 5]): payload is handed on as it arrives, no frame is ever held whole.
 //!
 //! Without I/O. `tungstenite` owns the header's format; the rules about headers (reserved bits, control frames,
-//! fragmentation, masking, close payloads) are checked here. What a message means is [`super::message`]'s.
+//! fragmentation, masking, close payloads) are checked here. What a message means is [`super::ws_codec`]'s.
 //!
 //! [RFC 6455, section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use super::error::TunnelError;
+use super::error::{ProtocolError, TunnelError};
 use crate::crypto::random;
 
 /// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).
@@ -223,7 +223,7 @@ impl FrameReader {
                 self.header_len = held + added.len();
                 Ok(None)
             }
-            Err(_) => Err(TunnelError::Frame("an opcode that is not assigned")),
+            Err(_) => Err(ProtocolError::Opcode.into()),
         }
     }
 
@@ -254,24 +254,22 @@ impl FrameReader {
     ) -> Result<Option<Piece<'static>>, TunnelError> {
         // RFC 6455, section 5.2: reserved bits "MUST be 0 unless an extension is negotiated".
         if header.rsv1 || header.rsv2 || header.rsv3 {
-            return Err(TunnelError::Frame("a reserved bit is set"));
+            return Err(ProtocolError::ReservedBit.into());
         }
         // RFC 6455, section 5.1: a server closes "upon receiving a frame that is not masked", a client one that is.
         if header.mask.is_some() != (self.role == Role::Server) {
-            return Err(TunnelError::Frame("wrong masking for this direction"));
+            return Err(ProtocolError::Masking.into());
         }
         // RFC 6455, section 5.2: the most significant bit of a 64-bit length "MUST be 0".
         if len >> 63 != 0 {
-            return Err(TunnelError::Frame("a length over 63 bits"));
+            return Err(ProtocolError::Length.into());
         }
         let mask = Mask(header.mask);
         match header.opcode {
             OpCode::Control(control) => {
                 // RFC 6455, section 5.5: "MUST have a payload length of 125 bytes or less and MUST NOT be fragmented".
                 if len > MAX_CONTROL as u64 || !header.is_final {
-                    return Err(TunnelError::Frame(
-                        "a control frame that is fragmented or over 125 bytes",
-                    ));
+                    return Err(ProtocolError::ControlFrame.into());
                 }
                 self.state = State::Control {
                     control,
@@ -284,17 +282,17 @@ impl FrameReader {
             OpCode::Data(data) => {
                 match (data, self.in_message) {
                     (Data::Binary, false) | (Data::Continue, true) => {}
-                    (Data::Text, false) => return Err(TunnelError::Text),
+                    (Data::Text, false) => return Err(ProtocolError::Text.into()),
                     (Data::Continue, false) => {
-                        return Err(TunnelError::Frame("a continuation of no message"));
+                        return Err(ProtocolError::Continuation.into());
                     }
-                    _ => return Err(TunnelError::Frame("a new message inside a fragmented one")),
+                    _ => return Err(ProtocolError::Interleaved.into()),
                 }
                 let first = !self.in_message;
                 let before = if first { 0 } else { self.message_len };
-                let len = usize::try_from(len).map_err(|_| TunnelError::TooBig)?;
+                let len = usize::try_from(len).map_err(|_| ProtocolError::TooLarge)?;
                 if len > self.limit.saturating_sub(before) {
-                    return Err(TunnelError::TooBig);
+                    return Err(ProtocolError::TooLarge.into());
                 }
                 self.message_len = before + len;
                 self.in_message = !header.is_final;
@@ -325,11 +323,11 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, TunnelError> {
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             if !CloseCode::from(code).is_allowed() || std::str::from_utf8(reason).is_err() {
-                return Err(TunnelError::Frame("a close payload that is not allowed"));
+                return Err(ProtocolError::ClosePayload.into());
             }
             Ok(Some(code))
         }
-        [_] => Err(TunnelError::Frame("a close payload of one byte")),
+        [_] => Err(ProtocolError::ClosePayload.into()),
     }
 }
 
@@ -381,7 +379,7 @@ impl FrameWriter {
         let mut cursor = Cursor::new(&mut into[..]);
         header
             .format(len as u64, &mut cursor)
-            .map_err(|_| TunnelError::Frame("a header that could not be written"))?;
+            .map_err(|_| io::Error::from(io::ErrorKind::WriteZero))?;
         Ok((cursor.position() as usize, Mask(mask)))
     }
 
@@ -488,50 +486,40 @@ mod tests {
         let binary = OpCode::Data(Data::Binary);
         let unmasked = frame(binary, true, None, b"x");
         let masked = frame(binary, true, Some([9; 4]), b"x");
-        let cases: [(&str, Role, Vec<u8>); 13] = [
-            ("masked for the client", Role::Client, masked),
-            ("unmasked for the server", Role::Server, unmasked),
-            ("reserved bit", Role::Client, vec![0xc2, 0]),
-            ("reserved opcode", Role::Client, vec![0x83, 0]),
-            ("reserved control opcode", Role::Client, vec![0x8b, 0]),
-            ("fragmented ping", Role::Client, vec![0x09, 0]),
-            ("long ping", Role::Client, vec![0x89, 126, 0, 126]),
-            ("continuation of nothing", Role::Client, vec![0x80, 0]),
-            (
-                "message inside a message",
-                Role::Client,
-                vec![0x02, 0, 0x82, 0],
-            ),
-            (
-                "64-bit length",
-                Role::Client,
-                vec![0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
-            ),
-            ("close of one byte", Role::Client, vec![0x88, 1, 3]),
-            (
-                "close with a code of nobody",
-                Role::Client,
-                vec![0x88, 2, 0x03, 0xed],
-            ),
-            (
-                "close with broken text",
-                Role::Client,
-                vec![0x88, 3, 0x03, 0xe8, 0xff],
-            ),
+        use ProtocolError::{
+            ClosePayload, Continuation, ControlFrame, Interleaved, Length, Masking, Opcode,
+            ReservedBit,
+        };
+        let huge = vec![0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0];
+        let cases: [(ProtocolError, Role, Vec<u8>); 13] = [
+            (Masking, Role::Client, masked),
+            (Masking, Role::Server, unmasked),
+            (ReservedBit, Role::Client, vec![0xc2, 0]),
+            (Opcode, Role::Client, vec![0x83, 0]),
+            (Opcode, Role::Client, vec![0x8b, 0]),
+            (ControlFrame, Role::Client, vec![0x09, 0]),
+            (ControlFrame, Role::Client, vec![0x89, 126, 0, 126]),
+            (Continuation, Role::Client, vec![0x80, 0]),
+            (Interleaved, Role::Client, vec![0x02, 0, 0x82, 0]),
+            (Length, Role::Client, huge),
+            // One byte, a code that must not be sent, a reason that is not UTF-8.
+            (ClosePayload, Role::Client, vec![0x88, 1, 3]),
+            (ClosePayload, Role::Client, vec![0x88, 2, 0x03, 0xed]),
+            (ClosePayload, Role::Client, vec![0x88, 3, 0x03, 0xe8, 0xff]),
         ];
-        for (name, role, bytes) in cases {
+        for (expected, role, bytes) in cases {
             assert!(
-                matches!(read(role, &bytes, 1), Err(TunnelError::Frame(_))),
-                "{name}"
+                matches!(read(role, &bytes, 1), Err(TunnelError::WebSocket(error)) if error == expected),
+                "{expected:?}"
             );
         }
         assert!(matches!(
             read(Role::Client, &[0x81, 0], 1),
-            Err(TunnelError::Text)
+            Err(TunnelError::WebSocket(ProtocolError::Text))
         ));
         assert!(matches!(
             read(Role::Client, &[0x82, 127, 0, 0, 0, 0, 0, 16, 0, 1], 1),
-            Err(TunnelError::TooBig)
+            Err(TunnelError::WebSocket(ProtocolError::TooLarge))
         ));
         let mut fragments = frame(binary, false, None, &vec![0; 1 << 19]);
         fragments.extend(frame(
@@ -544,7 +532,7 @@ mod tests {
         fragments.extend([0x80, 1]);
         assert!(matches!(
             read(Role::Client, &fragments, 4096),
-            Err(TunnelError::TooBig)
+            Err(TunnelError::WebSocket(ProtocolError::TooLarge))
         ));
     }
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 /// Silent intervals in a row that end a tunnel.
-const STRIKES: u32 = 3;
+const MAX_SILENT_INTERVALS: u32 = 3;
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +23,10 @@ pub(crate) enum KeepaliveAction {
 pub(crate) struct Keepalive {
     interval: Option<Duration>,
     /// When we last sent anything.
-    sent: Instant,
+    last_sent: Instant,
     /// When the current interval of silence from the peer began.
     silent_since: Instant,
-    strikes: u32,
+    silent_intervals: u32,
 }
 
 impl Keepalive {
@@ -34,46 +34,50 @@ impl Keepalive {
     pub(crate) fn new(interval: Duration, now: Instant) -> Self {
         Self {
             interval: Some(interval).filter(|i| !i.is_zero()),
-            sent: now,
+            last_sent: now,
             silent_since: now,
-            strikes: 0,
+            silent_intervals: 0,
         }
     }
 
     /// Something was sent.
-    pub(crate) fn sent(&mut self, now: Instant) {
-        self.sent = now;
+    pub(crate) fn on_sent(&mut self, now: Instant) {
+        self.last_sent = now;
     }
 
     /// Something came; anything counts.
-    pub(crate) fn heard(&mut self, now: Instant) {
+    pub(crate) fn on_received(&mut self, now: Instant) {
         self.silent_since = now;
-        self.strikes = 0;
+        self.silent_intervals = 0;
     }
 
     /// When to ask for a verdict at the latest.
-    pub(crate) fn due(&self) -> Option<Instant> {
+    pub(crate) fn next_check(&self) -> Option<Instant> {
         let interval = self.interval?;
-        Some(self.sent.min(self.silent_since) + interval)
+        Some(self.last_sent.min(self.silent_since) + interval)
     }
 
     /// What is to be done at `now`. Only intervals in which this end was `reading` count against the peer.
-    pub(crate) fn verdict(&mut self, now: Instant, reading: bool) -> KeepaliveAction {
+    pub(crate) fn check(&mut self, now: Instant, reading: bool) -> KeepaliveAction {
         let Some(interval) = self.interval else {
             return KeepaliveAction::Wait;
         };
         let silent = now >= self.silent_since + interval;
-        let quiet = now >= self.sent + interval;
+        let quiet = now >= self.last_sent + interval;
         if silent {
             // One strike however late we are asked: a process that was stopped for an hour has heard nothing of it.
             self.silent_since = now;
-            self.strikes = if reading { self.strikes + 1 } else { 0 };
-            if self.strikes >= STRIKES {
+            self.silent_intervals = if reading {
+                self.silent_intervals + 1
+            } else {
+                0
+            };
+            if self.silent_intervals >= MAX_SILENT_INTERVALS {
                 return KeepaliveAction::Dead;
             }
         }
         if silent || quiet {
-            self.sent = now;
+            self.last_sent = now;
             return KeepaliveAction::Ping;
         }
         KeepaliveAction::Wait
@@ -89,19 +93,22 @@ mod tests {
     #[test]
     fn three_silent_intervals_end_it_and_each_sends_a_ping() {
         let start = Instant::now();
-        let mut life = Keepalive::new(INTERVAL, start);
-        assert_eq!(life.due(), Some(start + INTERVAL));
+        let mut keepalive = Keepalive::new(INTERVAL, start);
+        assert_eq!(keepalive.next_check(), Some(start + INTERVAL));
         assert_eq!(
-            life.verdict(start + INTERVAL / 2, true),
+            keepalive.check(start + INTERVAL / 2, true),
             KeepaliveAction::Wait
         );
-        assert_eq!(life.verdict(start + INTERVAL, true), KeepaliveAction::Ping);
         assert_eq!(
-            life.verdict(start + 2 * INTERVAL, true),
+            keepalive.check(start + INTERVAL, true),
             KeepaliveAction::Ping
         );
         assert_eq!(
-            life.verdict(start + 3 * INTERVAL, true),
+            keepalive.check(start + 2 * INTERVAL, true),
+            KeepaliveAction::Ping
+        );
+        assert_eq!(
+            keepalive.check(start + 3 * INTERVAL, true),
             KeepaliveAction::Dead
         );
     }
@@ -109,26 +116,26 @@ mod tests {
     #[test]
     fn anything_heard_starts_the_count_anew() {
         let start = Instant::now();
-        let mut life = Keepalive::new(INTERVAL, start);
+        let mut keepalive = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
             assert_eq!(
-                life.verdict(start + n * INTERVAL, true),
+                keepalive.check(start + n * INTERVAL, true),
                 KeepaliveAction::Ping
             );
-            life.heard(start + n * INTERVAL);
+            keepalive.on_received(start + n * INTERVAL);
         }
     }
 
     #[test]
     fn a_long_stop_of_this_process_counts_as_one_interval() {
         let start = Instant::now();
-        let mut life = Keepalive::new(INTERVAL, start);
+        let mut keepalive = Keepalive::new(INTERVAL, start);
         assert_eq!(
-            life.verdict(start + 100 * INTERVAL, true),
+            keepalive.check(start + 100 * INTERVAL, true),
             KeepaliveAction::Ping
         );
         assert_eq!(
-            life.verdict(start + 100 * INTERVAL, true),
+            keepalive.check(start + 100 * INTERVAL, true),
             KeepaliveAction::Wait
         );
     }
@@ -136,10 +143,10 @@ mod tests {
     #[test]
     fn held_off_intervals_do_not_count_but_still_ping() {
         let start = Instant::now();
-        let mut life = Keepalive::new(INTERVAL, start);
+        let mut keepalive = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
             assert_eq!(
-                life.verdict(start + n * INTERVAL, false),
+                keepalive.check(start + n * INTERVAL, false),
                 KeepaliveAction::Ping
             );
         }
@@ -148,13 +155,16 @@ mod tests {
     #[test]
     fn a_peer_that_only_talks_still_gets_its_ping() {
         let start = Instant::now();
-        let mut life = Keepalive::new(INTERVAL, start);
-        life.heard(start + INTERVAL / 2);
-        assert_eq!(life.due(), Some(start + INTERVAL));
-        assert_eq!(life.verdict(start + INTERVAL, true), KeepaliveAction::Ping);
-        life.heard(start + INTERVAL);
+        let mut keepalive = Keepalive::new(INTERVAL, start);
+        keepalive.on_received(start + INTERVAL / 2);
+        assert_eq!(keepalive.next_check(), Some(start + INTERVAL));
         assert_eq!(
-            life.verdict(start + 2 * INTERVAL, true),
+            keepalive.check(start + INTERVAL, true),
+            KeepaliveAction::Ping
+        );
+        keepalive.on_received(start + INTERVAL);
+        assert_eq!(
+            keepalive.check(start + 2 * INTERVAL, true),
             KeepaliveAction::Ping
         );
     }

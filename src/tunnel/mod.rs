@@ -1,7 +1,10 @@
-//! What both ends agree on: the wire of `manual/protocol.md`, in layers without I/O, and the one place where bytes move.
+//! What relay and gateway share: the wire protocol of `manual/protocol.md` in layers without I/O,
+//! and the only code that moves the bytes of a tunnel.
 //!
-//! `chunk`, `frame`, `message`, `transport` and `opening` turn bytes into bytes; `link` is a socket with the layers upon it, `life`
-//! its signs of life, `converse` a talk with one peer, `pump` the stream between two links. Neither relay nor gateway is known here.
+//! `chunk`, `frame`, `ws_codec`, `tls` and `opening` convert bytes without I/O. `conn` is a socket
+//! with its layers, `keepalive` decides about pings, `drive` runs one connection until a condition
+//! holds, `connect` opens a TCP connection, and `pump` moves the stream between two connections.
+//! This module does not depend on the relay or the gateway.
 
 pub(crate) mod buffer;
 pub(crate) mod chunk;
@@ -11,7 +14,7 @@ pub(crate) mod drive;
 pub(crate) mod error;
 pub(crate) mod frame;
 pub(crate) mod keepalive;
-pub(crate) mod message;
 pub(crate) mod opening;
 pub(crate) mod pump;
-pub(crate) mod transport;
+pub(crate) mod tls;
+pub(crate) mod ws_codec;

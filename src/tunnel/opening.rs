@@ -6,10 +6,10 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::error::TunnelError;
+use super::error::{OpeningError, TunnelError};
 use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
-use crate::http::head::{self, HeadError};
+use crate::http::head;
 
 /// What a gateway answers when the target stands.
 pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
@@ -47,13 +47,11 @@ pub(crate) struct ConnectResponse {
 impl ConnectResponse {
     /// Reads the answer off the front of `bytes`; `None` when more are needed. Interim answers (1xx) before it are skipped.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
-        let Some((head, len)) = head::final_response(bytes).map_err(TunnelError::from)? else {
+        let Some((head, len)) = head::final_response(bytes)? else {
             return Ok(None);
         };
         if head.status < 200 {
-            return Err(TunnelError::Head(
-                "the gateway switched protocols where it was asked for a tunnel",
-            ));
+            return Err(OpeningError::SwitchedProtocols.into());
         }
         let length = head
             .fields
@@ -85,7 +83,7 @@ pub(crate) struct ConnectRequest {
 impl fmt::Debug for ConnectRequest {
     /// Without the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked")
+        f.debug_struct("ConnectRequest")
             .field("authority", &self.authority)
             .field("len", &self.len)
             .finish_non_exhaustive()
@@ -95,16 +93,13 @@ impl fmt::Debug for ConnectRequest {
 impl ConnectRequest {
     /// Reads the relay's head off the front of `bytes`; `None` when more are needed. Fields that are not known are ignored.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
-        let Some((head, len)) = head::request(bytes).map_err(TunnelError::from)? else {
+        let Some((head, len)) = head::request(bytes)? else {
             return Ok(None);
         };
         if head.method != "CONNECT" {
-            return Err(TunnelError::Head("the opening is not a CONNECT"));
+            return Err(OpeningError::NotConnect.into());
         }
-        let authority = head
-            .target
-            .parse()
-            .map_err(|_| TunnelError::Head("the opening names no authority"))?;
+        let authority = head.target.parse().map_err(|_| OpeningError::NoAuthority)?;
         let authorization = head
             .fields
             .one("proxy-authorization")
@@ -114,15 +109,6 @@ impl ConnectRequest {
             authorization,
             len,
         }))
-    }
-}
-
-impl From<HeadError> for TunnelError {
-    fn from(error: HeadError) -> Self {
-        Self::Head(match error {
-            HeadError::Malformed(what) => what,
-            HeadError::TooLarge => "the head is too large",
-        })
     }
 }
 

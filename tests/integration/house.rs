@@ -27,9 +27,9 @@ const WITHOUT_IO: [&str; 13] = [
     "tunnel/chunk",
     "tunnel/frame",
     "tunnel/keepalive",
-    "tunnel/message",
+    "tunnel/ws_codec",
     "tunnel/opening",
-    "tunnel/transport",
+    "tunnel/tls",
     "gateway/upgrade",
     "gateway/client_hello",
 ];

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use socket2::SockRef;
 
-use super::Conn;
+use super::layers::Conn;
 use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
 
 impl Conn {
     /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
-    pub(crate) fn unsent(&self) -> bool {
+    pub(crate) fn has_unsent(&self) -> bool {
         let socket = SockRef::from(&self.socket);
         // With this mark poll(2) calls a socket writable only when nothing is unsent (tcp(7)); 0 is the kernel's own again.
         if socket.set_tcp_notsent_lowat(1).is_err() {
@@ -53,7 +53,7 @@ impl Conn {
     }
 
     /// Takes note of what poll said of the socket.
-    pub(crate) fn woken(&mut self, flags: PollFlags) {
+    pub(crate) fn set_readiness(&mut self, flags: PollFlags) {
         self.readable |= flags.intersects(OVER | PollFlags::IN);
         self.writable |= flags.intersects(OVER | PollFlags::OUT);
     }
@@ -77,16 +77,16 @@ impl Conn {
     }
 
     /// Takes the peer for gone: nothing more is read from it.
-    pub(crate) fn hang_up(&mut self) {
+    pub(crate) fn mark_eof(&mut self) {
         self.eof = true;
     }
 
     /// Takes the connection for over both ways, though not all that was to be sent has gone.
-    pub(crate) fn give_up(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.eof = true;
         self.outgoing.consume(self.outgoing.len());
-        self.end_due = false;
-        self.ended = true;
+        self.fin_due = false;
+        self.fin_sent = true;
     }
 
     /// Ends the sending direction of the socket itself.

@@ -5,9 +5,9 @@ use super::reference::{self, End, Event};
 use super::segments;
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, Start};
-use crate::tunnel::error::TunnelError;
+use crate::tunnel::error::{ProtocolError, TunnelError};
 use crate::tunnel::frame::{FrameReader, Piece, Role};
-use crate::tunnel::message::{Budget, PeerClose, Version, WsCodec};
+use crate::tunnel::ws_codec::{Budget, PeerClose, Version, WsCodec};
 
 /// Frames: the first byte selects the role and the segmentation, the rest is the received stream.
 pub(super) fn frames(bytes: &[u8]) {
@@ -82,7 +82,7 @@ pub(super) fn messages(bytes: &[u8]) {
     }
     // Data is delivered before its message is complete only if the message contains nothing but
     // data. So a chunk with an error delivers none.
-    let chunk_error = matches!(opened.error.as_deref(), Some(error) if error.starts_with("Chunk"));
+    let chunk_error = matches!(opened.error, Some(ProtocolError::Chunk(_)));
     if chunk_error || opened.closed.is_some() {
         assert_eq!(opened.data, data);
     }
@@ -139,7 +139,7 @@ fn read<'a>(role: Role, parts: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Event
 #[derive(Debug, PartialEq, Eq)]
 struct Opened {
     data: Vec<u8>,
-    error: Option<String>,
+    error: Option<ProtocolError>,
     fin: bool,
     closed: Option<PeerClose>,
     /// The length of the pong to send.
@@ -156,9 +156,12 @@ fn open<'a>(role: Role, version: Version, parts: impl IntoIterator<Item = &'a [u
     messages.pong(&mut pong).expect("a pong can be written");
     Opened {
         data: plain.filled().to_vec(),
-        error: error.map(|error| format!("{error:?}")),
+        error: error.map(|error| match error {
+            TunnelError::WebSocket(error) => error,
+            other => panic!("not a protocol error: {other:?}"),
+        }),
         fin: messages.fin_received(),
-        closed: messages.closed_by_peer(),
+        closed: messages.peer_close(),
         pong: pong.len(),
     }
 }

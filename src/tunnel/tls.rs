@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 use rustls_pki_types::CertificateDer;
 
 use super::buffer::{Buffer, Pool};
-use super::error::TunnelError;
+use super::error::{TlsError, TunnelError};
 
 /// What a record costs beyond its plain bytes, at most: header 5, explicit nonce 8, tag 16, content type 1.
 const RECORD_OVERHEAD: usize = 30;
@@ -21,19 +21,19 @@ const RECORD_OVERHEAD: usize = 30;
 const RECORD_LIMIT: usize = 16 << 10;
 
 /// Either end of a TLS connection.
-enum Connection {
+enum Endpoint {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
 }
 
 /// One TLS connection.
 pub(crate) struct Tls {
-    connection: Connection,
+    endpoint: Endpoint,
     /// Bytes from the peer that are not yet whole records.
     pub(crate) incoming: Buffer,
     established: bool,
-    ended_by_peer: bool,
-    end_sent: bool,
+    close_notify_received: bool,
+    close_notify_sent: bool,
 }
 
 impl std::fmt::Debug for Tls {
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Tls {
 }
 
 /// What one step of the connection asked for.
-enum Step {
+enum TlsStep {
     /// There may be more to do with the bytes at hand.
     Again,
     /// More bytes are needed.
@@ -56,22 +56,22 @@ enum Step {
 
 impl Tls {
     /// The client's end.
-    pub(crate) fn client(connection: UnbufferedClientConnection, pool: &Pool) -> Self {
-        Self::new(Connection::Client(Box::new(connection)), pool)
+    pub(crate) fn client(endpoint: UnbufferedClientConnection, pool: &Pool) -> Self {
+        Self::new(Endpoint::Client(Box::new(endpoint)), pool)
     }
 
     /// The server's end.
-    pub(crate) fn server(connection: UnbufferedServerConnection, pool: &Pool) -> Self {
-        Self::new(Connection::Server(Box::new(connection)), pool)
+    pub(crate) fn server(endpoint: UnbufferedServerConnection, pool: &Pool) -> Self {
+        Self::new(Endpoint::Server(Box::new(endpoint)), pool)
     }
 
-    fn new(connection: Connection, pool: &Pool) -> Self {
+    fn new(endpoint: Endpoint, pool: &Pool) -> Self {
         Self {
-            connection,
+            endpoint,
             incoming: Buffer::new(pool),
             established: false,
-            ended_by_peer: false,
-            end_sent: false,
+            close_notify_received: false,
+            close_notify_sent: false,
         }
     }
 
@@ -81,31 +81,31 @@ impl Tls {
     }
 
     /// Whether the peer has ended its direction with `close_notify`.
-    pub(crate) fn ended_by_peer(&self) -> bool {
-        self.ended_by_peer
+    pub(crate) fn close_notify_received(&self) -> bool {
+        self.close_notify_received
     }
 
     /// The protocol that was agreed on by ALPN, once the handshake is done.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
-        match &self.connection {
-            Connection::Client(connection) => connection.alpn_protocol(),
-            Connection::Server(connection) => connection.alpn_protocol(),
+        match &self.endpoint {
+            Endpoint::Client(endpoint) => endpoint.alpn_protocol(),
+            Endpoint::Server(endpoint) => endpoint.alpn_protocol(),
         }
     }
 
     /// The version that was agreed on, once the peer has chosen.
     pub(crate) fn version(&self) -> Option<ProtocolVersion> {
-        match &self.connection {
-            Connection::Client(connection) => connection.protocol_version(),
-            Connection::Server(connection) => connection.protocol_version(),
+        match &self.endpoint {
+            Endpoint::Client(endpoint) => endpoint.protocol_version(),
+            Endpoint::Server(endpoint) => endpoint.protocol_version(),
         }
     }
 
     /// The certificate that the peer showed, once it was verified.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
-        let chain = match &self.connection {
-            Connection::Client(connection) => connection.peer_certificates(),
-            Connection::Server(connection) => connection.peer_certificates(),
+        let chain = match &self.endpoint {
+            Endpoint::Client(endpoint) => endpoint.peer_certificates(),
+            Endpoint::Server(endpoint) => endpoint.peer_certificates(),
         };
         chain?.first()
     }
@@ -119,9 +119,9 @@ impl Tls {
     ) -> Result<(), TunnelError> {
         loop {
             match self.step(wire, above, None) {
-                Ok(Step::Again) => {}
-                Ok(Step::Wait) => return Ok(()),
-                Ok(Step::Ready) => {
+                Ok(TlsStep::Again) => {}
+                Ok(TlsStep::Wait) => return Ok(()),
+                Ok(TlsStep::Ready) => {
                     self.established = true;
                     return Ok(());
                 }
@@ -135,25 +135,25 @@ impl Tls {
 
     /// Seals `plain` into records at the end of `wire`. The handshake must be done.
     pub(crate) fn seal(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), TunnelError> {
-        self.write(Write::Data(plain), wire)
+        self.write(Outgoing::Data(plain), wire)
     }
 
     /// Adds `close_notify` to `wire`, once: no more will be written.
-    pub(crate) fn end(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
-        if self.established && !std::mem::replace(&mut self.end_sent, true) {
-            self.write(Write::End, wire)?;
+    pub(crate) fn send_close_notify(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
+        if self.established && !std::mem::replace(&mut self.close_notify_sent, true) {
+            self.write(Outgoing::CloseNotify, wire)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, what: Write<'_>, wire: &mut Buffer) -> Result<(), TunnelError> {
+    fn write(&mut self, what: Outgoing<'_>, wire: &mut Buffer) -> Result<(), TunnelError> {
         // `open` leaves no whole record behind, so nothing can come up here.
-        let above = &mut |_: &[u8]| Err(TunnelError::Frame("TLS data out of turn"));
+        let above = &mut |_: &[u8]| Err(TlsError::UnexpectedData.into());
         loop {
             match self.step(wire, above, Some(what))? {
-                Step::Again => {}
-                Step::Ready => return Ok(()),
-                Step::Wait => return Err(TunnelError::Ended),
+                TlsStep::Again => {}
+                TlsStep::Ready => return Ok(()),
+                TlsStep::Wait => return Err(TunnelError::ConnectionEnded),
             }
         }
     }
@@ -162,24 +162,24 @@ impl Tls {
         &mut self,
         wire: &mut Buffer,
         above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
-        what: Option<Write<'_>>,
-    ) -> Result<Step, TunnelError> {
+        what: Option<Outgoing<'_>>,
+    ) -> Result<TlsStep, TunnelError> {
         let incoming = self.incoming.filled_mut();
-        // The two ends differ in type only; a macro or a second copy of `settle` would say no more.
-        let (discard, step) = match &mut self.connection {
-            Connection::Client(c) => settle::<ClientConnectionData>(
+        // The two ends differ in type only; a macro or a second copy of `process` would say no more.
+        let (discard, step) = match &mut self.endpoint {
+            Endpoint::Client(c) => process::<ClientConnectionData>(
                 c.process_tls_records(incoming),
                 wire,
                 above,
                 what,
-                &mut self.ended_by_peer,
+                &mut self.close_notify_received,
             ),
-            Connection::Server(c) => settle::<ServerConnectionData>(
+            Endpoint::Server(c) => process::<ServerConnectionData>(
                 c.process_tls_records(incoming),
                 wire,
                 above,
                 what,
-                &mut self.ended_by_peer,
+                &mut self.close_notify_received,
             ),
         };
         self.incoming.consume(discard);
@@ -195,19 +195,19 @@ impl Tls {
 
 /// What is to be written once the connection is ready for it.
 #[derive(Clone, Copy)]
-enum Write<'a> {
+enum Outgoing<'a> {
     Data(&'a [u8]),
-    End,
+    CloseNotify,
 }
 
 /// Does what the connection's state asks for. Returns how many incoming bytes are done with.
-fn settle<Side>(
+fn process<Side>(
     status: UnbufferedStatus<'_, '_, Side>,
     wire: &mut Buffer,
     above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
-    what: Option<Write<'_>>,
-    ended_by_peer: &mut bool,
-) -> (usize, Result<Step, TunnelError>) {
+    what: Option<Outgoing<'_>>,
+    close_notify_received: &mut bool,
+) -> (usize, Result<TlsStep, TunnelError>) {
     let mut discard = status.discard;
     let step = match status.state {
         Err(error) => Err(error.into()),
@@ -220,33 +220,33 @@ fn settle<Side>(
                     }
                 }
                 Some(Err(error)) => break Err(error.into()),
-                None => break Ok(Step::Again),
+                None => break Ok(TlsStep::Again),
             }
         },
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
-            encode(&mut data, wire).map(|()| Step::Again)
+            encode(&mut data, wire).map(|()| TlsStep::Again)
         }
         Ok(ConnectionState::TransmitTlsData(transmit)) => {
             // The bytes are in `wire`, in order, and that is as good as sent.
             transmit.done();
-            Ok(Step::Again)
+            Ok(TlsStep::Again)
         }
         Ok(ConnectionState::PeerClosed) => {
-            *ended_by_peer = true;
-            Ok(Step::Again)
+            *close_notify_received = true;
+            Ok(TlsStep::Again)
         }
         Ok(ConnectionState::WriteTraffic(mut traffic)) => match what {
-            None => Ok(Step::Ready),
-            Some(Write::Data(plain)) => grow_until(wire, sealed_size(plain.len()), |room| {
+            None => Ok(TlsStep::Ready),
+            Some(Outgoing::Data(plain)) => grow_until(wire, sealed_size(plain.len()), |room| {
                 traffic.encrypt(plain, room)
             }),
-            Some(Write::End) => grow_until(wire, sealed_size(2), |room| {
+            Some(Outgoing::CloseNotify) => grow_until(wire, sealed_size(2), |room| {
                 traffic.queue_close_notify(room)
             }),
         },
-        Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => Ok(Step::Wait),
+        Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => Ok(TlsStep::Wait),
         // No configuration of ours offers early data.
-        Ok(_) => Err(TunnelError::Frame("TLS early data")),
+        Ok(_) => Err(TlsError::EarlyData.into()),
     };
     (discard, step)
 }
@@ -260,18 +260,18 @@ fn grow_until(
     wire: &mut Buffer,
     guess: usize,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
-) -> Result<Step, TunnelError> {
+) -> Result<TlsStep, TunnelError> {
     let mut room = guess;
     loop {
         match write(wire.reserve(room)) {
             Ok(n) => {
                 wire.advance(n);
-                return Ok(Step::Ready);
+                return Ok(TlsStep::Ready);
             }
             Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
                 room = size.required_size;
             }
-            Err(_) => return Err(TunnelError::Tls(rustls::Error::EncryptError)),
+            Err(_) => return Err(rustls::Error::EncryptError.into()),
         }
     }
 }
@@ -287,7 +287,7 @@ fn encode<Side>(data: &mut EncodeTlsData<'_, Side>, wire: &mut Buffer) -> Result
             Err(EncodeError::InsufficientSize(size)) if size.required_size > room => {
                 room = size.required_size;
             }
-            Err(_) => return Err(TunnelError::Tls(rustls::Error::EncryptError)),
+            Err(_) => return Err(rustls::Error::EncryptError.into()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The stream inside the WebSocket: chunks in binary messages, `fin`, pings and the closing handshake (`manual/protocol.md`).
 //!
-//! Without I/O, a layer between [`super::transport`] below and plain bytes above. Data of a message that is one frame and
+//! Without I/O, a layer between [`super::tls`] below and plain bytes above. Data of a message that is one frame and
 //! nothing but data is handed on as it arrives; any other message is assembled first, from a budget that all tunnels share.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::buffer::Buffer;
 use super::chunk::{self, Start};
-use super::error::TunnelError;
+use super::error::{ProtocolError, TunnelError};
 use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
 
 /// How the wire's two versions differ: only the second has `fin`.
@@ -53,7 +53,7 @@ impl Assembly {
     fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), TunnelError> {
         self.counted += bytes.len();
         if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET {
-            return Err(TunnelError::NoRoom);
+            return Err(ProtocolError::NoBudget.into());
         }
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
@@ -70,7 +70,7 @@ impl Drop for Assembly {
 
 /// What is known of the message at hand.
 #[derive(Debug)]
-enum Inbound {
+enum MessageState {
     /// Between messages.
     Idle,
     /// The first bytes, too few to tell; `len` is the message's whole length.
@@ -98,14 +98,14 @@ pub(crate) struct WsCodec {
     version: Version,
     reader: FrameReader,
     writer: FrameWriter,
-    inbound: Inbound,
+    inbound: MessageState,
     budget: Budget,
     /// The payload of the latest ping that still wants its pong.
-    pong_due: Option<Vec<u8>>,
+    pending_pong: Option<Vec<u8>>,
     fin_received: bool,
-    fin_sent: bool,
-    closed_by_peer: Option<PeerClose>,
-    close_sent: bool,
+    fin_queued: bool,
+    peer_close: Option<PeerClose>,
+    close_queued: bool,
 }
 
 impl WsCodec {
@@ -115,13 +115,13 @@ impl WsCodec {
             version,
             reader: FrameReader::new(role, chunk::MAX_MESSAGE),
             writer: FrameWriter::new(role),
-            inbound: Inbound::Idle,
+            inbound: MessageState::Idle,
             budget: budget.clone(),
-            pong_due: None,
+            pending_pong: None,
             fin_received: false,
-            fin_sent: false,
-            closed_by_peer: None,
-            close_sent: false,
+            fin_queued: false,
+            peer_close: None,
+            close_queued: false,
         }
     }
 
@@ -136,18 +136,18 @@ impl WsCodec {
     }
 
     /// We have said that we will send no more data.
-    pub(crate) fn fin_sent(&self) -> bool {
-        self.fin_sent
+    pub(crate) fn fin_queued(&self) -> bool {
+        self.fin_queued
     }
 
     /// The peer has begun, or answered, the closing handshake.
-    pub(crate) fn closed_by_peer(&self) -> Option<PeerClose> {
-        self.closed_by_peer
+    pub(crate) fn peer_close(&self) -> Option<PeerClose> {
+        self.peer_close
     }
 
     /// We have begun, or answered, the closing handshake.
-    pub(crate) fn close_sent(&self) -> bool {
-        self.close_sent
+    pub(crate) fn close_queued(&self) -> bool {
+        self.close_queued
     }
 
     /// Takes what came from below and adds the data in it to `plain`.
@@ -159,7 +159,7 @@ impl WsCodec {
                     last,
                     first: true,
                 } if last => {
-                    self.inbound = Inbound::Start {
+                    self.inbound = MessageState::Start {
                         first: [0; chunk::MAX_HEADER],
                         have: 0,
                         len,
@@ -168,26 +168,26 @@ impl WsCodec {
                 Piece::Frame {
                     last, first: true, ..
                 } => {
-                    self.inbound = Inbound::Assembly {
+                    self.inbound = MessageState::Assembly {
                         assembly: Assembly::new(&self.budget),
                         last,
                     };
                 }
                 Piece::Frame { last: ends, .. } => {
-                    if let Inbound::Assembly { last, .. } = &mut self.inbound {
+                    if let MessageState::Assembly { last, .. } = &mut self.inbound {
                         *last = ends;
                     }
                 }
                 Piece::Payload(bytes, mask) => self.payload(bytes, mask, plain)?,
                 Piece::FrameEnd => self.frame_end(plain)?,
                 // RFC 6455, section 5.5.3: of several pings "an endpoint MAY elect to send a Pong only for the most recent".
-                Piece::Ping(payload) => self.pong_due = Some(payload),
+                Piece::Ping(payload) => self.pending_pong = Some(payload),
                 Piece::Pong => {}
                 // RFC 6455, section 5.5.1: no more data follows a close, so the rest of this message never comes.
-                Piece::Close(Some(1000 | 1001)) if !matches!(self.inbound, Inbound::Idle) => {
-                    return Err(TunnelError::Frame("a close in the middle of a message"));
+                Piece::Close(Some(1000 | 1001)) if !matches!(self.inbound, MessageState::Idle) => {
+                    return Err(ProtocolError::CloseInMessage.into());
                 }
-                Piece::Close(code) => self.closed_by_peer = Some(PeerClose { code }),
+                Piece::Close(code) => self.peer_close = Some(PeerClose { code }),
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl WsCodec {
         mut mask: Mask,
         plain: &mut Buffer,
     ) -> Result<(), TunnelError> {
-        if let Inbound::Start { first, have, len } = &mut self.inbound {
+        if let MessageState::Start { first, have, len } = &mut self.inbound {
             let mut decided = chunk::start(&first[..*have], *len);
             while decided == Start::Unknown {
                 let Some((byte, rest)) = bytes.split_first() else {
@@ -212,31 +212,31 @@ impl WsCodec {
                 decided = chunk::start(&first[..*have], *len);
             }
             self.inbound = if let Start::AllData(_) = decided {
-                Inbound::Data
+                MessageState::Data
             } else {
                 let mut assembly = Assembly::new(&self.budget);
                 assembly.extend(&first[..*have], Mask::default())?;
-                Inbound::Assembly {
+                MessageState::Assembly {
                     assembly,
                     last: true,
                 }
             };
         }
         match &mut self.inbound {
-            Inbound::Assembly { assembly, .. } => assembly.extend(bytes, mask),
+            MessageState::Assembly { assembly, .. } => assembly.extend(bytes, mask),
             _ => self.deliver(bytes, mask, plain),
         }
     }
 
     fn frame_end(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
-        match std::mem::replace(&mut self.inbound, Inbound::Idle) {
-            unfinished @ Inbound::Assembly { last: false, .. } => {
+        match std::mem::replace(&mut self.inbound, MessageState::Idle) {
+            unfinished @ MessageState::Assembly { last: false, .. } => {
                 self.inbound = unfinished;
                 Ok(())
             }
-            Inbound::Assembly { assembly, .. } => self.whole(&assembly.bytes, plain),
-            Inbound::Start { first, have, .. } => self.whole(&first[..have], plain),
-            Inbound::Idle | Inbound::Data => Ok(()),
+            MessageState::Assembly { assembly, .. } => self.whole(&assembly.bytes, plain),
+            MessageState::Start { first, have, .. } => self.whole(&first[..have], plain),
+            MessageState::Idle | MessageState::Data => Ok(()),
         }
     }
 
@@ -259,7 +259,7 @@ impl WsCodec {
             return Ok(());
         }
         if self.fin_received {
-            return Err(TunnelError::AfterFin);
+            return Err(ProtocolError::DataAfterFin.into());
         }
         mask.copy(bytes, &mut plain.reserve(bytes.len())[..bytes.len()]);
         plain.advance(bytes.len());
@@ -269,7 +269,7 @@ impl WsCodec {
     /// How many bytes of nothing but data come next, as far as is known.
     pub(crate) fn data_left(&self) -> usize {
         match self.inbound {
-            Inbound::Data if !self.fin_received => self.reader.payload_left(),
+            MessageState::Data if !self.fin_received => self.reader.payload_left(),
             _ => 0,
         }
     }
@@ -326,8 +326,8 @@ impl WsCodec {
 
     /// Adds a `fin` to `wire`, once; version 1 has none.
     pub(crate) fn fin(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
-        if self.version == Version::V2 && !self.fin_sent {
-            self.fin_sent = true;
+        if self.version == Version::V2 && !self.fin_queued {
+            self.fin_queued = true;
             self.small(OpCode::Data(Data::Binary), &chunk::FIN, wire)?;
         }
         Ok(())
@@ -340,8 +340,8 @@ impl WsCodec {
 
     /// Adds the pong that is due to `wire`, if one is.
     pub(crate) fn pong(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
-        match self.pong_due.take() {
-            Some(payload) if !self.close_sent => {
+        match self.pending_pong.take() {
+            Some(payload) if !self.close_queued => {
                 self.small(OpCode::Control(Control::Pong), &payload, wire)
             }
             _ => Ok(()),
@@ -350,7 +350,7 @@ impl WsCodec {
 
     /// Adds a close with `code` to `wire`, once.
     pub(crate) fn close(&mut self, code: CloseCode, wire: &mut Buffer) -> Result<(), TunnelError> {
-        if std::mem::replace(&mut self.close_sent, true) {
+        if std::mem::replace(&mut self.close_queued, true) {
             return Ok(());
         }
         self.small(
@@ -473,13 +473,13 @@ mod tests {
         wire.extend(frame(0x88, &1000_u16.to_be_bytes()));
         assert!(matches!(
             opened(Version::V1, &wire, 1),
-            Err(TunnelError::Frame(_))
+            Err(TunnelError::WebSocket(ProtocolError::CloseInMessage))
         ));
         wire.extend(frame(0x80, b"bc"));
         wire[5..].rotate_left(4);
         let (data, messages) = opened(Version::V1, &wire, 1).expect("opens");
         assert_eq!(data, b"abc");
-        assert!(messages.closed_by_peer().is_some());
+        assert!(messages.peer_close().is_some());
     }
 
     #[test]
@@ -519,7 +519,7 @@ mod tests {
         wire.extend(frame(0x82, b"\x0a\x01b"));
         assert!(matches!(
             opened(Version::V2, &wire, 1),
-            Err(TunnelError::AfterFin)
+            Err(TunnelError::WebSocket(ProtocolError::DataAfterFin))
         ));
     }
 
@@ -535,14 +535,17 @@ mod tests {
         for step in [1, 2, 100] {
             let (data, messages) = opened(Version::V1, &wire, step).expect("opens");
             assert_eq!(data, b"abcdef");
-            assert_eq!(messages.pong_due.as_deref(), Some(&b"ping between"[..]));
+            assert_eq!(messages.pending_pong.as_deref(), Some(&b"ping between"[..]));
         }
         for broken in [&b"\x0a\x05ab"[..], b"\x0a\x01a\x00", b"\x0a"] {
             let mut client = end(Role::Client, Version::V1);
             let result = client
                 .messages
                 .open(&frame(0x82, broken), &mut client.plain);
-            assert!(matches!(result, Err(TunnelError::Chunk(_))), "{broken:x?}");
+            assert!(
+                matches!(result, Err(TunnelError::WebSocket(ProtocolError::Chunk(_)))),
+                "{broken:x?}"
+            );
             assert!(client.plain.is_empty());
         }
     }
