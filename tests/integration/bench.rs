@@ -1,4 +1,5 @@
-//! `bench` as its users run it: every figure is there, the verdict names a limit, the token stays, and it can be ended.
+//! The `bench` command: it reports every measurement, names the limit, keeps the token, and can be
+//! interrupted.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -13,10 +14,11 @@ use crate::support::{
     start_delay_forwarder, upstreamproxy,
 };
 
-/// There and back over the line of the tests: its window then holds one tunnel to a few MiB/s.
+/// The round trip time of the delayed connection. With its window, one tunnel reaches only a few
+/// MiB/s.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 
-/// What `bench --json` said.
+/// The JSON document of `bench --json`.
 struct Measured(Value);
 
 impl Measured {
@@ -28,7 +30,7 @@ impl Measured {
         Self(document.unwrap_or_else(|e| panic!("{e}: {finished:#?}")))
     }
 
-    /// `bench --json` of the session in `home` at `base_url`.
+    /// Runs `bench --json` for the session in `home` at `base_url`.
     #[track_caller]
     fn at(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
         let mut command = upstreamproxy(home);
@@ -42,16 +44,16 @@ impl Measured {
         self.0["rows"].as_array().unwrap().iter()
     }
 
-    /// The row of `what` over `path`.
+    /// The row for `what` over `path`.
     #[track_caller]
     fn row(&self, what: &str, path: &str) -> &Value {
         self.rows()
             .find(|row| row["what"] == what && row["path"] == path)
-            .unwrap_or_else(|| panic!("no {what} over {path}: {:#}", self.0))
+            .unwrap_or_else(|| panic!("no row for {what} over {path}: {:#}", self.0))
     }
 
     #[track_caller]
-    fn figure(&self, what: &str, path: &str, name: &str) -> f64 {
+    fn value(&self, what: &str, path: &str, name: &str) -> f64 {
         let row = self.row(what, path);
         row[name]["value"]
             .as_f64()
@@ -63,7 +65,7 @@ impl Measured {
     }
 }
 
-/// `bench --origin` on loopback, and where it is.
+/// Starts `bench --origin` on loopback. Returns the process and its address.
 fn origin(home: &TempHome) -> (Running, String) {
     let mut command = upstreamproxy(home);
     command.args(["bench", "--origin", "127.0.0.1:0"]);
@@ -72,26 +74,26 @@ fn origin(home: &TempHome) -> (Running, String) {
 }
 
 #[test]
-fn measures_the_embedded_gateway_in_every_way_and_says_what_limits_it() {
+fn bench_of_the_embedded_gateway_measures_everything_and_names_the_limit() {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--embedded", "--json", "--seconds", "0.05"]);
     let measured = Measured::of(&mut command);
-    assert!(measured.figure("idle x64", "tunnel", "memory") > 0.0);
+    assert!(measured.value("idle x64", "tunnel", "memory") > 0.0);
     for path in ["direct", "tunnel"] {
         for what in ["set-up x1", "set-up x32", "echo of 1 byte"] {
             let (p50, p99) = (
-                measured.figure(what, path, "p50"),
-                measured.figure(what, path, "p99"),
+                measured.value(what, path, "p50"),
+                measured.value(what, path, "p99"),
             );
             assert!(0.0 < p50 && p50 <= p99, "{what} {path}: {p50}, {p99}");
         }
-        for way in ["down", "up", "both"] {
+        for direction in ["down", "up", "both"] {
             for streams in [1, 8, 64] {
-                let what = format!("{way} x{streams}");
-                assert!(measured.figure(&what, path, "throughput") > 0.0);
+                let what = format!("{direction} x{streams}");
+                assert!(measured.value(&what, path, "throughput") > 0.0);
                 if path == "tunnel" {
-                    assert!(measured.figure(&what, path, "ratio") > 0.0);
+                    assert!(measured.value(&what, path, "ratio") > 0.0);
                 }
             }
         }
@@ -106,7 +108,7 @@ fn measures_the_embedded_gateway_in_every_way_and_says_what_limits_it() {
 }
 
 #[test]
-fn prints_a_table_with_a_verdict_and_a_line_of_progress_for_each_measure() {
+fn bench_prints_a_table_with_a_verdict_and_one_progress_line_per_measurement() {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--embedded", "--seconds", "0.05", "--streams", "1"]);
@@ -123,67 +125,75 @@ fn prints_a_table_with_a_verdict_and_a_line_of_progress_for_each_measure() {
     }
     assert!(!text.contains("x8") && !text.contains("x32"), "{text}");
     let progress = finished.stderr.lines().filter(|l| l.contains(" s left: "));
-    // The way, and idle, set-up, echo and three transfers over two paths each.
+    // One for the path, and idle, set-up, echo and three transfers over two paths each.
     assert_eq!(progress.count(), 13, "{finished:#?}");
     assert!(!finished.stderr.contains('\x1b'), "{finished:#?}");
 }
 
 #[test]
-fn behind_a_long_line_the_round_trip_is_the_limit_and_a_standby_saves_some() {
+fn with_a_long_round_trip_the_round_trip_is_the_limit_and_a_standby_connection_helps() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let port = gateway.base_url().rsplit(':').next().unwrap().parse();
-    let far = (Ipv4Addr::LOCALHOST, port.unwrap()).into();
-    let line = start_delay_forwarder(far, ROUND_TRIP / 2, |_| {}).unwrap();
-    let (far_end, target) = origin(&home);
+    let upstream = (Ipv4Addr::LOCALHOST, port.unwrap()).into();
+    let forwarder = start_delay_forwarder(upstream, ROUND_TRIP / 2, |_| {}).unwrap();
+    let (origin_process, target) = origin(&home);
     let options = ["--target", &target, "--streams", "8", "--seconds", "1"];
-    let measured = Measured::at(&home, &format!("http://{line}"), &options);
-    let trip = ROUND_TRIP.as_secs_f64() * 1e3;
-    assert!(measured.figure("echo of 1 byte", "tunnel", "p50") >= trip);
-    assert!(measured.figure("upgrade", "gateway", "least") >= trip);
-    let cold = measured.figure("set-up x1", "tunnel, nothing standing by", "p50");
-    // TCP, the upgrade and the opening.
-    assert!(cold >= 3.0 * trip, "{cold}");
-    let warm = measured.figure("set-up x1", "tunnel", "p50");
-    assert!(trip <= warm && warm < cold, "{warm} {cold}");
+    let measured = Measured::at(&home, &format!("http://{forwarder}"), &options);
+    let round_trip = ROUND_TRIP.as_secs_f64() * 1e3;
+    assert!(measured.value("echo of 1 byte", "tunnel", "p50") >= round_trip);
+    assert!(measured.value("upgrade", "gateway", "least") >= round_trip);
+    let cold = measured.value("set-up x1", "tunnel, nothing standing by", "p50");
+    // One round trip each for TCP, the upgrade and the opening.
+    assert!(cold >= 3.0 * round_trip, "{cold}");
+    let warm = measured.value("set-up x1", "tunnel", "p50");
+    assert!(round_trip <= warm && warm < cold, "{warm} {cold}");
     assert_eq!(measured.limit(), "round trip", "{:#}", measured.0);
-    assert_eq!(far_end.stop().status.code(), Some(0));
+    assert_eq!(origin_process.stop().status.code(), Some(0));
     assert_eq!(fs::read_to_string(home.token_file()).unwrap(), TOKEN);
 }
 
 #[test]
-fn a_target_that_speaks_no_load_gives_set_up_alone_and_the_remedy() {
+fn with_a_target_that_is_not_an_origin_bench_measures_set_up_only_and_names_the_remedy() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let echo = EchoServer::start();
     let target = echo.authority();
     let measured = Measured::at(&home, &gateway.base_url(), &["--target", &target]);
-    assert!(measured.figure("set-up x1", "tunnel", "p50") > 0.0);
+    assert!(measured.value("set-up x1", "tunnel", "p50") > 0.0);
     let row = measured.row("echo and throughput", "tunnel");
-    let not = &row["not_measured"];
-    assert!(not["why"].as_str().unwrap().contains(&target), "{row}");
-    assert!(not["remedy"].as_str().unwrap().contains("--origin"));
+    let not_measured = &row["not_measured"];
+    assert!(
+        not_measured["why"].as_str().unwrap().contains(&target),
+        "{row}"
+    );
+    assert!(
+        not_measured["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("--origin")
+    );
     assert_eq!(measured.limit(), "unknown");
     assert!(home.token_file().exists() && !home.join(".ccr").exists());
 }
 
 #[test]
-fn beside_a_living_serve_the_load_goes_through_its_port() {
+fn next_to_a_running_serve_bench_uses_its_port() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
-    let serving = RelayProcess::start(&home, &gateway.base_url(), &["--listen-credential"]);
-    let (far_end, target) = origin(&home);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--listen-credential"]);
+    let (origin_process, target) = origin(&home);
     let options = ["--target", &target, "--streams", "1"];
     let measured = Measured::at(&home, &gateway.base_url(), &options);
-    assert!(measured.figure("down x1", "tunnel", "throughput") > 0.0);
+    assert!(measured.value("down x1", "tunnel", "throughput") > 0.0);
     assert!(measured.rows().all(|row| row["what"] != "upgrade"));
-    let log = serving.stop().stderr;
+    let log = relay.stop().stderr;
     assert!(log.contains(&format!("relay: {target} ")), "{log}");
-    far_end.stop();
+    origin_process.stop();
 }
 
 #[test]
-fn says_why_there_is_no_way_and_fails() {
+fn bench_fails_with_a_reason_if_there_is_no_path_to_the_target() {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--json"]);
@@ -199,13 +209,13 @@ fn says_why_there_is_no_way_and_fails() {
     let forbidden = finish(home.session(command.arg("bench"), &strict.base_url()));
     assert_eq!(forbidden.status.code(), Some(1), "{forbidden:#?}");
     let text = forbidden.text();
-    // What was measured up to there is told all the same.
+    // The measurements up to that point are reported nevertheless.
     assert!(text.contains("\nupgrade ") && text.contains("--target HOST:PORT"));
     assert!(home.token_file().exists());
 }
 
 #[test]
-fn a_signal_ends_it_at_once_with_what_was_measured() {
+fn a_signal_ends_bench_at_once_and_it_reports_what_was_measured() {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--embedded", "--json", "--seconds", "30"]);

@@ -1,7 +1,9 @@
-//! The C API from outside: built as its manual says, and used by hosts in C and in Python that know the header alone.
+//! The C API, tested from outside: built as the manual says, and used by programs in C and Python
+//! that know only the header.
 //!
-//! What the hosts expect stands in `capi/host.c` and `capi/host.py`; here they are compiled, given an origin, and their words read.
-//! That the header says what the code does, function by function, is a unit test beside it.
+//! The expectations are in `capi/host.c` and `capi/host.py`. This file compiles the hosts, gives
+//! them an origin and checks their output. A unit test beside the header checks that it matches the
+//! exported functions.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,55 +23,57 @@ use crate::support::{
     connect, finish, finish_within, need_tool, pattern,
 };
 
-/// How long the library may take to compile, with all that it is made of.
+/// The time limit for compiling the library with all its dependencies.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(1200);
-/// How long hosts may take under valgrind.
+/// The time limit for the hosts under valgrind.
 const VALGRIND_TIMEOUT: Duration = Duration::from_secs(300);
-/// What a C program says to the compiler, and the compiler to no warning.
+/// Compiler flags: no warning may remain.
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
-/// A name that resolves nowhere but by the setting.
+/// A host name that only the `resolve` setting can resolve.
 const NAME: &str = "origin.test";
 const MANUAL: &str = include_str!("../../src/manual/c-api.md");
 
-/// Where things of this package are.
+/// The path of a file in this package.
 fn package(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The library in both forms.
+/// The shared library and the static library.
 struct Built {
     shared: PathBuf,
     archive: PathBuf,
 }
 
 impl Built {
-    /// Built once a test run; `None`, and the test is skipped, where there is no C compiler.
+    /// Builds the library once per test run. Returns `None`, and the test is skipped, if there is
+    /// no C compiler.
     #[track_caller]
     fn ready() -> Option<&'static Self> {
         static BUILT: OnceLock<Built> = OnceLock::new();
         need_tool("cc").then(|| BUILT.get_or_init(Self::make))
     }
 
-    /// By the recipe of the manual, without `--release`, so that it is quick and `valgrind` has lines to name.
+    /// Builds with the command from the manual, but without `--release`: it is faster, and
+    /// `valgrind` can show line numbers.
     fn make() -> Self {
-        let recipe = block("sh")
+        let build_command = code_block("sh")
             .lines()
             .find(|line| line.starts_with("cargo rustc "))
-            .expect("the recipe")
+            .expect("the build command")
             .to_owned();
-        let words = recipe.split_whitespace().skip(1);
+        let arguments = build_command.split_whitespace().skip(1);
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(words.filter(|&word| word != "--release"))
+            .args(arguments.filter(|&word| word != "--release"))
             .args(["--message-format", "json-render-diagnostics", "--locked"])
             .current_dir(package(""));
-        // The test run's own folder: what the library is made of is there already.
+        // The dependencies are already built in the target directory of this test run.
         command.env(
             "CARGO_TARGET_DIR",
             Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap(),
         );
         let built = finish_within(BUILD_TIMEOUT, &mut command).succeeded();
-        let artifact = |ending: &str| {
+        let artifact = |extension: &str| {
             let text = built.text();
             let files = text
                 .lines()
@@ -79,8 +83,8 @@ impl Built {
                 .flatten();
             files
                 .filter_map(|file| file.as_str().map(PathBuf::from))
-                .find(|file| file.extension().is_some_and(|found| found == ending))
-                .unwrap_or_else(|| panic!("no .{ending} in {text}"))
+                .find(|file| file.extension().is_some_and(|found| found == extension))
+                .unwrap_or_else(|| panic!("no .{extension} file in {text}"))
         };
         Self {
             shared: artifact("so"),
@@ -88,25 +92,25 @@ impl Built {
         }
     }
 
-    /// Compiles a C file with the shared library.
+    /// Compiles a C file and links the shared library.
     fn dynamic(&self, source: &Path, to: PathBuf) -> PathBuf {
-        let folder = self.shared.parent().unwrap();
+        let directory = self.shared.parent().unwrap();
         let mut rpath = OsString::from("-Wl,-rpath,");
-        rpath.push(folder);
-        let mut library_folder = OsString::from("-L");
-        library_folder.push(folder);
-        let words = ["-lupstreamproxy".into(), "-lpthread".into()];
+        rpath.push(directory);
+        let mut library_path = OsString::from("-L");
+        library_path.push(directory);
+        let libraries = ["-lupstreamproxy".into(), "-lpthread".into()];
         compile(
             source,
             &to,
-            [library_folder, rpath].into_iter().chain(words),
+            [library_path, rpath].into_iter().chain(libraries),
         );
         to
     }
 
-    /// Compiles a C file with the library inside, as the manual says.
+    /// Compiles a C file and links the static library, as the manual says.
     fn with_archive(&self, source: &Path, to: PathBuf) -> PathBuf {
-        let line = block("sh")
+        let line = code_block("sh")
             .lines()
             .find(|line| line.starts_with("cc ") && line.contains("libupstreamproxy.a"))
             .expect("the line that links the archive");
@@ -119,7 +123,7 @@ impl Built {
         to
     }
 
-    /// `tests/integration/capi/host.c` in one of its roles, in a home.
+    /// A command that runs `tests/integration/capi/host.c` in one of its roles, in `home`.
     fn host(&self, home: &TempHome, role: &str) -> Command {
         let host = self.dynamic(&package("tests/integration/capi/host.c"), home.join("host"));
         let mut command = home.command(host);
@@ -128,11 +132,11 @@ impl Built {
     }
 }
 
-/// The first block of `language` in the manual.
-fn block(language: &str) -> &'static str {
+/// The first code block of `language` in the manual.
+fn code_block(language: &str) -> &'static str {
     let after = MANUAL
         .split_once(&format!("```{language}\n"))
-        .expect("a block")
+        .expect("a code block")
         .1;
     after.split_once("```").expect("its end").0
 }
@@ -151,7 +155,8 @@ fn compile(source: &Path, to: &Path, libraries: impl IntoIterator<Item = OsStrin
     .succeeded();
 }
 
-/// The settings for an embedded gateway that leads to `origin`, and a curl that fetches from it.
+/// Adds settings for an embedded gateway that leads to `origin`, and a curl command that fetches
+/// from it.
 fn with_origin<'a>(command: &'a mut Command, origin: &HttpsOrigin) -> &'a mut Command {
     command
         .arg("embedded=true")
@@ -162,29 +167,29 @@ fn with_origin<'a>(command: &'a mut Command, origin: &HttpsOrigin) -> &'a mut Co
         .arg(origin.url("/hello"))
 }
 
-/// Fails unless the host found all as expected, and fetched the origin's file so often.
+/// Fails unless the host succeeded and fetched the origin's file this many times.
 #[track_caller]
-fn fetched(finished: Finished, times: usize) {
+fn assert_fetched(finished: Finished, times: usize) {
     let finished = finished.succeeded();
     let expected = HttpsOrigin::HELLO.repeat(times) + "all as expected\n";
     assert_eq!(finished.text(), expected, "{finished:#?}");
 }
 
 #[test]
-fn a_host_in_c_lives_with_it_again_and_again() {
+fn a_c_host_starts_and_stops_the_proxy_repeatedly() {
     let Some(built) = Built::ready() else { return };
     if !need_tool("curl") {
         return;
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
-    let finished = finish(with_origin(&mut built.host(&home, "lives"), &origin));
+    let finished = finish(with_origin(&mut built.host(&home, "lifecycle"), &origin));
     assert!(finished.stderr.contains("info: relay listens on "));
     assert!(finished.stderr.contains("debug: "));
-    fetched(finished, 5);
+    assert_fetched(finished, 5);
 }
 
 #[test]
-fn a_host_with_the_archive_inside_needs_no_library() {
+fn a_host_with_the_static_library_needs_no_shared_library() {
     let Some(built) = Built::ready() else { return };
     if !need_tool("curl") {
         return;
@@ -193,11 +198,11 @@ fn a_host_with_the_archive_inside_needs_no_library() {
     let source = package("tests/integration/capi/host.c");
     let host = built.with_archive(&source, home.join("host"));
     let mut command = home.command(host);
-    fetched(finish(with_origin(command.arg("lives"), &origin)), 5);
+    assert_fetched(finish(with_origin(command.arg("lifecycle"), &origin)), 5);
 }
 
 #[test]
-fn a_host_in_python_lives_with_it_by_ctypes() {
+fn a_python_host_uses_the_library_through_ctypes() {
     let Some(built) = Built::ready() else { return };
     if !need_tool("curl") || !need_tool("python3") {
         return;
@@ -209,11 +214,11 @@ fn a_host_in_python_lives_with_it_by_ctypes() {
         .env("PYTHONUNBUFFERED", "1")
         .arg(package("tests/integration/capi/host.py"))
         .arg(&built.shared);
-    fetched(finish(with_origin(&mut command, &origin)), 4);
+    assert_fetched(finish(with_origin(&mut command, &origin)), 4);
 }
 
 #[test]
-fn the_header_and_the_host_are_good_cpp_too() {
+fn the_header_and_the_host_are_also_valid_cpp() {
     if !need_tool("c++") {
         return;
     }
@@ -229,7 +234,7 @@ fn the_header_and_the_host_are_good_cpp_too() {
 }
 
 #[test]
-fn the_library_shows_the_functions_of_the_header_and_no_other_name() {
+fn the_library_exports_exactly_the_functions_of_the_header() {
     let Some(built) = Built::ready() else { return };
     if !need_tool("nm") {
         return;
@@ -241,7 +246,7 @@ fn the_library_shows_the_functions_of_the_header_and_no_other_name() {
     )
     .succeeded()
     .text();
-    let shown: BTreeSet<&str> = names
+    let exported: BTreeSet<&str> = names
         .lines()
         .filter_map(|line| line.split(' ').next())
         .collect();
@@ -253,11 +258,11 @@ fn the_library_shows_the_functions_of_the_header_and_no_other_name() {
         .filter_map(|(head, _)| head.rsplit([' ', '*']).next())
         .collect();
     assert!(declared.len() > 20, "{declared:?}");
-    assert_eq!(shown, declared);
+    assert_eq!(exported, declared);
 }
 
 #[test]
-fn a_session_that_asks_for_nothing_is_off_with_stage_and_reason() {
+fn without_a_session_the_proxy_is_disabled_with_a_stage_and_a_reason() {
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();
     let finished = finish(&mut built.host(&home, "disabled")).succeeded();
@@ -266,27 +271,27 @@ fn a_session_that_asks_for_nothing_is_off_with_stage_and_reason() {
         text.starts_with("gate: not switched on by CLAUDE_CODE_REMOTE and "),
         "{text}"
     );
-    assert_eq!(finished.stderr, "", "it prints nothing of its own");
+    assert_eq!(finished.stderr, "", "the library itself prints nothing");
 }
 
 #[test]
-fn misuse_is_a_code_and_words_and_never_a_crash() {
+fn misuse_returns_an_error_code_and_a_message_and_never_crashes() {
     let Some(built) = Built::ready() else { return };
     let finished = finish(&mut built.host(&TempHome::new(), "misuse")).succeeded();
     assert_eq!(finished.text(), "all as expected\n");
-    assert_eq!(finished.stderr, "", "it prints nothing of its own");
+    assert_eq!(finished.stderr, "", "the library itself prints nothing");
 }
 
 #[test]
-fn a_shutdown_is_waited_for_by_many_ended_by_one_and_no_business_of_a_fork() {
+fn many_threads_may_wait_for_a_shutdown_one_may_abort_it_and_a_fork_may_not() {
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();
-    // A target that takes what comes and never answers.
+    // A target that accepts connections and never answers.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
-        let held: Vec<_> = listener.incoming().collect();
-        drop(held);
+        let connections: Vec<_> = listener.incoming().collect();
+        drop(connections);
     });
     let mut host = built.host(&home, "contend");
     host.args(["embedded=1", "--"])
@@ -295,42 +300,43 @@ fn a_shutdown_is_waited_for_by_many_ended_by_one_and_no_business_of_a_fork() {
 }
 
 #[test]
-fn peers_that_vanish_in_the_middle_end_no_host_by_sigpipe() {
+fn peers_that_vanish_during_a_transfer_do_not_kill_the_host_with_sigpipe() {
     const ROUNDS: usize = 20;
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();
-    // More than all buffers on the way hold, so that whoever goes, goes while the others are writing.
+    // More than the buffers of the path can hold, so each peer vanishes while data is being
+    // written.
     let flood = CannedServer::start(pattern(32 << 20));
-    let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let deaf_authority = deaf.local_addr().unwrap().to_string();
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent_authority = silent.local_addr().unwrap().to_string();
     let (host, ready) = Running::ready(built.host(&home, "serve").arg("embedded=true"));
     let port = u16::try_from(ready["port"].as_u64().unwrap()).unwrap();
-    let abrupt = |stream: TcpStream| {
+    let reset = |stream: TcpStream| {
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     };
     for _ in 0..ROUNDS {
-        // The client goes.
+        // The client vanishes.
         let (mut client, answer) = connect(port, &flood.authority());
         assert_eq!(answer.status, 200);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         client.read_exact(&mut [0; 1000]).unwrap();
-        abrupt(client);
-        // The target goes.
-        let (mut client, answer) = connect(port, &deaf_authority);
+        reset(client);
+        // The target vanishes.
+        let (mut client, answer) = connect(port, &silent_authority);
         assert_eq!(answer.status, 200);
-        let (target, _) = deaf.accept().unwrap();
+        let (target, _) = silent.accept().unwrap();
         client.set_write_timeout(Some(TIMEOUT)).unwrap();
         client.write_all(&pattern(100_000)).unwrap();
-        abrupt(target);
-        let piece = pattern(64 << 10);
-        while client.write_all(&piece).is_ok() {}
+        reset(target);
+        let chunk = pattern(64 << 10);
+        while client.write_all(&chunk).is_ok() {}
     }
     let tunnels = format!("{} tunnels\nall as expected", 2 * ROUNDS);
     assert_eq!(host.stop().succeeded().text(), tunnels);
 }
 
 #[test]
-fn valgrind_finds_no_leak_and_no_fault() {
+fn valgrind_finds_no_leaks_and_no_errors() {
     let Some(built) = Built::ready() else { return };
     if !need_tool("curl") || !need_tool("valgrind") {
         return;
@@ -341,7 +347,7 @@ fn valgrind_finds_no_leak_and_no_fault() {
         let mut command = home.command("valgrind");
         command
             .args(["--quiet", "--leak-check=full", "--error-exitcode=99"])
-            // Whether a value was set cannot be followed through the assembly of ring.
+            // Valgrind cannot track undefined values through the assembly of ring.
             .arg("--undef-value-errors=no")
             .args([
                 "--show-leak-kinds=definite",
@@ -354,8 +360,11 @@ fn valgrind_finds_no_leak_and_no_fault() {
     for role in ["misuse", "disabled"] {
         finish_within(VALGRIND_TIMEOUT, &mut host(role)).succeeded();
     }
-    let lives = finish_within(VALGRIND_TIMEOUT, with_origin(&mut host("lives"), &origin));
-    fetched(lives, 5);
+    let finished = finish_within(
+        VALGRIND_TIMEOUT,
+        with_origin(&mut host("lifecycle"), &origin),
+    );
+    assert_fetched(finished, 5);
 }
 
 #[test]
@@ -365,9 +374,9 @@ fn the_example_of_the_manual_compiles_and_runs() {
         return;
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
-    let source = home.write("example.c", block("c"), 0o644);
+    let source = home.write("example.c", code_block("c"), 0o644);
     let example = built.dynamic(&source, home.join("example"));
-    // What a host does not say, its environment may.
+    // Settings that the host does not set come from the environment.
     let finished = finish(
         home.command(example)
             .env("UPSTREAMPROXY_EMBEDDED", "true")
@@ -384,27 +393,24 @@ fn the_example_of_the_manual_compiles_and_runs() {
         "{}",
         finished.stderr
     );
-    // The session asks for nothing: the command runs all the same.
-    let finished = finish(
-        home.command(home.join("example"))
-            .args(["echo", "on it goes"]),
-    );
+    // Without a session the command runs without a proxy.
+    let finished = finish(home.command(home.join("example")).args(["echo", "it runs"]));
     let finished = finished.succeeded();
     assert_eq!(
         (finished.text().as_str(), finished.stderr.as_str()),
-        ("on it goes\n", "")
+        ("it runs\n", "")
     );
 }
 
 #[test]
-fn the_log_that_a_host_gets_does_not_hold_the_token() {
+fn the_log_passed_to_a_host_does_not_contain_the_token() {
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let mut command = built.host(&home, "serve");
     let (host, _) = Running::ready(home.session(&mut command, &gateway.base_url()));
-    let said = host.stop().succeeded();
-    assert!(said.stderr.contains("debug: "), "{said:#?}");
-    assert!(!said.stderr.contains(TOKEN), "{said:#?}");
-    assert!(!home.token_file().exists(), "it is burnt");
+    let finished = host.stop().succeeded();
+    assert!(finished.stderr.contains("debug: "), "{finished:#?}");
+    assert!(!finished.stderr.contains(TOKEN), "{finished:#?}");
+    assert!(!home.token_file().exists(), "the token is burnt");
 }

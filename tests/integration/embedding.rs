@@ -1,7 +1,9 @@
-//! A host that embeds the library: no async runtime, one process, the whole system a hundred times over, and nothing left.
+//! A host that embeds the library: no async runtime; everything starts and stops a hundred times in
+//! one process and leaks nothing.
 //!
-//! The work is done in a process of its own, as the test harness has threads that come and go. It counts from inside, where
-//! also a process that has made itself non-dumpable may look, whoever it belongs to.
+//! The test runs in a separate process, because the test harness starts and ends threads. That
+//! process counts its own resources: a process may always inspect itself, even if it is
+//! non-dumpable.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -17,46 +19,47 @@ use crate::support::{
     test_subprocess,
 };
 
-/// Tells the test, run again in a process of its own, to be the host.
+/// If set, the test runs as the host process.
 const HOST: &str = "UPSTREAMPROXY_TEST_EMBEDDING_HOST";
 /// How often the host starts and stops everything.
 const ROUNDS: usize = 100;
-/// More than one chunk of the wire in each direction.
+/// More than one chunk of the wire format in each direction.
 const LENGTH: usize = 1 << 20;
-/// How long a hundred rounds may take on a loaded machine.
+/// The time limit for a hundred rounds on a loaded machine.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 #[test]
-fn a_hundred_lives_in_one_process_leave_no_thread_and_no_descriptor() {
+fn a_hundred_starts_and_stops_in_one_process_leak_no_thread_and_no_descriptor() {
     if std::env::var_os(HOST).is_some() {
         return host();
     }
     let home = TempHome::new();
-    let test = "embedding::a_hundred_lives_in_one_process_leave_no_thread_and_no_descriptor";
-    let mut again = test_subprocess(&home, test, HOST);
-    let finished = finish_within(TIMEOUT, &mut again).succeeded();
+    let test =
+        "embedding::a_hundred_starts_and_stops_in_one_process_leak_no_thread_and_no_descriptor";
+    let mut subprocess = test_subprocess(&home, test, HOST);
+    let finished = finish_within(TIMEOUT, &mut subprocess).succeeded();
     assert!(
-        finished.text().contains("a hundred lives, nothing left"),
+        finished.text().contains("a hundred rounds, nothing left"),
         "the host did not run: {finished:#?}"
     );
 }
 
-/// The host's own work.
+/// The work of the host process.
 fn host() {
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
-    let (target, ended) = echo();
+    let (target, ended) = start_echo_server();
     let before = counts();
     for round in 0..ROUNDS {
-        live(&target, &roots);
+        start_and_stop(&target, &roots);
         ended.recv().unwrap();
         assert_eq!(counts(), before, "after round {round}");
     }
-    println!("a hundred lives, nothing left");
+    println!("a hundred rounds, nothing left");
 }
 
-/// One life: a gateway, a relay in front of it, a tunnel with bytes both ways, and the end of it all.
-fn live(target: &str, roots: &Path) {
+/// Starts a gateway and a relay, sends bytes both ways through a tunnel, and stops everything.
+fn start_and_stop(target: &str, roots: &Path) {
     let options = EmbeddedOptions {
         system_ca: Some(roots.to_owned()),
         ..EmbeddedOptions::default()
@@ -69,7 +72,7 @@ fn live(target: &str, roots: &Path) {
     let (received, ending) = exchange(&mut tunnel, sent.clone());
     assert!(
         received == sent,
-        "the bytes that came back are not those that went"
+        "the received bytes differ from the sent bytes"
     );
     assert_eq!(ending, Ending::Eof);
     drop(tunnel);
@@ -86,16 +89,17 @@ fn counts() -> ResourceCounts {
     ResourceCounts::of(std::process::id()).unwrap()
 }
 
-/// A server that sends everything back, one connection after the other; it tells when one is over and closed.
-fn echo() -> (String, Receiver<()>) {
+/// An echo server that serves one connection after another. It reports each connection that is
+/// closed.
+fn start_echo_server() -> (String, Receiver<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    // By name, so that the resolver's threads come and go too.
+    // A name instead of an address, so that the resolver's threads also start and end.
     let authority = format!("localhost:{}", listener.local_addr().unwrap().port());
-    let (tell, ended) = channel();
+    let (report, ended) = channel();
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            send_back(stream).unwrap();
-            if tell.send(()).is_err() {
+            echo_all(stream).unwrap();
+            if report.send(()).is_err() {
                 break;
             }
         }
@@ -103,7 +107,7 @@ fn echo() -> (String, Receiver<()>) {
     (authority, ended)
 }
 
-fn send_back(mut stream: TcpStream) -> std::io::Result<()> {
+fn echo_all(mut stream: TcpStream) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
         match stream.read(&mut buffer)? {

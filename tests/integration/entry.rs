@@ -1,4 +1,5 @@
-//! Who may use the relay's port: this user and root, and where it is asked for only those who know the password.
+//! Who may use the relay's port: this user and root, and with `--listen-credential` only clients
+//! with the password.
 
 use std::io::Write;
 
@@ -7,11 +8,12 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// `curl` of another user through the proxy that the variables name; prints the status of its CONNECT.
-const STRANGER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups \
+/// Runs `curl` as another user through the proxy of the environment. Prints the status of its
+/// CONNECT request.
+const OTHER_USER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups \
     curl --silent --insecure --output /dev/null --write-out '%{http_connect}' --cacert /dev/null https://127.0.0.1:9/ --noproxy ''; true";
 
-fn connect_status_of_a_stranger(options: &[&str]) -> Option<String> {
+fn connect_status_of_another_user(options: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         skip("only root can become another user");
         return None;
@@ -22,27 +24,27 @@ fn connect_status_of_a_stranger(options: &[&str]) -> Option<String> {
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["run", "--embedded"]).args(options);
-    let finished = finish(command.args(["--", "sh", "-c", STRANGER])).succeeded();
+    let finished = finish(command.args(["--", "sh", "-c", OTHER_USER])).succeeded();
     Some(finished.text())
 }
 
 #[test]
 fn another_user_of_this_machine_is_refused() {
-    if let Some(status) = connect_status_of_a_stranger(&[]) {
+    if let Some(status) = connect_status_of_another_user(&[]) {
         assert!(status.contains("403"), "{status}");
     }
 }
 
 #[test]
-fn another_user_may_come_where_any_user_may() {
-    // The port that it asks for is closed, and that is for the gateway to find out.
-    if let Some(status) = connect_status_of_a_stranger(&["--allow-any-user"]) {
+fn another_user_is_accepted_with_allow_any_user() {
+    // The target port is closed, so the gateway answers that it cannot connect.
+    if let Some(status) = connect_status_of_another_user(&["--allow-any-user"]) {
         assert!(status.contains("502"), "{status}");
     }
 }
 
 #[test]
-fn without_the_password_nobody_comes_in_and_with_it_the_same_connection_goes_on() {
+fn without_the_password_a_client_gets_a_407_and_with_it_the_same_connection_continues() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let mut command = upstreamproxy(&home);
     let (serve, line) =
@@ -81,7 +83,7 @@ fn without_the_password_nobody_comes_in_and_with_it_the_same_connection_goes_on(
 }
 
 #[test]
-fn a_tunnel_to_the_port_that_it_came_in_by_is_refused_whatever_the_port_is_bound_to() {
+fn a_tunnel_to_the_relays_own_port_is_refused_for_every_bind_address() {
     for bound in [
         &["--listen", "127.0.0.1:0"][..],
         &["--listen", "0.0.0.0:0", "--allow-non-loopback"],

@@ -1,5 +1,5 @@
-//! The gateway where anybody can reach it: strangers in crowds, credentials in every wrong form, targets that it must not dial,
-//! and interception that leads to nobody but the host that was asked for.
+//! A gateway on a public network: many connections without a token, credentials in every wrong
+//! form, forbidden targets, and interception that connects only to the host of the CONNECT request.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -32,7 +32,7 @@ fn port_of(gateway: &GatewayProcess) -> u16 {
 }
 
 #[track_caller]
-fn goes_through(relay: &RelayProcess, target: &EchoServer) {
+fn assert_tunnel_works(relay: &RelayProcess, target: &EchoServer) {
     let (mut tunnel, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200, "{answer:?}");
     let payload = pattern(100_000);
@@ -43,46 +43,46 @@ fn goes_through(relay: &RelayProcess, target: &EchoServer) {
 }
 
 #[track_caller]
-fn still_echoes(tunnel: &mut TcpStream) {
+fn assert_still_echoes(tunnel: &mut TcpStream) {
     tunnel.write_all(b"still there").unwrap();
-    let mut came = [0; 11];
-    tunnel.read_exact(&mut came).unwrap();
-    assert_eq!(&came, b"still there");
+    let mut received = [0; 11];
+    tunnel.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"still there");
 }
 
-// Strangers.
+// Clients without a token.
 
 #[test]
-fn a_thousand_strangers_do_not_keep_those_with_a_token_out() {
+fn a_thousand_clients_without_a_token_do_not_block_clients_with_one() {
     let limit = getrlimit(Resource::Nofile).maximum;
-    let most = Rlimit {
+    let raised = Rlimit {
         current: limit,
         maximum: limit,
     };
-    setrlimit(Resource::Nofile, most).unwrap();
-    // The cap of an ordinary machine, and one that a thousand do not fill.
+    setrlimit(Resource::Nofile, raised).unwrap();
+    // A cap of a small machine, which a thousand connections exceed, and one which they do not.
     for cap in ["256", "2048"] {
         let (home, target) = (TempHome::new(), EchoServer::start());
         let gateway = GatewayProcess::start(&home, &["--max-tunnels", cap]);
         let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-        goes_through(&relay, &target);
+        assert_tunnel_works(&relay, &target);
         let before = ResourceCounts::of(gateway.running.pid());
         let (mut tunnel, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 200);
 
-        let strangers: Vec<_> = (0..1_000)
+        let unauthenticated: Vec<_> = (0..1_000)
             .map(|n| {
                 let address = (Ipv4Addr::LOCALHOST, port_of(&gateway));
                 let mut stream = TcpStream::connect(address).unwrap();
-                // One that was turned out may be gone already.
+                // The gateway may have evicted this connection already.
                 let _ = stream.write(&b"GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nA: "[..n % 43]);
                 stream
             })
             .collect();
-        goes_through(&relay, &target);
-        still_echoes(&mut tunnel);
+        assert_tunnel_works(&relay, &target);
+        assert_still_echoes(&mut tunnel);
         assert_idle(gateway.running.pid());
-        drop((strangers, tunnel));
+        drop((unauthenticated, tunnel));
         if let Some(before) = before {
             before.wait_until_restored(gateway.running.pid());
         }
@@ -90,7 +90,7 @@ fn a_thousand_strangers_do_not_keep_those_with_a_token_out() {
 }
 
 #[test]
-fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
+fn tls_and_the_request_head_share_one_deadline_even_for_slow_clients() {
     let home = TempHome::new();
     let ca = TestCa::new("root of the gateway");
     for tls in [false, true] {
@@ -112,26 +112,26 @@ fn a_stranger_has_one_deadline_for_tls_and_the_head_however_it_dribbles() {
         assert_eq!(
             silent.read(&mut [0]).unwrap_or(0),
             0,
-            "no answer, and the end"
+            "closed without an answer"
         );
-        let mut dribbling = TcpStream::connect(gateway.local_addr()).unwrap();
+        let mut slow = TcpStream::connect(gateway.local_addr()).unwrap();
         let first: &[u8] = if tls {
             &[22, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3]
         } else {
             b"GET /"
         };
-        // A byte at a time, until nobody takes it any more.
-        let mut went = dribbling.write_all(first);
-        while went.is_ok() {
+        // Sends one byte at a time until the gateway closes.
+        let mut result = slow.write_all(first);
+        while result.is_ok() {
             thread::sleep(Duration::from_millis(5));
-            went = dribbling.write_all(b"a");
+            result = slow.write_all(b"a");
         }
         gateway.shutdown(Duration::ZERO);
     }
 }
 
 #[test]
-fn nothing_but_a_right_token_opens_the_door_and_no_answer_says_why() {
+fn only_a_correct_token_is_accepted_and_all_refusals_are_identical() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let bearer = format!("Authorization: Bearer {TOKEN}");
@@ -180,16 +180,16 @@ fn nothing_but_a_right_token_opens_the_door_and_no_answer_says_why() {
     assert_eq!(
         refusals.len(),
         1,
-        "whatever was wrong, the answer is the same"
+        "the answer does not depend on what was wrong"
     );
 }
 
 #[test]
-fn wrong_tokens_over_and_over_cost_nothing_that_stays() {
+fn repeated_wrong_tokens_leak_no_resources() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    goes_through(&relay, &target);
+    assert_tunnel_works(&relay, &target);
     let before = ResourceCounts::of(gateway.running.pid());
     for n in 0..1_000 {
         let head =
@@ -198,14 +198,14 @@ fn wrong_tokens_over_and_over_cost_nothing_that_stays() {
         assert_eq!(answer.status, 401);
         read_to_end(&mut stream);
     }
-    goes_through(&relay, &target);
+    assert_tunnel_works(&relay, &target);
     if let Some(before) = before {
         before.wait_until_restored(gateway.running.pid());
     }
 }
 
 #[test]
-fn a_tls_gateway_survives_those_who_speak_something_else() {
+fn a_tls_gateway_survives_clients_that_do_not_speak_tls() {
     let (home, ca) = (TempHome::new(), TestCa::new("root of the gateway"));
     let (certificate, key) = ca.issue("127.0.0.1");
     let [certificate, key] = [("cert.pem", certificate), ("key.pem", key)]
@@ -224,7 +224,7 @@ fn a_tls_gateway_survives_those_who_speak_something_else() {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // An alert, and then the end or a reset.
+        // The gateway sends an alert and closes or resets.
         let _ = stream.read_to_end(&mut Vec::new());
     }
     if let Some(before) = before {
@@ -233,15 +233,15 @@ fn a_tls_gateway_survives_those_who_speak_something_else() {
 }
 
 #[test]
-fn sessions_change_while_it_runs_and_open_tunnels_go_on() {
+fn sessions_are_reloaded_at_run_time_and_open_tunnels_continue() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut tunnel, _) = connect(relay.port(), &target.authority());
-    let reload = |sessions: &str, said: &str| {
+    let reload = |sessions: &str, expected: &str| {
         home.write("sessions", sessions, 0o600);
         gateway.running.signal(Signal::HUP);
-        while !gateway.running.stderr().contains(said) {
+        while !gateway.running.stderr().contains(expected) {
             thread::yield_now();
         }
     };
@@ -249,21 +249,21 @@ fn sessions_change_while_it_runs_and_open_tunnels_go_on() {
         "neither a session nor a comment\n",
         "the old sessions are kept",
     );
-    goes_through(&relay, &target);
+    assert_tunnel_works(&relay, &target);
 
     reload("another another-token\n", "the sessions were read again");
     for _ in 0..5 {
         let (mut refused, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 502, "{answer:?}");
         assert!(!answer.has_field("WWW-Authenticate"), "{answer:?}");
-        let sentence = [answer.early, read_to_end(&mut refused).0].concat();
-        let sentence = String::from_utf8(sentence).unwrap();
+        let body = [answer.early, read_to_end(&mut refused).0].concat();
+        let body = String::from_utf8(body).unwrap();
         assert!(
-            sentence.contains("does not accept this session's token"),
-            "{sentence}"
+            body.contains("does not accept this session's token"),
+            "{body}"
         );
     }
-    still_echoes(&mut tunnel);
+    assert_still_echoes(&mut tunnel);
     let log = gateway.running.stderr();
     assert!(
         !log.contains("another-token") && !log.contains("neither a session"),
@@ -271,9 +271,9 @@ fn sessions_change_while_it_runs_and_open_tunnels_go_on() {
     );
 }
 
-// Where it does not go.
+// Forbidden targets.
 
-/// Every way to write an address that a sandbox has no business with.
+/// Every notation of addresses that a sandbox must not reach.
 #[rustfmt::skip]
 const FORBIDDEN: [&str; 57] = [
     "127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "017700000001",
@@ -287,10 +287,10 @@ const FORBIDDEN: [&str; 57] = [
 ];
 
 #[test]
-fn no_form_of_a_forbidden_address_is_dialled() {
+fn no_notation_of_a_forbidden_address_is_dialled() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let port = target.port();
-    // Names that lead there: a name whose address is told, and mapped and translated addresses behind one.
+    // Names that resolve to such addresses: directly, and as mapped and translated addresses.
     let resolve: Vec<String> = [
         "127.0.0.1",
         "169.254.169.254",
@@ -333,22 +333,23 @@ fn no_form_of_a_forbidden_address_is_dialled() {
         assert_eq!(answer.status, 403, "{host}: {answer:?}");
         assert!(answer.has_field("Proxy-Status"), "{host}: {answer:?}");
     }
-    assert_eq!(target.connections(), 0, "nothing was dialled");
+    assert_eq!(target.connections(), 0, "a forbidden target was dialled");
     if traced {
         let pid = i32::try_from(ready["pid"].as_u64().unwrap()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, Signal::TERM).unwrap();
         gateway.wait();
-        let seen = std::fs::read_to_string(trace).unwrap();
-        // The system's resolver may look at its sockets; nobody may send a SYN to that port.
-        assert!(!seen.contains(&format!("htons({port})")), "{seen}");
+        let trace = std::fs::read_to_string(trace).unwrap();
+        // The system's resolver may connect its own sockets, but no connection to this port may be
+        // attempted.
+        assert!(!trace.contains(&format!("htons({port})")), "{trace}");
     }
 }
 
 #[test]
-fn it_does_not_dial_itself() {
+fn a_gateway_does_not_dial_itself() {
     let home = TempHome::new();
-    // Where private addresses are allowed, too.
+    // Also with private addresses allowed.
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = port_of(&gateway);
@@ -366,8 +367,9 @@ fn it_does_not_dial_itself() {
 
 // Interception.
 
-/// A TLS handshake for `sni`, or without one, through a tunnel to `authority`; what the far end answered.
-fn ask_over_tls(
+/// Requests `/hello` over TLS through a tunnel to `authority`, with or without an SNI name. Returns
+/// the response.
+fn request_over_tls(
     relay: &RelayProcess,
     authority: &str,
     sni: Option<&str>,
@@ -395,7 +397,7 @@ fn ask_over_tls(
 }
 
 #[test]
-fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
+fn interception_connects_only_to_the_host_of_the_connect_request() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let other = HttpsOrigin::start("other.test");
     let ca = origin.ca_file();
@@ -413,18 +415,18 @@ fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
         ],
     );
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    let reply = ask_over_tls(&relay, &origin.authority(), Some(NAME)).unwrap();
+    let reply = request_over_tls(&relay, &origin.authority(), Some(NAME)).unwrap();
     assert!(reply.ends_with(HttpsOrigin::HELLO), "{reply}");
-    let reply = ask_over_tls(&relay, &origin.authority(), None).unwrap();
+    let reply = request_over_tls(&relay, &origin.authority(), None).unwrap();
     assert!(
         reply.ends_with(HttpsOrigin::HELLO),
         "without a name: {reply}"
     );
 
-    let error = ask_over_tls(&relay, &origin.authority(), Some("other.test")).unwrap_err();
+    let error = request_over_tls(&relay, &origin.authority(), Some("other.test")).unwrap_err();
     assert!(error.to_string().contains("UnrecognisedName"), "{error}");
-    // Its certificate is of a CA that the gateway was not told of.
-    let error = ask_over_tls(&relay, &other.authority(), Some("other.test")).unwrap_err();
+    // Its certificate is from a CA that the gateway does not trust.
+    let error = request_over_tls(&relay, &other.authority(), Some("other.test")).unwrap_err();
     assert!(error.to_string().contains("fatal alert"), "{error}");
     let log = gateway.running.stop().stderr;
     assert!(
@@ -434,25 +436,25 @@ fn interception_leads_to_the_host_of_the_connect_request_and_to_no_other() {
 }
 
 #[test]
-fn a_target_that_spoils_the_interception_ends_it_with_a_reason() {
+fn a_target_that_fails_the_tls_handshake_ends_the_interception_with_a_reason() {
     let home = TempHome::new();
     let options = ["--intercept", "*", "--connect-timeout", "500ms"];
     let gateway = GatewayProcess::start(&home, &options);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (silent, echo) = (CannedServer::start(""), EchoServer::start());
-    let ends = TcpListener::bind("127.0.0.1:0").unwrap();
-    let ending = ends.local_addr().unwrap().to_string();
+    let closing = TcpListener::bind("127.0.0.1:0").unwrap();
+    let closing_authority = closing.local_addr().unwrap().to_string();
     thread::spawn(move || {
-        for mut stream in ends.incoming().map_while(Result::ok) {
+        for mut stream in closing.incoming().map_while(Result::ok) {
             let _ = stream.read(&mut [0; 4096]);
         }
     });
-    for target in [silent.authority(), echo.authority(), ending] {
-        let error = ask_over_tls(&relay, &target, None);
+    for target in [silent.authority(), echo.authority(), closing_authority] {
+        let error = request_over_tls(&relay, &target, None);
         assert!(error.is_err(), "{target}: {error:?}");
     }
-    // What is no TLS passes through all the same.
-    goes_through(&relay, &echo);
+    // Data that is not TLS passes through nevertheless.
+    assert_tunnel_works(&relay, &echo);
     let log = gateway.running.stop().stderr;
     let reasons = log.matches("refused: TLS with the target failed").count();
     assert_eq!(reasons, 3, "{log}");

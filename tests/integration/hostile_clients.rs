@@ -1,5 +1,5 @@
-//! Clients that the relay would rather not have: slow, many, gone in the middle, speaking something else; and too little of
-//! what it is made of. The process stays up, answers, idles, and has everything back afterwards.
+//! Hostile clients (slow, many_fields, vanishing, speaking other protocols) and scarce resources. The
+//! process keeps running, answers, stays idle, and releases all resources afterwards.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use crate::support::{
     read_to_end, request, upstreamproxy,
 };
 
-/// What speaks something else than HTTP, or half of it.
+/// Input that is not HTTP, or only the start of another protocol.
 const GARBAGE: [&[u8]; 6] = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"\x05\x01\x00",
@@ -32,14 +32,14 @@ fn relay_and_gateway(home: &TempHome, options: &[&str]) -> (RelayProcess, Gatewa
     (relay, gateway)
 }
 
-fn dial(port: u16) -> TcpStream {
+fn open_connection(port: u16) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
-/// Ends the connection with a reset.
+/// Closes the connection with a reset.
 fn reset(stream: TcpStream) {
     SockRef::from(&stream)
         .set_linger(Some(Duration::ZERO))
@@ -52,7 +52,8 @@ fn is_open(stream: &TcpStream) -> bool {
     matches!((&mut &*stream).read(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
 }
 
-/// A tunnel, tried again as long as the relay has no slot free: others may be about to give theirs back.
+/// Opens a tunnel. Retries while the relay has no free slot, because others may be about to release
+/// theirs.
 #[track_caller]
 fn tunnel_when_free(port: u16, authority: &str) -> TcpStream {
     let deadline = Instant::now() + TIMEOUT;
@@ -67,7 +68,7 @@ fn tunnel_when_free(port: u16, authority: &str) -> TcpStream {
 }
 
 #[track_caller]
-fn serves(port: u16, target: &EchoServer) {
+fn assert_serves(port: u16, target: &EchoServer) {
     let mut tunnel = tunnel_when_free(port, &target.authority());
     let payload = pattern(100_000);
     assert_eq!(
@@ -76,17 +77,17 @@ fn serves(port: u16, target: &EchoServer) {
     );
 }
 
-/// The tests hold many sockets at once, and the usual limit is small.
+/// Raises the descriptor limit: these tests hold many_fields sockets at once.
 fn allow_many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
-    let most = Rlimit {
+    let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    setrlimit(Resource::Nofile, most).unwrap();
+    setrlimit(Resource::Nofile, raised).unwrap();
 }
 
-/// `upstreamproxy serve` under a limit of the shell's `ulimit`.
+/// Starts `upstreamproxy serve` under a limit set by the shell's `ulimit`.
 fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) -> RelayProcess {
     let mut command = home.command("sh");
     command
@@ -101,51 +102,51 @@ fn serve_under(home: &TempHome, ulimit: &str, base_url: &str, options: &[&str]) 
     RelayProcess::from(home.session(&mut command, base_url))
 }
 
-// Many and slow.
+// Many and slow clients.
 
 #[test]
-fn slow_and_senseless_clients_do_not_keep_a_good_one_waiting() {
+fn slow_and_garbage_clients_do_not_block_a_good_one() {
     allow_many_descriptors();
     let (home, target) = (TempHome::new(), EchoServer::start());
     let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "512"]);
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     let before = ResourceCounts::of(relay.running.pid());
 
     let slow: Vec<_> = (0..200)
         .map(|n| {
-            let mut stream = dial(relay.port());
+            let mut stream = open_connection(relay.port());
             stream
                 .write_all(&b"CONNECT a.test:443 HT"[..n % 20])
                 .unwrap();
             stream
         })
         .collect();
-    let senseless: Vec<_> = (0..100)
+    let garbage: Vec<_> = (0..100)
         .map(|n| {
             let (stream, answer) = request(relay.port(), GARBAGE[n % GARBAGE.len()]);
             assert_eq!(answer.status, 400, "{n}: {answer:?}");
             stream
         })
         .collect();
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     assert!(
         slow.iter().all(is_open),
-        "served while all of them were there"
+        "the slow clients are still connected"
     );
     assert_idle(relay.running.pid());
-    drop((slow, senseless));
+    drop((slow, garbage));
     if let Some(before) = before {
         before.wait_until_restored(relay.running.pid());
     }
 }
 
 #[test]
-fn ten_thousand_clients_that_reset_leave_every_slot_free() {
+fn ten_thousand_clients_that_reset_leak_no_slot() {
     const CAP: usize = 12;
     let (home, target) = (TempHome::new(), EchoServer::start());
     let (relay, gateway) = relay_and_gateway(&home, &["--max-tunnels", "12"]);
     let port = relay.port();
-    serves(port, &target);
+    assert_serves(port, &target);
     let counts =
         [relay.running.pid(), gateway.running.pid()].map(|pid| (pid, ResourceCounts::of(pid)));
     let connect_request = format!("CONNECT {} HTTP/1.1\r\n\r\n", target.authority());
@@ -154,8 +155,8 @@ fn ten_thousand_clients_that_reset_leave_every_slot_free() {
             let connect_request = &connect_request;
             scope.spawn(move || {
                 for round in 0..2_500 {
-                    let mut stream = dial(port);
-                    // At the cap an answer, and a reset, may have come before we say a word.
+                    let mut stream = open_connection(port);
+                    // At the cap the relay may have answered and reset before this write.
                     let _ = match (n + round) % 5 {
                         0 => stream.write(&connect_request.as_bytes()[..10]),
                         1 if round % 10 == 0 => stream.write(connect_request.as_bytes()),
@@ -167,11 +168,11 @@ fn ten_thousand_clients_that_reset_leave_every_slot_free() {
             });
         }
     });
-    let held: Vec<_> = (0..CAP)
+    let tunnels: Vec<_> = (0..CAP)
         .map(|_| tunnel_when_free(port, &target.authority()))
         .collect();
     assert_eq!(connect(port, &target.authority()).1.status, 503);
-    drop(held);
+    drop(tunnels);
     for (pid, before) in counts {
         if let Some(before) = before {
             before.wait_until_restored(pid);
@@ -180,21 +181,22 @@ fn ten_thousand_clients_that_reset_leave_every_slot_free() {
 }
 
 #[test]
-fn a_burst_of_a_thousand_is_answered_whole_or_not_at_all() {
+fn in_a_burst_of_a_thousand_each_client_gets_a_complete_answer_or_none() {
     allow_many_descriptors();
     let home = TempHome::new();
     let (relay, _gateway) = relay_and_gateway(&home, &["--max-tunnels", "50"]);
     let burst: Vec<_> = (0..1_000)
         .map(|_| {
-            let mut stream = dial(relay.port());
-            // One that was refused at once may be gone already.
+            let mut stream = open_connection(relay.port());
+            // The relay may have refused and closed already.
             let _ = stream.write(b"GET / HTTP/1.1\r\n\r\n");
             stream
         })
         .collect();
     for mut stream in burst {
         let mut answer = String::new();
-        // A reset after the answer is the kernel's, for a client that speaks only after it was refused.
+        // A reset after the answer comes from the kernel if the client writes only after it was
+        // refused.
         let _ = stream.read_to_string(&mut answer);
         let whole = answer.starts_with("HTTP/1.1 405 ") || answer.starts_with("HTTP/1.1 503 ");
         assert!(
@@ -204,11 +206,11 @@ fn a_burst_of_a_thousand_is_answered_whole_or_not_at_all() {
     }
 }
 
-/// A way for a connection to come to its end.
-type Exit<'a> = (&'a str, &'a dyn Fn(u16));
+/// A name and a function that ends a connection in one of the possible cases.
+type EndingCase<'a> = (&'a str, &'a dyn Fn(u16));
 
 #[test]
-fn the_slot_comes_back_on_every_way_out() {
+fn every_kind_of_connection_end_releases_the_slot() {
     const CAP: usize = 3;
     let (home, target, closing) = (
         TempHome::new(),
@@ -232,25 +234,25 @@ fn the_slot_comes_back_on_every_way_out() {
         assert_ne!(answer.status, 200, "{answer:?}");
         read_to_end(&mut stream);
     };
-    let ways: [Exit; 11] = [
-        ("silent, then gone", &|port| drop(dial(port))),
+    let cases: [EndingCase; 11] = [
+        ("silent, then closed", &|port| drop(open_connection(port))),
         ("half a head, then reset", &|port| {
-            let mut stream = dial(port);
+            let mut stream = open_connection(port);
             stream.write_all(b"CONNECT a").unwrap();
             reset(stream);
         }),
-        ("half a head, then its end", &|port| {
-            let mut stream = dial(port);
-            // At the cap it was refused already.
+        ("half a head, then half-closed", &|port| {
+            let mut stream = open_connection(port);
+            // At the cap the relay may have refused already.
             let _ = stream.write_all(b"CONNECT a");
             let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
         }),
-        ("no HTTP", &|port| refused(port, b"\x05\x01\x00")),
-        ("no CONNECT", &|port| {
+        ("not HTTP", &|port| refused(port, b"\x05\x01\x00")),
+        ("not CONNECT", &|port| {
             refused(port, b"GET / HTTP/1.1\r\n\r\n");
         }),
-        ("itself", &|port| {
+        ("the relay itself", &|port| {
             refused(
                 port,
                 format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n").as_bytes(),
@@ -262,44 +264,44 @@ fn the_slot_comes_back_on_every_way_out() {
                 format!("CONNECT {nowhere} HTTP/1.1\r\n\r\n").as_bytes(),
             );
         }),
-        ("gone while dialling", &|port| {
-            let mut stream = dial(port);
+        ("reset while dialling", &|port| {
+            let mut stream = open_connection(port);
             let _ = write!(stream, "CONNECT {echo} HTTP/1.1\r\n\r\n");
             reset(stream);
         }),
-        ("ended in order", &|port| {
+        ("closed cleanly", &|port| {
             exchange(&mut tunnel_when_free(port, &echo), b"x".to_vec());
         }),
         ("reset by the client", &|port| {
             reset(tunnel_when_free(port, &echo));
         }),
         ("reset by the target", &|port| {
-            // Before the relay has its answer, or after.
+            // The reset may arrive before or after the relay has its answer.
             read_to_end(&mut connect(port, &resetting).0);
         }),
     ];
-    for (way, exit) in ways {
+    for (case, end_connection) in cases {
         for _ in 0..2 * CAP {
-            exit(relay.port());
+            end_connection(relay.port());
         }
-        let mut held: Vec<_> = (0..CAP)
+        let mut tunnels: Vec<_> = (0..CAP)
             .map(|_| tunnel_when_free(relay.port(), &echo))
             .collect();
-        let (mut over, answer) = connect(relay.port(), &echo);
-        assert_eq!(answer.status, 503, "{way}: {answer:?}");
-        assert!(answer.has_field("Proxy-Status"), "{way}: {answer:?}");
-        assert_eq!(read_to_end(&mut over).1, Ending::Eof, "{way}");
-        for stream in &mut held {
-            stream.write_all(b"all the cap").unwrap();
+        let (mut rejected, answer) = connect(relay.port(), &echo);
+        assert_eq!(answer.status, 503, "{case}: {answer:?}");
+        assert!(answer.has_field("Proxy-Status"), "{case}: {answer:?}");
+        assert_eq!(read_to_end(&mut rejected).1, Ending::Eof, "{case}");
+        for stream in &mut tunnels {
+            stream.write_all(b"at the cap ").unwrap();
             stream.read_exact(&mut [0; 11]).unwrap();
         }
     }
 }
 
-// Too little of something.
+// Scarce resources.
 
 #[test]
-fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
+fn without_descriptors_the_relay_waits_and_continues_when_some_are_free() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = serve_under(
@@ -308,17 +310,17 @@ fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
         &gateway.base_url(),
         &["--max-tunnels", "500"],
     );
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     let before = ResourceCounts::of(relay.running.pid());
-    let crowd: Vec<_> = (0..100).map(|_| dial(relay.port())).collect();
+    let crowd: Vec<_> = (0..100).map(|_| open_connection(relay.port())).collect();
     while !relay.running.stderr().contains("cannot accept connections") {
         thread::yield_now();
     }
     assert_idle(relay.running.pid());
     drop(crowd);
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
 
-    // Those that come in, but find no descriptor for their own way out, are told so.
+    // A client that is accepted but finds no descriptor for the upstream connection gets a 503.
     let authority = target.authority();
     thread::scope(|scope| {
         for _ in 0..100 {
@@ -329,32 +331,32 @@ fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
             });
         }
     });
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     if let Some(before) = before {
         before.wait_until_restored(relay.running.pid());
     }
 }
 
 #[test]
-fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
+fn without_threads_the_relay_answers_503_and_continues_when_some_are_free() {
     if !need_tool("prlimit") {
         return;
     }
     let (home, target, elsewhere) = (TempHome::new(), EchoServer::start(), TempHome::new());
     let gateway = GatewayProcess::start(&elsewhere, &[]);
-    // Root's threads are not counted.
+    // The kernel does not count the threads of root.
     let mut command = home.as_unprivileged_user();
     command.args(["serve", "--allow-any-user"]);
     let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     let limit_threads_to = |limit: &str| {
         let mut prlimit = home.command_as_unprivileged_user("prlimit");
         prlimit.arg(format!("--pid={}", relay.running.pid()));
         finish(prlimit.arg(format!("--nproc={limit}:"))).succeeded();
     };
     limit_threads_to("1");
-    // The thread that has served already takes one more; after it there is none.
-    let (_held, answer) = connect(relay.port(), &target.authority());
+    // The thread that served already takes one more client; no further thread can be started.
+    let (_tunnel, answer) = connect(relay.port(), &target.authority());
     assert!(matches!(answer.status, 200 | 503), "{answer:?}");
     for _ in 0..20 {
         let (mut stream, answer) = connect(relay.port(), &target.authority());
@@ -363,24 +365,25 @@ fn without_threads_it_answers_503_and_goes_on_when_there_are_some() {
     }
     assert_idle(relay.running.pid());
     limit_threads_to("10000");
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     let log = relay.stop().succeeded().stderr;
-    let complaints = log.matches("cannot start a thread").count();
-    assert_eq!(complaints, 1, "once, not for each: {log}");
+    let warnings = log.matches("cannot start a thread").count();
+    assert_eq!(warnings, 1, "one warning for all clients: {log}");
 }
 
 #[test]
-fn without_address_space_it_takes_fewer_and_does_not_abort() {
+fn with_little_address_space_the_relay_accepts_fewer_clients_and_does_not_abort() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
-    // More than was ever asked for by anybody: what would abort the process is not taken.
+    // A cap larger than the address space allows: connections that would abort the process are not
+    // accepted.
     let options = ["--max-tunnels", "100000"];
     let relay = serve_under(&home, "-v 500000", &gateway.base_url(), &options);
-    let crowd: Vec<_> = (0..300).map(|_| dial(relay.port())).collect();
+    let crowd: Vec<_> = (0..300).map(|_| open_connection(relay.port())).collect();
     let (_, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 503, "{answer:?}");
     drop(crowd);
-    serves(relay.port(), &target);
+    assert_serves(relay.port(), &target);
     let log = relay.stop().succeeded().stderr;
     assert!(log.contains("would abort this process"), "{log}");
 }
@@ -388,7 +391,7 @@ fn without_address_space_it_takes_fewer_and_does_not_abort() {
 // The listener.
 
 #[test]
-fn it_listens_on_its_one_address_and_no_child_inherits_it() {
+fn the_relay_listens_on_one_address_and_children_do_not_inherit_the_socket() {
     let home = TempHome::new();
     let (relay, _gateway) = relay_and_gateway(&home, &[]);
     for other in ["127.0.0.2", "::1"] {
@@ -410,7 +413,7 @@ fn it_listens_on_its_one_address_and_no_child_inherits_it() {
 // The head.
 
 #[test]
-fn a_head_that_says_nothing_clear_is_refused_and_nothing_is_dialled() {
+fn an_invalid_head_is_refused_and_nothing_is_dialled() {
     let home = TempHome::new();
     let (relay, gateway) = relay_and_gateway(&home, &["-v"]);
     let long_label = format!("{}.test:443", "a".repeat(64));
@@ -483,12 +486,12 @@ fn a_head_that_says_nothing_clear_is_refused_and_nothing_is_dialled() {
         let (rest, ending) = read_to_end(&mut stream);
         let body = [answer.early, rest].concat();
         let body = String::from_utf8(body).unwrap();
-        assert_eq!(body.lines().count(), 1, "{head:?}: one sentence: {body:?}");
+        assert_eq!(body.lines().count(), 1, "{head:?}: one line: {body:?}");
         assert_eq!(ending, Ending::Eof, "{head:?}");
     }
     let log = gateway.running.stop().stderr;
     assert!(!log.contains("CONNECT") && !log.contains("a.test"), "{log}");
-    // `PRI` is the start of HTTP/2 without TLS; its blank line ends a head of no fields.
+    // `PRI` is the start of HTTP/2 without TLS. Its empty line ends a head without fields.
     assert_eq!(
         request(port, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").1.status,
         400
@@ -496,20 +499,21 @@ fn a_head_that_says_nothing_clear_is_refused_and_nothing_is_dialled() {
 }
 
 #[test]
-fn a_head_without_end_is_cut_off_at_the_limit() {
+fn an_endless_head_is_refused_at_the_limit() {
     let home = TempHome::new();
     let (relay, _gateway) = relay_and_gateway(&home, &[]);
     let start = "CONNECT a.test:443 HTTP/1.1\r\n";
-    let many = start.to_owned() + &"A: b\r\n".repeat(10_000) + "\r\n";
-    let wide = format!("{start}A: {}\r\n\r\n", "b".repeat(64 << 10));
-    let longer_target = format!("CONNECT {}:443 HTTP/1.1\r\n\r\n", "a".repeat(64 << 10));
-    for head in [many, wide, longer_target] {
+    let many_fields = start.to_owned() + &"A: b\r\n".repeat(10_000) + "\r\n";
+    let long_field = format!("{start}A: {}\r\n\r\n", "b".repeat(64 << 10));
+    let long_target = format!("CONNECT {}:443 HTTP/1.1\r\n\r\n", "a".repeat(64 << 10));
+    for head in [many_fields, long_field, long_target] {
         let (mut stream, answer) = request(relay.port(), head.as_bytes());
         assert_eq!(answer.status, 431, "{answer:?}");
         read_to_end(&mut stream);
     }
-    // One that never ends is not read for ever: the sender is stopped, long before a gigabyte.
-    let mut endless = dial(relay.port());
+    // The relay stops reading an endless head, so the sender is blocked long before it has sent a
+    // gigabyte.
+    let mut endless = open_connection(relay.port());
     endless.write_all(start.as_bytes()).unwrap();
     let line = "A: b\r\n".repeat(10_000);
     let mut sent = 0_usize;
@@ -520,41 +524,41 @@ fn a_head_without_end_is_cut_off_at_the_limit() {
 }
 
 #[test]
-fn what_comes_behind_the_head_waits_for_the_answer_and_keeps_its_order() {
+fn bytes_after_the_head_are_sent_after_the_answer_in_order() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
     let (relay, _gateway) = relay_and_gateway(&home, &[]);
     let head = format!("CONNECT {} HTTP/1.1\r\n\r\n", target.authority());
     for length in [1, 1_000, 64 << 10, 200 << 10, 3 << 20] {
         let payload = pattern(length);
-        let mut stream = dial(relay.port());
+        let mut stream = open_connection(relay.port());
         let all = [head.as_bytes(), &payload].concat();
-        let (came, ending) = exchange(&mut stream, all);
+        let (received, ending) = exchange(&mut stream, all);
         let answer = HalfCloseServer::answer(&payload);
         let head = b"HTTP/1.1 200 Connection Established\r\n\r\n";
-        assert_eq!(came, [&head[..], &answer].concat(), "{length}");
+        assert_eq!(received, [&head[..], &answer].concat(), "{length}");
         assert_eq!(ending, Ending::Eof, "{length}");
     }
 }
 
 #[test]
-fn half_a_head_and_its_end_is_answered() {
+fn half_a_head_followed_by_a_half_close_is_answered() {
     let home = TempHome::new();
     let (relay, _gateway) = relay_and_gateway(&home, &[]);
-    let mut stream = dial(relay.port());
-    let (came, ending) = exchange(
+    let mut stream = open_connection(relay.port());
+    let (received, ending) = exchange(
         &mut stream,
         b"CONNECT a.test:443 HTTP/1.1\r\nHost:".to_vec(),
     );
     assert!(
-        came.starts_with(b"HTTP/1.1 400 "),
+        received.starts_with(b"HTTP/1.1 400 "),
         "{}",
-        String::from_utf8_lossy(&came)
+        String::from_utf8_lossy(&received)
     );
     assert_eq!(ending, Ending::Eof);
 }
 
 #[test]
-fn the_whole_head_has_one_deadline_however_it_dribbles() {
+fn the_whole_head_has_one_deadline_even_for_slow_clients() {
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
     let options = EmbeddedOptions {
@@ -566,26 +570,24 @@ fn the_whole_head_has_one_deadline_however_it_dribbles() {
         .system_ca(roots)
         .limits(|limits| limits.head_timeout = Duration::from_millis(200));
     let relay = start_embedded(&config, options).into_result().unwrap();
-    let mut silent = dial(relay.port());
-    let (came, ending) = read_to_end(&mut silent);
+    let mut silent = open_connection(relay.port());
+    let (received, ending) = read_to_end(&mut silent);
     assert!(
-        came.starts_with(b"HTTP/1.1 408 "),
+        received.starts_with(b"HTTP/1.1 408 "),
         "{}",
-        String::from_utf8_lossy(&came)
+        String::from_utf8_lossy(&received)
     );
     assert_eq!(ending, Ending::Eof);
 
-    let mut dribbling = dial(relay.port());
-    dribbling
-        .write_all(b"CONNECT a.test:443 HTTP/1.1\r\nA: ")
+    let mut slow = open_connection(relay.port());
+    slow.write_all(b"CONNECT a.test:443 HTTP/1.1\r\nA: ")
         .unwrap();
-    dribbling
-        .set_read_timeout(Some(Duration::from_millis(10)))
+    slow.set_read_timeout(Some(Duration::from_millis(10)))
         .unwrap();
-    let mut came = [0; 12];
-    // A byte at a time until there is an answer, for ever if need be.
-    while dribbling.read_exact(&mut came).is_err() {
-        dribbling.write_all(b"b").unwrap();
+    let mut received = [0; 12];
+    // Sends one byte at a time until there is an answer.
+    while slow.read_exact(&mut received).is_err() {
+        slow.write_all(b"b").unwrap();
     }
-    assert_eq!(&came, b"HTTP/1.1 408");
+    assert_eq!(&received, b"HTTP/1.1 408");
 }

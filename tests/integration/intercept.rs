@@ -1,4 +1,5 @@
-//! Interception as a client sees it: whose certificate, which protocol, and what is refused.
+//! TLS interception from the client's side: which certificate it gets, which protocol, and what is
+//! refused.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -15,11 +16,12 @@ use crate::support::{
 
 const NAME: &str = "origin.test";
 
-fn trusting(origin: &HttpsOrigin) -> String {
+fn upstream_ca_option(origin: &HttpsOrigin) -> String {
     format!("--upstream-ca={}", origin.ca_file().display())
 }
 
-/// A TLS handshake for [`NAME`] through the tunnel, trusting the certificates of `bundle`: the chain, and a request's answer.
+/// Does a TLS handshake for [`NAME`] through the tunnel, upstream_ca_option the certificates in `bundle`, and
+/// requests `/hello`. Returns the certificate chain and the response.
 fn handshake(
     port: u16,
     origin: &HttpsOrigin,
@@ -46,7 +48,7 @@ fn handshake(
 }
 
 #[test]
-fn the_certificate_that_a_client_sees_is_signed_by_the_ca_in_the_bundle() {
+fn an_intercepted_client_gets_a_certificate_signed_by_the_ca_in_the_bundle() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let ca = origin.ca_file();
     let gateway = GatewayProcess::start(
@@ -66,13 +68,14 @@ fn the_certificate_that_a_client_sees_is_signed_by_the_ca_in_the_bundle() {
     let (chain, reply) = handshake(relay.port(), &origin, &bundle).expect("the bundle is trusted");
     assert!(reply.ends_with(HttpsOrigin::HELLO), "{reply}");
     assert!(!chain.is_empty());
-    // The origin's own CA is not what signed it, so the handshake with that one alone fails.
+    // The origin's own CA did not sign this certificate, so a handshake that trusts only that CA
+    // fails.
     let error = handshake(relay.port(), &origin, origin.ca_pem().as_bytes()).unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
 }
 
 #[test]
-fn what_is_not_intercepted_shows_the_targets_own_certificate() {
+fn without_interception_the_client_gets_the_targets_certificate() {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let gateway = GatewayProcess::start(
         &home,
@@ -84,7 +87,7 @@ fn what_is_not_intercepted_shows_the_targets_own_certificate() {
 }
 
 #[test]
-fn the_same_command_without_the_bundle_fails() {
+fn a_client_without_the_bundle_rejects_the_certificate() {
     if !need_tool("curl") {
         return;
     }
@@ -92,7 +95,7 @@ fn the_same_command_without_the_bundle_fails() {
     let curl = |before: &[&str]| {
         finish(
             origin
-                .embedded(&home, &[&trusting(&origin), "--"])
+                .embedded(&home, &[&upstream_ca_option(&origin), "--"])
                 .args(before)
                 .args(["curl", "-sS", &origin.url("/hello")]),
         )
@@ -104,7 +107,7 @@ fn the_same_command_without_the_bundle_fails() {
 }
 
 #[test]
-fn a_target_whose_certificate_does_not_verify_is_refused_and_the_log_says_why() {
+fn a_target_with_an_invalid_certificate_is_refused_and_the_log_gives_the_reason() {
     if !need_tool("curl") {
         return;
     }
@@ -115,7 +118,8 @@ fn a_target_whose_certificate_does_not_verify_is_refused_and_the_log_says_why() 
         "--insecure",
         &origin.url("/hello"),
     ]));
-    // 35: the TLS handshake was ended by an alert; that the client would take anything changes nothing.
+    // 35: the TLS handshake failed with an alert. That the client accepts any certificate makes no
+    // difference.
     assert_eq!(finished.status.code(), Some(35), "{finished:#?}");
     assert!(finished.stdout.is_empty());
     let log = finished.stderr.to_lowercase();
@@ -131,7 +135,13 @@ fn a_certificate_for_another_name_is_refused() {
     let port = other.authority().rsplit(':').next().unwrap().to_owned();
     let mut command = upstreamproxy(&home);
     command
-        .args(["run", "--embedded", "--intercept", NAME, &trusting(&other)])
+        .args([
+            "run",
+            "--embedded",
+            "--intercept",
+            NAME,
+            &upstream_ca_option(&other),
+        ])
         .args([
             "--resolve",
             &format!("{NAME}:{port}:127.0.0.1"),
@@ -186,13 +196,13 @@ fn http_2_and_http_1_1_both_work() {
 }
 
 #[test]
-fn two_embedded_runs_side_by_side_do_not_meet() {
+fn two_embedded_runs_at_the_same_time_do_not_interfere() {
     if !need_tool("curl") {
         return;
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
-    // The outer one's child is the inner one: both live at once, in one home.
-    let mut command = origin.embedded(&home, &[&trusting(&origin), "--"]);
+    // The second run is the child of the first, so both run at the same time in one home.
+    let mut command = origin.embedded(&home, &[&upstream_ca_option(&origin), "--"]);
     command
         .args(["sh", "-c", "\"$@\" && curl -sS \"$URL\"", "sh"])
         .arg(crate::support::binary())
@@ -205,7 +215,7 @@ fn two_embedded_runs_side_by_side_do_not_meet() {
             &origin.resolve(),
         ])
         .args([
-            &trusting(&origin),
+            &upstream_ca_option(&origin),
             "--",
             "curl",
             "-sS",
@@ -214,32 +224,32 @@ fn two_embedded_runs_side_by_side_do_not_meet() {
         .env("URL", origin.url("/hello"));
     let finished = finish(&mut command).succeeded();
     assert_eq!(finished.text(), HttpsOrigin::HELLO.repeat(2));
-    let closing = finished
+    let summaries = finished
         .stderr
         .lines()
         .filter(|l| l.ends_with(" bytes down"));
-    assert_eq!(closing.count(), 2, "{finished:#?}");
+    assert_eq!(summaries.count(), 2, "{finished:#?}");
     assert!(
         !home.bundle().exists(),
-        "their bundles lie in folders of their own"
+        "each run keeps its bundle in a separate directory"
     );
 }
 
 #[test]
-fn a_target_that_speaks_first_is_passed_through_whatever_comes_then() {
+fn a_target_that_speaks_first_is_never_intercepted() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &["--intercept", "*"]);
-    let serving = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let target = SpeaksFirstServer::start();
-    let (mut tunnel, answer) = connect(serving.port(), &target.authority());
+    let (mut tunnel, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     let greeting = SpeaksFirstServer::GREETING.as_bytes();
-    let mut heard = answer.early;
-    let early = heard.len();
-    heard.resize(greeting.len(), 0);
-    tunnel.read_exact(&mut heard[early..]).unwrap();
-    assert_eq!(heard, greeting);
-    // The beginning of a ClientHello, which an interception would wait for the rest of.
+    let mut received = answer.early;
+    let early = received.len();
+    received.resize(greeting.len(), 0);
+    tunnel.read_exact(&mut received[early..]).unwrap();
+    assert_eq!(received, greeting);
+    // The start of a ClientHello. An interception would wait for the rest of it.
     let sent = [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
     tunnel.write_all(&sent).unwrap();
     let mut echoed = [0; 11];

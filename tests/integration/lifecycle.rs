@@ -1,7 +1,8 @@
-//! The lifecycle as its users see it: every stage's "not satisfied", for real, and what the host has of it.
+//! The lifecycle as users see it: each stage is made to fail, and the effects on the child and the
+//! host are checked.
 //!
-//! Fail open means: the child runs, with the environment that it would have had, its exit status is ours, the token
-//! lies where it lay, and one warning names the stage and the remedy.
+//! Fail open means: the child runs with its original environment, its exit status is passed on, the
+//! token file is unchanged, and one warning names the stage and the remedy.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,17 +16,18 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// Prints its environment and ends in a way of its own.
+/// Prints its environment and exits with 42.
 const CHILD: [&str; 3] = ["sh", "-c", "env -0; exit 42"];
-/// What an earlier session left as its bundle.
+/// The bundle that an earlier session left.
 const OLD_BUNDLE: &str = "the bundle of an earlier session\n";
 
-/// Changes one thing about a session that would start.
-type Spoil<'a> = &'a dyn Fn(&TempHome, &mut Command);
+/// Makes one change to a session that would start.
+type Change<'a> = &'a dyn Fn(&TempHome, &mut Command);
 
-/// Runs the child under `run` with these options, and without us; the first must not differ from the second.
+/// Runs the child with `run` and these options, and without it. Fails unless the child sees the
+/// same environment.
 #[track_caller]
-fn fails_open(case: &str, base_url: &str, options: &[&str], spoil: Spoil) -> Finished {
+fn fails_open(case: &str, base_url: &str, options: &[&str], change: Change) -> Finished {
     let home = TempHome::new();
     fs::create_dir(home.join(".ccr")).unwrap();
     fs::write(home.bundle(), OLD_BUNDLE).unwrap();
@@ -35,13 +37,13 @@ fn fails_open(case: &str, base_url: &str, options: &[&str], spoil: Spoil) -> Fin
         command.arg("run").args(options).arg("--").args(CHILD),
         base_url,
     );
-    spoil(&home, &mut command);
+    change(&home, &mut command);
     let with = finish(&mut command);
 
     let mut command = home.command(CHILD[0]);
     home.session(command.args(&CHILD[1..]), base_url);
     let token = fs::symlink_metadata(home.token_file()).is_ok();
-    spoil(&home, &mut command);
+    change(&home, &mut command);
     let without = finish(&mut command);
 
     assert_eq!(with.status.code(), Some(42), "{case}: {with:#?}");
@@ -64,21 +66,21 @@ fn fails_open(case: &str, base_url: &str, options: &[&str], spoil: Spoil) -> Fin
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.contains("tmp"))
         .collect();
-    assert!(left.is_empty(), "{case}: temporary files stay: {left:?}");
+    assert!(left.is_empty(), "{case}: temporary files remain: {left:?}");
     assert!(!with.stderr.contains(TOKEN), "{case}: {with:#?}");
     with
 }
 
-/// The same, and the one warning that it takes.
+/// The same, and there is exactly one warning, which names the stage.
 #[track_caller]
 fn fails_open_at(
     stage: &str,
     case: &str,
     base_url: &str,
     options: &[&str],
-    spoil: Spoil,
+    change: Change,
 ) -> Finished {
-    let finished = fails_open(case, base_url, options, spoil);
+    let finished = fails_open(case, base_url, options, change);
     let warnings = finished.warnings();
     assert_eq!(warnings.len(), 1, "{case}: one warning: {finished:#?}");
     assert!(
@@ -87,7 +89,7 @@ fn fails_open_at(
     );
     assert!(
         warnings[0].contains("; "),
-        "{case}: says what to do: {warnings:?}"
+        "{case}: contains a remedy: {warnings:?}"
     );
     finished
 }
@@ -102,26 +104,26 @@ fn variables(finished: &Finished) -> Vec<Vec<u8>> {
     all
 }
 
-/// Another value for one variable.
+/// Sets one variable.
 fn set(name: &'static str, value: &'static str) -> impl Fn(&TempHome, &mut Command) {
     move |_, command| {
         command.env(name, value);
     }
 }
 
-/// One variable less.
+/// Removes one variable.
 fn unset(name: &'static str) -> impl Fn(&TempHome, &mut Command) {
     move |_, command| {
         command.env_remove(name);
     }
 }
 
-fn nothing(_: &TempHome, _: &mut Command) {}
+fn no_change(_: &TempHome, _: &mut Command) {}
 
-// Enabled: what the tests below take away.
+// Enabled: the tests below each remove one of its conditions.
 
 #[test]
-fn a_session_that_lacks_nothing_starts_and_burns_its_token() {
+fn a_complete_session_starts_and_burns_its_token() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let mut command = upstreamproxy(&home);
@@ -129,18 +131,18 @@ fn a_session_that_lacks_nothing_starts_and_burns_its_token() {
     let finished = finish(home.session(&mut command, &gateway.base_url()));
     assert_eq!(finished.status.code(), Some(42), "{finished:#?}");
     assert_eq!(finished.warnings(), Vec::<&str>::new());
-    assert!(!home.token_file().exists(), "burnt");
+    assert!(!home.token_file().exists(), "the token is burnt");
     let child = finished.text();
     assert!(child.contains("HTTPS_PROXY=http://127.0.0.1:"), "{child}");
     assert!(
         child.contains("CLAUDE_CODE_REMOTE_SESSION_ID="),
-        "children keep it"
+        "children keep the session ID"
     );
     assert!(!child.contains(TOKEN));
     let bundle = fs::read_to_string(home.bundle()).unwrap();
     assert!(
         bundle.matches("BEGIN CERTIFICATE").count() > 1,
-        "the base roots and the upstream's"
+        "the base roots and the upstream's CA"
     );
     assert_eq!(
         fs::metadata(home.bundle()).unwrap().permissions().mode() & 0o777,
@@ -149,7 +151,7 @@ fn a_session_that_lacks_nothing_starts_and_burns_its_token() {
 }
 
 #[test]
-fn a_second_start_on_the_same_token_is_disabled_and_says_that_it_is_burnt() {
+fn a_second_start_with_the_same_token_is_disabled_with_a_warning() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let run = || {
@@ -165,25 +167,25 @@ fn a_second_start_on_the_same_token_is_disabled_and_says_that_it_is_burnt() {
 // The gate.
 
 #[test]
-fn a_gate_that_is_off_is_silent_and_touches_nothing() {
-    let cases: [(&str, Spoil); 6] = [
+fn a_closed_gate_is_silent_and_touches_nothing() {
+    let cases: [(&str, Change); 6] = [
         ("not remote", &unset("CLAUDE_CODE_REMOTE")),
         ("remote is off", &set("CLAUDE_CODE_REMOTE", "0")),
         ("not enabled", &unset("CCR_UPSTREAM_PROXY_ENABLED")),
         ("enabled is empty", &set("CCR_UPSTREAM_PROXY_ENABLED", "")),
         (
-            "enabled is no word",
+            "enabled is not a truthy word",
             &set("CCR_UPSTREAM_PROXY_ENABLED", "2"),
         ),
         ("never", &set("UPSTREAMPROXY_WHEN", "never")),
     ];
-    for (case, spoil) in cases {
-        let finished = fails_open(case, "http://127.0.0.1:9", &[], spoil);
+    for (case, change) in cases {
+        let finished = fails_open(case, "http://127.0.0.1:9", &[], change);
         assert_eq!(finished.stderr, "", "{case}");
         let home = TempHome::new();
         let mut command = upstreamproxy(&home);
         home.session(command.args(["run", "--", "true"]), "http://127.0.0.1:9");
-        spoil(&home, &mut command);
+        change(&home, &mut command);
         finish(&mut command).succeeded();
         assert!(!home.join(".ccr").exists(), "{case}");
     }
@@ -191,14 +193,14 @@ fn a_gate_that_is_off_is_silent_and_touches_nothing() {
         "--when never",
         "http://127.0.0.1:9",
         &["--when", "never"],
-        &nothing,
+        &no_change,
     );
     assert_eq!(never.stderr, "");
 }
 
 #[test]
-fn switched_on_but_unusable_is_one_warning_at_the_gate() {
-    let cases: [(&str, &str, Spoil); 13] = [
+fn an_enabled_session_with_invalid_settings_gives_one_warning_at_the_gate() {
+    let cases: [(&str, &str, Change); 13] = [
         (
             "no session",
             "http://127.0.0.1:9",
@@ -224,25 +226,25 @@ fn switched_on_but_unusable_is_one_warning_at_the_gate() {
             "http://127.0.0.1:9",
             &set("CLAUDE_CODE_REMOTE_SESSION_ID", "é"),
         ),
-        ("plain http to elsewhere", "http://example.com", &nothing),
+        ("plain http to elsewhere", "http://example.com", &no_change),
         (
             "userinfo",
             "https://user:canary-password@example.com",
-            &nothing,
+            &no_change,
         ),
-        ("query", "https://example.com/?a=b", &nothing),
-        ("fragment", "https://example.com/#a", &nothing),
-        ("no URL", "example.com", &nothing),
-        ("port 0", "https://example.com:0", &nothing),
-        ("port too high", "https://example.com:99999", &nothing),
+        ("query", "https://example.com/?a=b", &no_change),
+        ("fragment", "https://example.com/#a", &no_change),
+        ("not a URL", "example.com", &no_change),
+        ("port 0", "https://example.com:0", &no_change),
+        ("port too high", "https://example.com:99999", &no_change),
         (
             "a bad setting",
             "http://127.0.0.1:9",
             &set("UPSTREAMPROXY_KEEPALIVE", "soon"),
         ),
     ];
-    for (case, base_url, spoil) in cases {
-        let finished = fails_open_at("gate", case, base_url, &[], spoil);
+    for (case, base_url, change) in cases {
+        let finished = fails_open_at("gate", case, base_url, &[], change);
         assert!(
             !finished.stderr.contains("canary-password"),
             "{finished:#?}"
@@ -251,8 +253,8 @@ fn switched_on_but_unusable_is_one_warning_at_the_gate() {
 }
 
 #[test]
-fn always_without_a_base_url_sends_the_token_to_nobody() {
-    fails_open_at("gate", "always", "", &["--when", "always"], &nothing);
+fn always_without_a_base_url_does_not_send_the_token() {
+    fails_open_at("gate", "always", "", &["--when", "always"], &no_change);
 }
 
 #[test]
@@ -265,43 +267,43 @@ fn a_bad_value_in_a_flag_is_a_usage_error() {
             .args(CHILD),
     );
     assert_eq!(finished.status.code(), Some(125), "{finished:#?}");
-    assert!(finished.stdout.is_empty(), "nothing ran");
+    assert!(finished.stdout.is_empty(), "the child did not run");
 }
 
 #[test]
-fn require_runs_nothing_and_exits_69_whatever_stage_it_is() {
-    let cases: [(&str, Spoil); 3] = [
+fn require_does_not_run_the_child_and_exits_69_at_every_stage() {
+    let cases: [(&str, Change); 3] = [
         ("gate off", &unset("CLAUDE_CODE_REMOTE")),
         ("no token", &|h, _| fs::remove_file(h.token_file()).unwrap()),
-        ("no CA", &nothing),
+        ("no CA", &no_change),
     ];
-    for (case, spoil) in cases {
+    for (case, change) in cases {
         let home = TempHome::new();
         let mut command = upstreamproxy(&home);
         home.session(
             command.args(["run", "--require", "--"]).args(CHILD),
             "http://127.0.0.1:9",
         );
-        spoil(&home, &mut command);
+        change(&home, &mut command);
         let finished = finish(&mut command);
         assert_eq!(finished.status.code(), Some(69), "{case}: {finished:#?}");
-        assert!(finished.stdout.is_empty(), "{case}: nothing ran");
-        assert!(!finished.stderr.is_empty(), "{case}: says why");
+        assert!(finished.stdout.is_empty(), "{case}: the child did not run");
+        assert!(!finished.stderr.is_empty(), "{case}: gives a reason");
     }
 }
 
 // The token.
 
 #[test]
-fn a_token_that_cannot_be_used_is_one_warning_at_the_token() {
-    let cases: [(&str, Spoil); 13] = [
+fn an_unusable_token_gives_one_warning_at_the_token() {
+    let cases: [(&str, Change); 13] = [
         ("no token file", &|h, _| {
             let _ = fs::remove_file(h.token_file());
         }),
         ("empty", &|h, _| h.write_token("")),
         ("white space", &|h, _| h.write_token(" \r\n\t ")),
         ("inner line end", &|h, _| h.write_token("one\r\ntwo")),
-        ("inner blank", &|h, _| h.write_token("one two")),
+        ("inner space", &|h, _| h.write_token("one two")),
         ("NUL", &|h, _| h.write_token("one\0two")),
         ("byte order mark", &|h, _| h.write_token("\u{feff}one")),
         ("not UTF-8", &|h, _| h.write_token(b"\xff\xfe")),
@@ -314,9 +316,9 @@ fn a_token_that_cannot_be_used_is_one_warning_at_the_token() {
                 .set_len(1 << 40)
                 .unwrap();
         }),
-        ("a folder", &|h, c| {
-            fs::create_dir_all(h.join("folder")).unwrap();
-            c.env("UPSTREAMPROXY_TOKEN_FILE", h.join("folder"));
+        ("a directory", &|h, c| {
+            fs::create_dir_all(h.join("directory")).unwrap();
+            c.env("UPSTREAMPROXY_TOKEN_FILE", h.join("directory"));
         }),
         ("/dev/zero", &set("UPSTREAMPROXY_TOKEN_FILE", "/dev/zero")),
         ("a link", &|h, c| {
@@ -327,13 +329,13 @@ fn a_token_that_cannot_be_used_is_one_warning_at_the_token() {
             c.env("UPSTREAMPROXY_TOKEN_FILE", link);
         }),
     ];
-    for (case, spoil) in cases {
-        fails_open_at("token", case, "http://127.0.0.1:9", &[], spoil);
+    for (case, change) in cases {
+        fails_open_at("token", case, "http://127.0.0.1:9", &[], change);
     }
 }
 
 #[test]
-fn a_pipe_in_place_of_the_token_does_not_hang_the_start() {
+fn a_pipe_in_place_of_the_token_does_not_block_the_start() {
     if !crate::support::need_tool("mkfifo") {
         return;
     }
@@ -347,7 +349,7 @@ fn a_pipe_in_place_of_the_token_does_not_hang_the_start() {
 }
 
 #[test]
-fn a_token_that_others_can_read_is_a_warning_and_no_more() {
+fn a_token_that_others_can_read_gives_only_a_warning() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     home.write("session_token", TOKEN, 0o644);
@@ -367,7 +369,7 @@ fn a_token_that_others_can_read_is_a_warning_and_no_more() {
 // The CA.
 
 #[test]
-fn a_ca_download_that_is_not_right_is_one_warning_at_the_ca() {
+fn an_invalid_ca_download_gives_one_warning_at_the_ca() {
     let good = TestCa::new("good").pem;
     let ca_and_key = {
         let (certificate, key) = TestCa::new("with a key").issue("a.test");
@@ -421,14 +423,14 @@ fn a_ca_download_that_is_not_right_is_one_warning_at_the_ca() {
             CannedServer::answering("200 OK", &good.as_bytes()[..good.len() / 2]),
         ),
         (
-            "no base64",
+            "not base64",
             CannedServer::answering(
                 "200 OK",
                 b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
             ),
         ),
         (
-            "no DER",
+            "not DER",
             CannedServer::answering(
                 "200 OK",
                 b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n",
@@ -445,38 +447,51 @@ fn a_ca_download_that_is_not_right_is_one_warning_at_the_ca() {
                 "HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n{good}"
             )),
         ),
-        ("no HTTP", CannedServer::start("SSH-2.0-x\r\n\r\n")),
+        ("not HTTP", CannedServer::start("SSH-2.0-x\r\n\r\n")),
         ("silent", CannedServer::start("")),
     ];
     for (case, server) in cases {
-        fails_open_at("ca", case, &server.url(), &[], &nothing);
-        assert!(server.connections() > 0, "{case} was asked");
+        fails_open_at("ca", case, &server.url(), &[], &no_change);
+        assert!(
+            server.connections() > 0,
+            "{case}: the server got no request"
+        );
     }
     assert_eq!(elsewhere.connections(), 0, "a redirect was followed");
 }
 
 #[test]
-fn a_ca_that_cannot_be_merged_or_written_is_one_warning_at_the_ca() {
+fn a_ca_that_cannot_be_merged_or_written_gives_one_warning_at_the_ca() {
     let gateway_home = TempHome::new();
     let gateway = GatewayProcess::start(&gateway_home, &[]);
-    let cases: [(&str, &[&str], Spoil); 5] = [
+    let cases: [(&str, &[&str], Change); 5] = [
         (
             "no base roots",
             &["--system-ca", "/nonexistent/roots.pem"],
-            &nothing,
+            &no_change,
         ),
-        ("empty base roots", &["--system-ca", "/dev/null"], &nothing),
+        (
+            "empty base roots",
+            &["--system-ca", "/dev/null"],
+            &no_change,
+        ),
         ("no home", &[], &unset("HOME")),
         ("relative home", &[], &set("HOME", "home")),
         ("home is a file", &[], &set("HOME", binary())),
     ];
-    for (case, options, spoil) in cases {
-        fails_open_at("ca", case, &gateway.base_url(), options, spoil);
+    for (case, options, change) in cases {
+        fails_open_at("ca", case, &gateway.base_url(), options, change);
     }
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
-    fails_open_at("ca", "refused", &format!("http://{address}"), &[], &nothing);
+    fails_open_at(
+        "ca",
+        "refused",
+        &format!("http://{address}"),
+        &[],
+        &no_change,
+    );
 }
 
 #[test]
@@ -495,7 +510,7 @@ fn a_link_in_place_of_the_bundle_is_replaced_and_not_followed() {
 // The relay.
 
 #[test]
-fn a_relay_that_cannot_listen_leaves_the_token() {
+fn a_relay_that_cannot_listen_keeps_the_token() {
     let gateway_home = TempHome::new();
     let gateway = GatewayProcess::start(&gateway_home, &[]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -520,23 +535,23 @@ fn a_relay_that_cannot_listen_leaves_the_token() {
 // The burn.
 
 #[test]
-fn a_token_that_cannot_be_burnt_is_a_warning_and_the_relay_runs() {
+fn a_token_that_cannot_be_burnt_gives_a_warning_and_the_relay_runs() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
-    // Modes bind everybody but root.
+    // File modes do not restrict root.
     let mut command = home.as_unprivileged_user();
-    let folder = home.join("read-only");
-    fs::create_dir(&folder).unwrap();
-    let token = folder.join("session_token");
+    let directory = home.join("read-only");
+    fs::create_dir(&directory).unwrap();
+    let token = directory.join("session_token");
     fs::rename(home.token_file(), &token).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o555)).unwrap();
     home.session(
         command.args(["run", "--", "sh", "-c", "echo $HTTPS_PROXY; exit 42"]),
         &gateway.base_url(),
     );
     command.env("UPSTREAMPROXY_TOKEN_FILE", &token);
     let finished = finish(&mut command);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(finished.status.code(), Some(42), "{finished:#?}");
     assert!(
         finished.text().starts_with("http://127.0.0.1:"),
@@ -550,7 +565,7 @@ fn a_token_that_cannot_be_burnt_is_a_warning_and_the_relay_runs() {
 // `run` itself.
 
 #[test]
-fn the_childs_exit_status_is_ours() {
+fn run_exits_with_the_status_of_the_child() {
     let home = TempHome::new();
     for code in [0, 1, 42, 255] {
         let mut command = upstreamproxy(&home);
@@ -581,13 +596,13 @@ fn a_command_that_cannot_run_burns_nothing() {
         );
         assert!(
             home.token_file().exists(),
-            "{command}: nothing is read or burnt"
+            "{command}: the token file is gone"
         );
     }
 }
 
 #[test]
-fn arguments_reach_the_child_to_the_byte() {
+fn arguments_reach_the_child_byte_for_byte() {
     use std::os::unix::ffi::OsStrExt;
     let home = TempHome::new();
     let odd: [&[u8]; 6] = [b"a b", b"line\nend", b"\xff\xfe", b"--", b"", b"--when"];
@@ -599,9 +614,10 @@ fn arguments_reach_the_child_to_the_byte() {
 }
 
 #[test]
-fn a_signal_that_a_process_sends_us_reaches_the_child_once() {
-    // `wait` lets the trap run at once; the second TERM, if there were one, would say so.
-    // `sleep` holds none of our pipes: a shell may lose a signal that comes right behind its fork, and then it stays.
+fn a_signal_from_another_process_reaches_the_child_once() {
+    // `wait` lets the trap run at once. A second TERM would exit with 9. `sleep` does not inherit
+    // the pipes: a shell may lose a signal that arrives directly after its fork, and then `sleep`
+    // remains.
     const CHILD: &str = r#"
         trap 'echo "{\"got\":\"TERM\"}"; kill $!; trap "exit 9" TERM; exit 7' TERM
         sleep 600 >/dev/null 2>&1 & echo '{"ready":true}'; wait"#;
@@ -612,13 +628,14 @@ fn a_signal_that_a_process_sends_us_reaches_the_child_once() {
     assert_eq!(running.json()["got"], "TERM");
     let finished = running.wait();
     assert_eq!(finished.status.code(), Some(7), "{finished:#?}");
-    assert_eq!(finished.text(), "", "once");
+    assert_eq!(finished.text(), "", "the signal arrived once");
 }
 
 #[test]
-fn a_signal_during_set_up_means_no_child_and_the_token_stays() {
+fn a_signal_during_set_up_ends_run_without_a_child_and_keeps_the_token() {
     let home = TempHome::new();
-    // An upstream that takes the request for the CA and says nothing: set-up is on its way.
+    // An upstream that accepts the request for the CA and does not answer, so set-up is in
+    // progress.
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let base_url = format!("http://{}", upstream.local_addr().unwrap());
     let mut command = upstreamproxy(&home);
@@ -628,6 +645,6 @@ fn a_signal_during_set_up_means_no_child_and_the_token_stays() {
     running.signal(Signal::TERM);
     let finished = running.wait();
     assert_eq!(finished.status.code(), Some(128 + 15), "{finished:#?}");
-    assert!(finished.stdout.is_empty(), "no child");
+    assert!(finished.stdout.is_empty(), "the child ran");
     assert_eq!(fs::read_to_string(home.token_file()).unwrap(), TOKEN);
 }

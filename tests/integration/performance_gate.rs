@@ -1,5 +1,5 @@
-//! The performance gate can fail: its judgement, and the baseline that is checked in. The counting itself is
-//! `cargo bench --bench tunnel -- gate`.
+//! The performance gate itself: its verdicts, and the baseline in the repository. `cargo bench
+//! --bench tunnel -- gate` does the counting.
 
 #[path = "../../benches/tunnel/gate/baseline.rs"]
 mod baseline;
@@ -9,7 +9,7 @@ use baseline::{Baseline, INSTRUCTIONS, Verdict, shown};
 const CHECKED_IN: &str = include_str!("../../benches/tunnel/gate/baseline");
 
 const COMPILER: &str = "rustc 1.95.0 (59807616e 2026-04-14), x86_64";
-const ONE: &str = "\
+const BASELINE: &str = "\
 # a comment
 
 compiler: rustc 1.95.0 (59807616e 2026-04-14), x86_64
@@ -17,54 +17,56 @@ instructions/up/ws/relay   380000  11400   a MiB
 system-calls/up/ws/relay    96.50   3.00   a MiB
 ";
 
-fn judged(name: &str, value: f64, compiler: &str) -> Verdict {
-    Baseline::parse(ONE).unwrap().judge(name, value, compiler)
+fn verdict_on(name: &str, value: f64, compiler: &str) -> Verdict {
+    Baseline::parse(BASELINE)
+        .unwrap()
+        .judge(name, value, compiler)
 }
 
 #[test]
-fn a_figure_over_its_tolerance_fails() {
-    let verdict = judged("system-calls/up/ws/relay", 99.51, COMPILER);
+fn a_value_above_its_tolerance_fails() {
+    let verdict = verdict_on("system-calls/up/ws/relay", 99.51, COMPILER);
     assert_eq!(verdict, Verdict::Worse);
     assert!(verdict.fails());
 }
 
 #[test]
-fn a_figure_within_its_tolerance_is_held() {
+fn a_value_within_its_tolerance_passes() {
     for value in [93.5, 96.5, 99.5] {
-        let verdict = judged("system-calls/up/ws/relay", value, COMPILER);
+        let verdict = verdict_on("system-calls/up/ws/relay", value, COMPILER);
         assert_eq!(verdict, Verdict::Held, "{value}");
         assert!(!verdict.fails());
     }
 }
 
 #[test]
-fn a_figure_under_its_tolerance_is_better_and_no_failure() {
-    let verdict = judged("instructions/up/ws/relay", 368_599.0, COMPILER);
+fn a_value_below_its_tolerance_is_better_and_passes() {
+    let verdict = verdict_on("instructions/up/ws/relay", 368_599.0, COMPILER);
     assert_eq!(verdict, Verdict::Better);
     assert!(!verdict.fails());
 }
 
 #[test]
-fn a_figure_that_nobody_blessed_fails() {
-    let verdict = judged("system-calls/up/ws/gateway", 1.0, COMPILER);
+fn a_value_that_is_not_in_the_baseline_fails() {
+    let verdict = verdict_on("system-calls/up/ws/gateway", 1.0, COMPILER);
     assert_eq!(verdict, Verdict::Unknown);
     assert!(verdict.fails());
 }
 
 #[test]
-fn of_another_compiler_only_instructions_are_let_pass() {
+fn with_another_compiler_only_instruction_counts_pass_unchecked() {
     let other = "rustc 2.0.0, x86_64";
-    let instructions = judged("instructions/up/ws/relay", 1e9, other);
+    let instructions = verdict_on("instructions/up/ws/relay", 1e9, other);
     assert_eq!(instructions, Verdict::OtherCompiler);
     assert!(!instructions.fails());
     assert_eq!(
-        judged("system-calls/up/ws/relay", 1e9, other),
+        verdict_on("system-calls/up/ws/relay", 1e9, other),
         Verdict::Worse
     );
 }
 
 #[test]
-fn verdicts_that_fail_are_said_in_capitals() {
+fn verdicts_that_fail_are_printed_in_capitals() {
     use Verdict::{Better, Held, OtherCompiler, Unknown, Worse};
     for verdict in [Held, Worse, Better, OtherCompiler, Unknown] {
         let word = verdict.word();
@@ -73,7 +75,7 @@ fn verdicts_that_fail_are_said_in_capitals() {
 }
 
 #[test]
-fn refuses_a_line_that_is_no_row() {
+fn a_line_that_is_not_a_row_is_an_error() {
     for line in [
         "a/name",
         "a/name 1",
@@ -91,8 +93,8 @@ fn refuses_a_line_that_is_no_row() {
 }
 
 #[test]
-fn what_is_written_is_what_is_read() {
-    let text = Baseline::parse(ONE).unwrap().text();
+fn a_written_baseline_is_read_back_unchanged() {
+    let text = Baseline::parse(BASELINE).unwrap().text();
     let again = Baseline::parse(&text).unwrap();
     assert_eq!(again.text(), text);
     assert_eq!(again.compiler, COMPILER);
@@ -103,7 +105,7 @@ fn what_is_written_is_what_is_read() {
 }
 
 #[test]
-fn the_baseline_holds_a_figure_of_each_kind_for_each_end() {
+fn the_baseline_has_a_value_of_each_kind_for_each_end() {
     let baseline = Baseline::parse(CHECKED_IN).unwrap();
     for row in &baseline.rows {
         assert!(row.value >= 0.0 && row.tolerance > 0.0, "{}", row.name);

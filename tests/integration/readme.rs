@@ -1,4 +1,4 @@
-//! The README's tables, held against what the program itself says.
+//! The tables in the README match the program's output.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,10 +6,10 @@ use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
 const SUBCOMMANDS: [&str; 6] = ["run", "serve", "env", "doctor", "bench", "gateway"];
-/// The options that no variable gives.
+/// The options that cannot be set by a variable.
 const FLAGS_ONLY: [&str; 4] = ["--verbose", "--quiet", "--help", "--version"];
 
-/// The cells of the table's rows that follows the marker.
+/// The cells of the table that follows the marker, row by row.
 fn table(marker: &str) -> Vec<Vec<String>> {
     let after = README
         .split_once(&format!("<!-- {marker} -->"))
@@ -29,14 +29,14 @@ fn table(marker: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// What stands in backticks in `cell`.
+/// The texts in backticks in `cell`.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
 #[test]
-fn the_child_variables_in_the_readme_are_those_that_are_set() {
-    let told: Vec<(String, String)> = table("child-variables")
+fn the_child_variables_in_the_readme_are_the_variables_that_are_set() {
+    let documented: Vec<(String, String)> = table("child-variables")
         .iter()
         .flat_map(|row| {
             let names = quoted(&row[0]).into_iter();
@@ -46,18 +46,23 @@ fn the_child_variables_in_the_readme_are_those_that_are_set() {
     let set: Vec<(String, String)> = upstreamproxy::cli::documentation()
         .map(|(name, purpose)| (name.to_owned(), purpose.to_owned()))
         .collect();
-    assert_eq!(told, set);
+    assert_eq!(documented, set);
 }
 
 #[test]
-fn the_options_in_the_readme_are_those_of_the_help() {
-    let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+fn the_options_in_the_readme_are_the_options_of_the_help() {
+    let mut documented: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for row in table("options") {
-        let of = told.entry(long_option(quoted(&row[0])[0])).or_default();
+        let subcommands = documented
+            .entry(long_option(quoted(&row[0])[0]))
+            .or_default();
         for subcommand in row[1].split_whitespace() {
             match subcommand {
-                "all" => of.extend(SUBCOMMANDS.map(str::to_owned)),
-                one => assert!(of.insert(one.to_owned()), "{row:?}: {one} twice"),
+                "all" => subcommands.extend(SUBCOMMANDS.map(str::to_owned)),
+                one => assert!(
+                    subcommands.insert(one.to_owned()),
+                    "{row:?}: {one} is listed twice"
+                ),
             }
         }
     }
@@ -67,8 +72,8 @@ fn the_options_in_the_readme_are_those_of_the_help() {
         let help = finish(upstreamproxy(&home).args([subcommand, "--help"])).succeeded();
         let text = help.text();
         for line in text.lines().filter(|line| line.starts_with("  -")) {
-            let of = known.entry(long_option(line)).or_default();
-            of.insert(subcommand.to_owned());
+            let subcommands = known.entry(long_option(line)).or_default();
+            subcommands.insert(subcommand.to_owned());
         }
         for option in known
             .keys()
@@ -81,10 +86,10 @@ fn the_options_in_the_readme_are_those_of_the_help() {
             assert_eq!(named, here, "{subcommand} {variable}");
         }
     }
-    assert_eq!(told, known);
+    assert_eq!(documented, known);
 }
 
-/// `--name` in a line such as `-v, --name VALUE`.
+/// The `--name` in a line such as `-v, --name VALUE`.
 fn long_option(line: &str) -> String {
     let word = line.split_whitespace().find(|word| word.starts_with("--"));
     word.unwrap_or_else(|| panic!("no option in {line:?}"))

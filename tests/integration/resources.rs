@@ -1,5 +1,5 @@
-//! Resources: what a thousand lives, many tunnels and slow readers leave in memory, threads and descriptors. The long form is
-//! `cargo bench -- soak` (the manual, Endurance).
+//! Resource use: a thousand starts, many tunnels and slow readers leave no memory, threads or
+//! descriptors behind. The long variant is `cargo bench -- soak` (see Endurance in the manual).
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -17,15 +17,15 @@ use crate::support::{
     exchange, finish_within, long_tests_enabled, pattern, repetitions, test_subprocess,
 };
 
-/// Tells the test, run again in a process of its own, to be the host.
+/// If set, the test runs as the host process.
 const HOST: &str = "UPSTREAMPROXY_TEST_RESOURCES_HOST";
-/// How long a thousand starts may take on a loaded machine, and ten thousand.
+/// The time limit for a thousand starts on a loaded machine, or ten thousand in the long variant.
 const TIMEOUT: Duration = Duration::from_secs(1800);
-/// What a process may hold more after very many rounds than after some: less than a leak of 100 bytes a round would be, were
-/// it not for the allocator, which keeps what it once had.
+/// How much memory may grow between an early round and the last one. A leak of 100 bytes per round
+/// would be less, but the allocator does not return all freed memory.
 const GROWTH_KIB: u64 = 6 << 10;
 
-/// Resident memory in KiB.
+/// The resident memory of a process in KiB.
 #[track_caller]
 fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -35,33 +35,37 @@ fn resident(pid: u32) -> u64 {
 }
 
 #[track_caller]
-fn grew_little(before: u64, now: u64) {
+fn assert_little_growth(before: u64, now: u64) {
     let growth = now.saturating_sub(before);
     assert!(growth < GROWTH_KIB, "from {before} to {now} KiB");
 }
 
 #[test]
-fn a_thousand_starts_and_stops_in_one_process_leave_nothing() {
+fn a_thousand_starts_and_stops_in_one_process_leak_nothing() {
     if std::env::var_os(HOST).is_some() {
         return host();
     }
     let home = TempHome::new();
-    let test = "resources::a_thousand_starts_and_stops_in_one_process_leave_nothing";
-    let mut again = test_subprocess(&home, test, HOST);
+    let test = "resources::a_thousand_starts_and_stops_in_one_process_leak_nothing";
+    let mut subprocess = test_subprocess(&home, test, HOST);
     if long_tests_enabled() {
-        again.env("UPSTREAMPROXY_TEST_LONG", "1");
+        subprocess.env("UPSTREAMPROXY_TEST_LONG", "1");
     }
-    let finished = finish_within(TIMEOUT, &mut again).succeeded();
-    let said = finished.text();
-    assert!(said.contains("nothing left"), "did not run: {finished:#?}");
-    // For whoever runs the long form with --nocapture.
+    let finished = finish_within(TIMEOUT, &mut subprocess).succeeded();
+    let output = finished.text();
+    assert!(
+        output.contains("nothing left"),
+        "the host did not run: {finished:#?}"
+    );
+    // For long runs with --nocapture.
     println!(
         "{}",
-        said.lines().find(|l| l.contains("nothing left")).unwrap()
+        output.lines().find(|l| l.contains("nothing left")).unwrap()
     );
 }
 
-/// The host's own work: a relay comes and goes before a gateway that stays; every tenth time somebody uses it.
+/// Starts and stops a relay repeatedly in front of a running gateway. Every tenth relay carries a
+/// tunnel.
 fn host() {
     let rounds = repetitions(1000, 10_000);
     let home = TempHome::new();
@@ -86,7 +90,7 @@ fn host() {
     let (mut counts, mut memory) = (ResourceCounts::of(pid).unwrap(), 0);
     for round in 0..rounds {
         write_token(&home.token_file(), token);
-        live(&config, (round % 10 == 0).then_some(&target));
+        start_and_stop(&config, (round % 10 == 0).then_some(&target));
         assert!(!home.token_file().exists());
         if round == settle {
             counts = ResourceCounts::of(pid).unwrap();
@@ -95,17 +99,17 @@ fn host() {
     }
     counts.wait_until_restored(pid);
     let now = resident(pid);
-    grew_little(memory, now);
-    println!("{rounds} lives, nothing left: {memory} KiB after {settle}, {now} KiB now");
+    assert_little_growth(memory, now);
+    println!("{rounds} starts, nothing left: {memory} KiB after {settle}, {now} KiB now");
 }
 
-fn live(config: &Config, target: Option<&EchoServer>) {
+fn start_and_stop(config: &Config, target: Option<&EchoServer>) {
     let relay = start(config).into_result().unwrap();
     if let Some(target) = target {
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 200, "{answer:?}");
-        let came = exchange(&mut stream, b"a life".to_vec());
-        assert_eq!(came, (b"a life".to_vec(), Ending::Eof));
+        let received = exchange(&mut stream, b"payload".to_vec());
+        assert_eq!(received, (b"payload".to_vec(), Ending::Eof));
     }
     assert_eq!(relay.shutdown(Duration::from_secs(10)).cut, 0);
 }
@@ -119,7 +123,7 @@ fn write_token(path: &Path, token: &[u8]) {
 }
 
 #[test]
-fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
+fn many_tunnels_with_every_kind_of_end_leak_no_threads_descriptors_or_memory() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -131,7 +135,7 @@ fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
                 let target = &target;
                 scope.spawn(move || {
                     for number in 0..count / 8 {
-                        one(port, &target.authority(), worker + number);
+                        open_and_end_tunnel(port, &target.authority(), worker + number);
                     }
                 });
             }
@@ -141,7 +145,7 @@ fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
     if pids.iter().any(|&pid| ResourceCounts::of(pid).is_none()) {
         return;
     }
-    // What is on its way out after the first half is so after the second.
+    // Memory that is retained after the first half is retained after the second.
     let before = pids.map(resident);
     let idle = ResourceCounts {
         threads: 4,
@@ -150,30 +154,31 @@ fn many_tunnels_of_every_end_leave_no_thread_no_descriptor_and_no_memory() {
     churn(repetitions(800, 8000));
     for (pid, before) in pids.into_iter().zip(before) {
         idle.wait_until_restored(pid);
-        grew_little(before, resident(pid));
+        assert_little_growth(before, resident(pid));
     }
 }
 
-/// A tunnel with one of the ends that a client can make of it.
-fn one(port: u16, target: &str, number: usize) {
+/// Opens a tunnel and ends it in one of the four ways that a client can choose.
+fn open_and_end_tunnel(port: u16, target: &str, number: usize) {
     let (mut stream, answer) = connect(port, target);
     assert_eq!(answer.status, 200, "{answer:?}");
     match number % 4 {
         0 => {
-            let came = exchange(&mut stream, pattern(3000));
-            assert_eq!(came, (pattern(3000), Ending::Eof));
+            let received = exchange(&mut stream, pattern(3000));
+            assert_eq!(received, (pattern(3000), Ending::Eof));
         }
         1 => stream.shutdown(Shutdown::Both).unwrap(),
         2 => drop(stream),
-        // Left with bytes on their way, and so by a reset.
+        // Closes with unread bytes, so the kernel sends a reset.
         _ => stream.write_all(&pattern(3000)).unwrap(),
     }
 }
 
 #[test]
-fn readers_that_do_not_read_cost_a_bounded_amount_of_memory() {
+fn peers_that_do_not_read_use_a_bounded_amount_of_memory() {
     const TUNNELS: u64 = 10;
-    /// What one tunnel may hold at one end: a buffer each way in each layer, and some of the pool's.
+    /// The maximum for one tunnel at one end: a buffer per direction in each layer, and a share of
+    /// the pool.
     const EACH_KIB: u64 = 4 << 10;
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
@@ -182,7 +187,7 @@ fn readers_that_do_not_read_cost_a_bounded_amount_of_memory() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let target = listener.local_addr().unwrap().to_string();
     let before = pids.map(resident);
-    let held: Vec<_> = (0..TUNNELS)
+    let streams: Vec<_> = (0..TUNNELS)
         .map(|_| {
             let (client, answer) = connect(relay.port(), &target);
             assert_eq!(answer.status, 200, "{answer:?}");
@@ -190,7 +195,7 @@ fn readers_that_do_not_read_cost_a_bounded_amount_of_memory() {
         })
         .collect();
     thread::scope(|scope| {
-        for (client, far) in &held {
+        for (client, far) in &streams {
             for stream in [client, far] {
                 scope.spawn(move || fill(stream));
             }
@@ -203,10 +208,10 @@ fn readers_that_do_not_read_cost_a_bounded_amount_of_memory() {
             "from {before} to {now} KiB"
         );
     }
-    drop(held);
+    drop(streams);
 }
 
-/// Writes until nothing has been taken for a while.
+/// Writes until the peer accepts no more data for a second.
 fn fill(mut stream: &TcpStream) {
     let data = pattern(1 << 20);
     let mut sent = 0;
@@ -219,6 +224,6 @@ fn fill(mut stream: &TcpStream) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => panic!("{error}"),
         }
-        assert!(sent < 512 << 20, "nothing held it back");
+        assert!(sent < 512 << 20, "the writer is never blocked");
     }
 }

@@ -1,4 +1,5 @@
-//! A canary for a token: it is found nowhere but in the upgrade and the opening, and no neighbour can read our memory.
+//! Secrecy of the token: it occurs only in the upgrade and the opening, and no process of the same
+//! user can read this program's memory.
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +12,9 @@ use crate::support::{
     TempHome, connect, exchange, finish, need_tool, read_to_end, request, skip, upstreamproxy,
 };
 
-/// Fails if the token is in `text`, plainly or as the opening carries it.
+/// Fails if the token is in `text`, in plain form or encoded as in the opening.
 #[track_caller]
-fn holds_no_secret(place: &str, text: impl AsRef<[u8]>) {
+fn assert_no_secret(source: &str, text: impl AsRef<[u8]>) {
     let basic = BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
     for secret in [TOKEN, &basic, &BASE64.encode(TOKEN.as_bytes())] {
         let found = text
@@ -22,89 +23,89 @@ fn holds_no_secret(place: &str, text: impl AsRef<[u8]>) {
             .any(|w| w == secret.as_bytes());
         assert!(
             !found,
-            "{place}: {}",
+            "{source}: {}",
             String::from_utf8_lossy(text.as_ref())
         );
     }
 }
 
-/// Every file under `folder`.
-fn no_file_holds_a_secret(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+/// Checks every file below `directory`.
+fn assert_no_secret_in_files(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let path = entry.path();
         match entry.file_type().unwrap() {
-            kind if kind.is_dir() => no_file_holds_a_secret(&path),
+            kind if kind.is_dir() => assert_no_secret_in_files(&path),
             kind if kind.is_file() => {
-                holds_no_secret(&path.display().to_string(), fs::read(&path).unwrap());
+                assert_no_secret(&path.display().to_string(), fs::read(&path).unwrap());
             }
             _ => {}
         }
     }
 }
 
-fn talkative(command: &mut Command) -> &mut Command {
+fn with_verbose_log(command: &mut Command) -> &mut Command {
     command
         .env("RUST_LOG", "trace")
         .env("RUST_BACKTRACE", "full")
 }
 
 #[test]
-fn the_token_is_in_no_output_no_file_no_argument_and_no_environment() {
+fn the_token_is_in_no_output_file_argument_or_environment() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &["-v"]);
     let mut command = upstreamproxy(&home);
-    talkative(command.arg("serve"));
+    with_verbose_log(command.arg("serve"));
     let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
-    holds_no_secret("the ready line", relay.ready.to_string());
+    assert_no_secret("the ready line", relay.ready.to_string());
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     exchange(&mut stream, b"through".to_vec());
 
-    // Refusals, too: of ours, of the target, of the gateway.
+    // Also with refusals by the relay, the target and the gateway.
     for bytes in [
         "GET / HTTP/1.1\r\n\r\n",
         "CONNECT 127.0.0.1:1 HTTP/1.1\r\n\r\n",
     ] {
         let (mut stream, answer) = request(relay.port(), bytes.as_bytes());
-        holds_no_secret("a refusal's head", &answer.head);
-        holds_no_secret(
+        assert_no_secret("a refusal's head", &answer.head);
+        assert_no_secret(
             "a refusal",
             [answer.early, read_to_end(&mut stream).0].concat(),
         );
     }
     for file in ["cmdline", "environ"] {
-        // Where only root can read it, others have nothing to find.
+        // If only root can read the file, others cannot find anything in it.
         if let Ok(content) = fs::read(format!("/proc/{}/{file}", relay.running.pid())) {
-            holds_no_secret(file, content);
+            assert_no_secret(file, content);
         }
     }
-    no_file_holds_a_secret(home.path());
+    assert_no_secret_in_files(home.path());
     let finished = relay.stop();
     assert!(
         finished.stderr.contains("upstreamproxy: debug: "),
-        "the log was talkative: {finished:#?}"
+        "the log is verbose: {finished:#?}"
     );
-    holds_no_secret("the relay's log", &finished.stderr);
-    holds_no_secret("the relay's output", &finished.stdout);
-    holds_no_secret("the gateway's log", gateway.running.stop().stderr);
+    assert_no_secret("the relay's log", &finished.stderr);
+    assert_no_secret("the relay's output", &finished.stdout);
+    assert_no_secret("the gateway's log", gateway.running.stop().stderr);
 }
 
 #[test]
-fn the_token_is_in_no_childs_environment_and_no_log_of_a_run() {
+fn the_token_is_not_in_the_environment_of_a_child_or_in_the_log_of_a_run() {
     let home = TempHome::new();
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     let mut command = upstreamproxy(&home);
-    talkative(command.args(["run", "--", "env", "-0"]));
+    with_verbose_log(command.args(["run", "--", "env", "-0"]));
     let finished = finish(home.session(&mut command, &gateway.base_url())).succeeded();
     assert!(finished.text().contains("HTTPS_PROXY="), "{finished:#?}");
-    holds_no_secret("the child's environment", &finished.stdout);
-    holds_no_secret("the log", &finished.stderr);
+    assert_no_secret("the child's environment", &finished.stdout);
+    assert_no_secret("the log", &finished.stderr);
 }
 
 #[test]
-fn the_token_is_in_no_log_of_a_session_that_breaks() {
+fn the_token_is_not_in_the_log_of_a_session_that_fails() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -118,31 +119,31 @@ fn the_token_is_in_no_log_of_a_session_that_breaks() {
         "tcp-reset",
     ] {
         let (home, target) = (TempHome::new(), EchoServer::start());
-        // The outside gateway was told the token, so its files are apart from ours.
+        // The peer gateway knows the token, so its files are in another home.
         let elsewhere = TempHome::new();
         let gateway = PeerGateway::start(python, &elsewhere, &["--quirk", quirk]);
         let mut command = upstreamproxy(&home);
-        talkative(command.arg("serve"));
+        with_verbose_log(command.arg("serve"));
         let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
         let (mut stream, answer) = connect(relay.port(), &target.authority());
-        holds_no_secret(quirk, &answer.head);
-        holds_no_secret(
+        assert_no_secret(quirk, &answer.head);
+        assert_no_secret(
             quirk,
             [answer.early, exchange(&mut stream, b"x".to_vec()).0].concat(),
         );
-        no_file_holds_a_secret(home.path());
-        holds_no_secret(quirk, relay.stop().stderr);
+        assert_no_secret_in_files(home.path());
+        assert_no_secret(quirk, relay.stop().stderr);
     }
 }
 
 #[test]
-fn the_token_stays_in_the_relay_when_a_real_client_goes_through() {
+fn a_real_client_never_gets_the_token() {
     if !need_tool("curl") {
         return;
     }
     let (home, origin) = (TempHome::new(), HttpsOrigin::start("origin.test"));
     let mut command = upstreamproxy(&home);
-    talkative(&mut command)
+    with_verbose_log(&mut command)
         .args([
             "run",
             "--embedded",
@@ -154,7 +155,8 @@ fn the_token_stays_in_the_relay_when_a_real_client_goes_through() {
         .arg(format!("--upstream-ca={}", origin.ca_file().display()))
         .args(["--", "curl", "-sSv", &origin.url("/hello")]);
     let finished = finish(&mut command).succeeded().assert_tunnelled();
-    // The token is one that we never see, so look for what would carry it.
+    // The token of an embedded run is generated and never visible, so search for the headers that
+    // carry it.
     for carrier in ["Bearer ", "Proxy-Authorization: Basic"] {
         assert!(
             !finished.stderr.contains(carrier),
@@ -164,24 +166,25 @@ fn the_token_stays_in_the_relay_when_a_real_client_goes_through() {
 }
 
 #[test]
-fn a_process_of_the_same_user_cannot_read_our_memory() {
+fn a_process_of_the_same_user_cannot_read_the_relays_memory() {
     let home = TempHome::new();
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     let mut command = home.as_unprivileged_user();
     let relay = RelayProcess::from(home.session(command.arg("serve"), &gateway.base_url()));
-    // Its neighbour, of the same user: first a process that may be read, so that the refusal means something.
-    let reads = |pid: &str| {
+    // A control first: the neighbour, of the same user, can read another process, so the refusal is
+    // meaningful.
+    let can_read = |pid: &str| {
         let mut neighbour = home.command_as_unprivileged_user("cat");
         finish(neighbour.arg(format!("/proc/{pid}/maps")))
             .status
             .success()
     };
-    if !reads("self") {
-        return skip("/proc is closed here");
+    if !can_read("self") {
+        return skip("/proc is not readable on this system");
     }
     assert!(
-        !reads(&relay.running.pid().to_string()),
-        "its memory map can be read"
+        !can_read(&relay.running.pid().to_string()),
+        "the relay's memory map can be read"
     );
 }

@@ -1,5 +1,6 @@
-/* A host in C, written from the header alone: ../capi.rs builds and runs it. What it does is its first argument; the others
- * are settings, as NAME=VALUE, and behind "--" a command or a target. It ends with 0 if all that it expects held, and says so. */
+/* A host in C that uses only the header. ../capi.rs builds and runs it as
+ * `host ROLE [NAME=VALUE]... [-- COMMAND|TARGET]`, where NAME=VALUE is a setting.
+ * It prints "all as expected" and exits with 0 if every expectation is met. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <dirent.h>
@@ -22,7 +23,7 @@
 #define EXPECT(condition)                                                                  \
     do {                                                                                   \
         if (!(condition)) {                                                                \
-            fprintf(stderr, "host.c:%d: not so: %s (last error: %s)\n", __LINE__,          \
+            fprintf(stderr, "host.c:%d: not true: %s (last error: %s)\n", __LINE__,          \
                     #condition, upstreamproxy_last_error());                               \
             exit(1);                                                                       \
         }                                                                                  \
@@ -33,12 +34,12 @@ static char **command;
 static int lines;
 static pthread_mutex_t lines_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* The log: on standard error, where the test looks for what must not be there. */
+/* The log callback. It prints to standard error, where the test searches for secrets. */
 static void take_line(void *context, int level, const char *message)
 {
     static const char *const names[] = {"off", "error", "warn", "info", "debug"};
     EXPECT(context == &lines && level >= 1 && level <= 4 && strchr(message, '\n') == NULL);
-    /* What it may not call is refused, and does not hang. */
+    /* A call that is not allowed in the callback returns an error instead of blocking. */
     EXPECT(upstreamproxy_log_to(NULL, NULL, 0) == UPSTREAMPROXY_ERROR_IN_CALLBACK);
     pthread_mutex_lock(&lines_lock);
     lines++;
@@ -83,7 +84,7 @@ static void run_command(const upstreamproxy *proxy)
     EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-/* What the environment for a child says, and what the variables one by one say, is the same. */
+/* The environment for a child contains exactly the variables that are listed one by one. */
 static void expect_variables(const upstreamproxy *proxy)
 {
     char *const *environment = upstreamproxy_environment(proxy);
@@ -106,8 +107,8 @@ static void expect_variables(const upstreamproxy *proxy)
     EXPECT(upstreamproxy_env_name(proxy, count) == NULL && upstreamproxy_env_value(proxy, count) == NULL);
 }
 
-/* One life: up, a command through it, down. */
-static void *live(void *unused)
+/* Starts the proxy, runs a command through it, and stops it. */
+static void *run_once(void *unused)
 {
     upstreamproxy *proxy = started();
     struct upstreamproxy_stats stats;
@@ -129,9 +130,9 @@ static void *live(void *unused)
     return NULL;
 }
 
-static int entries(const char *folder)
+static int entries(const char *path)
 {
-    DIR *directory = opendir(folder);
+    DIR *directory = opendir(path);
     int count = 0;
     EXPECT(directory != NULL);
     while (readdir(directory) != NULL)
@@ -140,86 +141,86 @@ static int entries(const char *folder)
     return count;
 }
 
-/* Until something is so that nothing tells of. */
-static void glance(void)
+/* Sleeps between two polls of a state that has no event. */
+static void poll_pause(void)
 {
     struct timespec moment = {0, 1000000};
     nanosleep(&moment, NULL);
 }
 
-/* Handlers and mask, threads and descriptors: what a library must leave to its host as it was. */
-struct belongings {
+/* The state that a library must not change: signal handlers, signal mask, threads, descriptors. */
+struct process_state {
     int threads, descriptors;
     void (*handlers[32])(int);
     int blocked[32];
 };
 
-static struct belongings look(void)
+static struct process_state read_state(void)
 {
-    struct belongings seen;
+    struct process_state state;
     sigset_t mask;
     int number;
-    memset(&seen, 0, sizeof seen);
-    seen.threads = entries("/proc/self/task");
-    seen.descriptors = entries("/proc/self/fd");
+    memset(&state, 0, sizeof state);
+    state.threads = entries("/proc/self/task");
+    state.descriptors = entries("/proc/self/fd");
     pthread_sigmask(SIG_SETMASK, NULL, &mask);
     for (number = 1; number < 32; number++) {
         struct sigaction action;
         sigaction(number, NULL, &action);
-        seen.handlers[number] = action.sa_handler;
-        seen.blocked[number] = sigismember(&mask, number);
+        state.handlers[number] = action.sa_handler;
+        state.blocked[number] = sigismember(&mask, number);
     }
-    return seen;
+    return state;
 }
 
-static void expect_as_before(const struct belongings *before)
+static void expect_as_before(const struct process_state *before)
 {
-    struct belongings now = look();
-    int glances;
-    /* A thread that was joined is in /proc for a moment more. */
-    for (glances = 0; now.threads > before->threads && glances < 10000; glances++) {
-        glance();
-        now = look();
+    struct process_state now = read_state();
+    int polls;
+    /* A joined thread remains in /proc for a short time. */
+    for (polls = 0; now.threads > before->threads && polls < 10000; polls++) {
+        poll_pause();
+        now = read_state();
     }
     EXPECT(now.threads == before->threads && now.descriptors == before->descriptors);
     EXPECT(memcmp(&now, before, sizeof now) == 0);
 }
 
-/* Two lives one after the other, then two at once. */
-static void lives(void)
+/* Starts and stops the proxy twice in sequence, then twice in parallel. */
+static void lifecycle(void)
 {
-    struct belongings before;
+    struct process_state before;
     pthread_t threads[2];
     int count;
     EXPECT(upstreamproxy_log_to(take_line, &lines, 4) == UPSTREAMPROXY_OK);
-    before = look();
-    live(NULL);
+    before = read_state();
+    run_once(NULL);
     expect_as_before(&before);
-    live(NULL);
+    run_once(NULL);
     expect_as_before(&before);
     for (count = 0; count < 2; count++)
-        EXPECT(pthread_create(&threads[count], NULL, live, NULL) == 0);
+        EXPECT(pthread_create(&threads[count], NULL, run_once, NULL) == 0);
     for (count = 0; count < 2; count++)
         pthread_join(threads[count], NULL);
     expect_as_before(&before);
     EXPECT(lines > 0);
-    /* Once the log is ended no line comes. */
+    /* After the log is switched off, the callback is not called. */
     EXPECT(upstreamproxy_log_to(NULL, NULL, 0) == UPSTREAMPROXY_OK);
     count = lines;
-    live(NULL);
+    run_once(NULL);
     EXPECT(lines == count);
-    /* Freed while it is up, it is stopped first. */
+    /* Freeing a running proxy stops it first. */
     upstreamproxy_free(started());
     expect_as_before(&before);
 }
 
-static void expect_error(int code, int expected, const char *words)
+static void expect_error(int code, int expected, const char *message)
 {
     EXPECT(code == expected);
-    EXPECT(strstr(upstreamproxy_last_error(), words) != NULL);
+    EXPECT(strstr(upstreamproxy_last_error(), message) != NULL);
 }
 
-/* The session asks for nothing: off, and children have what they would have had. */
+/* Without a session the proxy is disabled, and the environment for children is unchanged. */
 static void disabled(void)
 {
     static const char *const environment[] = {"PATH=/bin", "NO_PROXY=a.example", NULL};
@@ -240,7 +241,7 @@ static void disabled(void)
     EXPECT(upstreamproxy_shutdown(proxy, 0, &report, sizeof report) == UPSTREAMPROXY_OK && report.ended == 0);
     EXPECT(upstreamproxy_state(proxy) == UPSTREAMPROXY_STATE_DISABLED);
     upstreamproxy_free(proxy);
-    /* Called off, it is off. */
+    /* A cancelled configuration gives a disabled proxy. */
     EXPECT(upstreamproxy_config_set(config, "embedded", "true") == UPSTREAMPROXY_OK);
     EXPECT(upstreamproxy_config_cancel(config) == UPSTREAMPROXY_OK);
     EXPECT(upstreamproxy_start(config, &proxy) == UPSTREAMPROXY_DISABLED);
@@ -249,7 +250,7 @@ static void disabled(void)
     upstreamproxy_config_free(config);
 }
 
-/* What is wrong is a code and words. */
+/* Every misuse returns an error code and sets a message. */
 static void misuse(void)
 {
     static const char *const empty[] = {NULL};
@@ -298,30 +299,31 @@ static void misuse(void)
 }
 
 static pthread_t main_thread;
-static sem_t told_to_stop;
+static sem_t stop_requested;
 static volatile sig_atomic_t on_main_thread;
 
 static void take_signal(int number)
 {
     (void)number;
     on_main_thread = pthread_equal(pthread_self(), main_thread) != 0;
-    sem_post(&told_to_stop);
+    sem_post(&stop_requested);
 }
 
-/* Serves until SIGTERM, whose handler runs on the one thread that is the host's; SIGPIPE is as every C program has it. */
+/* Serves until SIGTERM. The signal handler must run on the host's only thread; SIGPIPE keeps its
+ * default action. */
 static void serve(void)
 {
     upstreamproxy *proxy;
     struct upstreamproxy_stats stats;
     struct upstreamproxy_report report;
     main_thread = pthread_self();
-    EXPECT(sem_init(&told_to_stop, 0, 0) == 0);
+    EXPECT(sem_init(&stop_requested, 0, 0) == 0);
     EXPECT(upstreamproxy_log_to(take_line, &lines, 4) == UPSTREAMPROXY_OK);
     EXPECT(signal(SIGTERM, take_signal) != SIG_ERR && signal(SIGPIPE, SIG_DFL) != SIG_ERR);
     proxy = started();
     printf("{\"port\":%u}\n", (unsigned)upstreamproxy_port(proxy));
     fflush(stdout);
-    while (sem_wait(&told_to_stop) != 0)
+    while (sem_wait(&stop_requested) != 0)
         EXPECT(errno == EINTR);
     EXPECT(on_main_thread);
     EXPECT(upstreamproxy_shutdown(proxy, 0, &report, sizeof report) == UPSTREAMPROXY_OK);
@@ -338,7 +340,8 @@ static void *stop(void *proxy)
     return NULL;
 }
 
-/* A tunnel to the target that is named in place of a command; the byte that was sent into it waits for an answer. */
+/* Opens a tunnel to the target (given in place of a command) and sends a byte, which the target
+ * does not answer. */
 static int tunnel(const upstreamproxy *proxy)
 {
     struct sockaddr_in address;
@@ -358,35 +361,36 @@ static int tunnel(const upstreamproxy *proxy)
     return connection;
 }
 
-/* A shutdown that would take an hour, waited for by two threads and ended by a third; a fork that may not end it. */
+/* Two threads wait for a shutdown with a drain time of one hour, and a third aborts it. A forked
+ * child may not stop the parent's proxy. */
 static void contend(void)
 {
     upstreamproxy *proxy = started();
     struct upstreamproxy_stats stats;
     pthread_t threads[2];
-    pid_t fork_of_us;
+    pid_t child;
     int connection = tunnel(proxy);
     int count, status;
     do {
-        glance();
+        poll_pause();
         EXPECT(upstreamproxy_read_stats(proxy, &stats, sizeof stats) == UPSTREAMPROXY_OK);
     } while (stats.bytes_up == 0);
 
-    fork_of_us = fork();
-    if (fork_of_us == 0) {
-        int right = upstreamproxy_shutdown(proxy, 0, NULL, 0) == UPSTREAMPROXY_ERROR_FORKED
+    child = fork();
+    if (child == 0) {
+        int refused = upstreamproxy_shutdown(proxy, 0, NULL, 0) == UPSTREAMPROXY_ERROR_FORKED
                     && upstreamproxy_abort(proxy) == UPSTREAMPROXY_ERROR_FORKED
                     && upstreamproxy_env_count(proxy) > 20;
         upstreamproxy_free(proxy);
-        _exit(right ? 0 : 1);
+        _exit(refused ? 0 : 1);
     }
-    EXPECT(waitpid(fork_of_us, &status, 0) == fork_of_us && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    EXPECT(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     EXPECT(upstreamproxy_state(proxy) == UPSTREAMPROXY_STATE_ENABLED);
 
     for (count = 0; count < 2; count++)
         EXPECT(pthread_create(&threads[count], NULL, stop, proxy) == 0);
     while (upstreamproxy_state(proxy) != UPSTREAMPROXY_STATE_STOPPING)
-        glance();
+        poll_pause();
     EXPECT(upstreamproxy_read_stats(proxy, &stats, sizeof stats) == UPSTREAMPROXY_OK && stats.live == 1);
     EXPECT(upstreamproxy_abort(proxy) == UPSTREAMPROXY_OK);
     for (count = 0; count < 2; count++)
@@ -400,8 +404,8 @@ int main(int count, char **arguments)
 {
     static const struct {
         const char *name;
-        void (*play)(void);
-    } roles[] = {{"lives", lives}, {"disabled", disabled}, {"misuse", misuse}, {"serve", serve}, {"contend", contend}};
+        void (*run)(void);
+    } roles[] = {{"lifecycle", lifecycle}, {"disabled", disabled}, {"misuse", misuse}, {"serve", serve}, {"contend", contend}};
     size_t role;
     EXPECT(count > 1);
     settings = arguments + 2;
@@ -412,10 +416,10 @@ int main(int count, char **arguments)
         }
     for (role = 0; role < sizeof roles / sizeof roles[0]; role++)
         if (strcmp(arguments[1], roles[role].name) == 0) {
-            roles[role].play();
+            roles[role].run();
             puts("all as expected");
             return 0;
         }
-    fprintf(stderr, "no role %s\n", arguments[1]);
+    fprintf(stderr, "unknown role: %s\n", arguments[1]);
     return 2;
 }

@@ -1,4 +1,4 @@
-"""A host in Python, by ctypes: ../capi.rs runs it as `host.py LIBRARY NAME=VALUE... -- COMMAND...`."""
+"""A host in Python that uses ctypes. ../capi.rs runs it as `host.py LIBRARY NAME=VALUE... -- COMMAND...`."""
 
 import ctypes
 import subprocess
@@ -71,7 +71,7 @@ def environment_of(proxy):
         pairs[name] = value
 
 
-def live():
+def run_once():
     config, proxy = configured(settings), c_void_p()
     assert start(config, byref(proxy)) == OK, (stage(proxy), reason(proxy), last_error())
     config_free(config)
@@ -94,16 +94,16 @@ def threads():
 
 assert log_to(take_line, None, 4) == OK, last_error()
 before = threads()
-live()
-live()
-# A thread that was joined is in /proc for a moment more.
+run_once()
+run_once()
+# A joined thread remains in /proc for a short time.
 for _ in range(10000):
     if threads() == before:
         break
     time.sleep(0.001)
 assert threads() == before
 assert lines
-others = [threading.Thread(target=live) for _ in range(2)]
+others = [threading.Thread(target=run_once) for _ in range(2)]
 for other in others:
     other.start()
 for other in others:
