@@ -1,5 +1,5 @@
-//! Hostile clients (slow, many_fields, vanishing, speaking other protocols) and scarce resources. The
-//! process keeps running, answers, stays idle, and releases all resources afterwards.
+//! Hostile clients (slow, many_fields, vanishing, speaking other protocols) and scarce resources.
+//! The process keeps running, answers, stays idle, and releases all resources afterwards.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,23 +1,26 @@
-//! The architecture, held against the source: who imports whom, who prints, who ends the process, who starts threads.
+//! Checks the architecture against the source: which modules import which, which modules print,
+//! exit the process, or start threads.
 //!
-//! The floors are read from the architecture page itself, so that page and code cannot part. It reads text, not syntax:
-//! comments and unit tests (which stand at a file's foot) are left out, and what is left is searched for paths and words.
+//! The floors are read from the architecture page, so the page and the code cannot diverge. The
+//! check works on text, not on syntax: it removes comments and unit tests (which are at the end of
+//! a file) and searches the rest for paths and words.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The page whose first text block after the marker draws the floors.
+/// The page with the floors: the first text block after the marker.
 const ARCHITECTURE: &str = include_str!("../../src/manual/architecture.md");
 const MARKER: &str = "<!-- floors -->";
 
 /// The directory of the module `fuzzing`, the only one outside `src`.
 const FUZZ_BODIES: &str = "tests/fuzz/bodies";
 
-/// Files that are no block of the house: the front page and the manual declare and show, and hold no logic.
-const FRONT: [&str; 2] = ["lib", "manual/mod"];
+/// Files that are not on a floor: the crate root and the manual declare modules and contain no
+/// logic.
+const NOT_ON_A_FLOOR: [&str; 2] = ["lib", "manual/mod"];
 
-/// The layers without I/O: bytes in, values out.
+/// Modules without I/O: they convert bytes to values.
 const WITHOUT_IO: [&str; 13] = [
     "http/authority",
     "http/base_url",
@@ -34,7 +37,7 @@ const WITHOUT_IO: [&str; 13] = [
     "gateway/client_hello",
 ];
 
-/// What I/O cannot be done without, and the clock.
+/// Words that I/O or reading the clock needs.
 const IO_WORDS: [&str; 14] = [
     "TcpStream",
     "TcpListener",
@@ -52,10 +55,10 @@ const IO_WORDS: [&str; 14] = [
     "SystemTime",
 ];
 
-/// The longest name that Linux keeps of a thread.
+/// Linux truncates longer thread names.
 const THREAD_NAME: usize = 15;
 
-/// One file: its module path below `src` ("tunnel/pump", "cli/mod") and its text.
+/// A source file: its module path below `src` ("tunnel/pump", "cli/mod") and its text.
 struct Source {
     name: String,
     text: String,
@@ -69,7 +72,7 @@ impl Source {
         }
     }
 
-    /// The code alone: no comments, no unit tests.
+    /// The code without comments and unit tests.
     fn code(&self) -> String {
         self.text
             .lines()
@@ -79,55 +82,58 @@ impl Source {
             .fold(String::new(), |code, line| code + line + "\n")
     }
 
-    /// The folder that it is a part of, if it is in one.
-    fn folder(&self) -> Option<&str> {
-        self.name.split_once('/').map(|(folder, _)| folder)
+    /// The directory that contains it, unless it is directly in `src`.
+    fn directory(&self) -> Option<&str> {
+        self.name.split_once('/').map(|(directory, _)| directory)
     }
 
-    /// The block that it is or belongs to.
-    fn block(&self) -> &str {
-        self.folder().unwrap_or(&self.name)
+    /// The top-level module that it is or belongs to.
+    fn top_module(&self) -> &str {
+        self.directory().unwrap_or(&self.name)
     }
 
-    /// The modules that its code names, as paths from the top ("tunnel/pump"), whether by `use` or in passing.
+    /// The modules that its code refers to, in `use` or in paths, as module paths ("tunnel/pump").
     fn imports(&self) -> Vec<String> {
         let code = self.code();
         let mut found = Vec::new();
         for (_, path) in after_each(&code, "crate::") {
             for head in alternatives(path) {
                 let mut steps = head.split("::");
-                let block = steps.next().unwrap_or_default();
+                let module = steps.next().unwrap_or_default();
                 let inner = steps.next().filter(|step| is_module(step));
                 found.push(match inner {
-                    Some(inner) => format!("{block}/{inner}"),
-                    None => block.to_owned(),
+                    Some(inner) => format!("{module}/{inner}"),
+                    None => module.to_owned(),
                 });
             }
         }
         for (at, path) in after_each(&code, "super::") {
             assert!(
                 !code[..at].ends_with("super::"),
-                "{}: super::super:: in code; say crate:: instead",
+                "{}: super::super:: in code; use crate:: instead",
                 self.name
             );
-            let Some(folder) = self.folder() else {
-                panic!("{}: super:: at the top; say crate:: instead", self.name);
+            let Some(directory) = self.directory() else {
+                panic!(
+                    "{}: super:: in a top-level module; use crate:: instead",
+                    self.name
+                );
             };
             let heads = alternatives(path).into_iter();
             found.extend(
                 heads
                     .filter_map(|head| head.split("::").next().map(str::to_owned))
-                    .map(|step| format!("{folder}/{step}")),
+                    .map(|step| format!("{directory}/{step}")),
             );
         }
         found
     }
 }
 
-/// Every file of the library and the binary: those under `src`, and those of the module `fuzzing`.
+/// All files of the library and the binary: those in `src`, and those of the module `fuzzing`.
 fn sources() -> Vec<Source> {
-    fn walk(folder: &Path, prefix: &str, into: &mut Vec<Source>) {
-        for entry in fs::read_dir(folder).unwrap() {
+    fn walk(directory: &Path, prefix: &str, into: &mut Vec<Source>) {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap();
             if path.is_dir() {
@@ -147,17 +153,17 @@ fn sources() -> Vec<Source> {
     all
 }
 
-/// The modules of the architecture page: a file each, but one for a folder within a folder, which stands for its `mod.rs` and
-/// the private files beside it.
+/// The modules of the architecture page: one per file. A directory inside a directory is one
+/// module: its `mod.rs` and the private files beside it.
 fn modules() -> Vec<Source> {
     let mut modules: Vec<Source> = Vec::new();
     for source in sources() {
         let steps: Vec<&str> = source.name.split('/').collect();
-        let [block, module, _] = steps[..] else {
+        let [top, module, _] = steps[..] else {
             modules.push(source);
             continue;
         };
-        let name = format!("{block}/{module}");
+        let name = format!("{top}/{module}");
         match modules.iter_mut().find(|module| module.name == name) {
             Some(module) => module.text += &source.code(),
             None => modules.push(Source::new(&name, &source.code())),
@@ -166,18 +172,18 @@ fn modules() -> Vec<Source> {
     modules
 }
 
-/// Every place of `word` in `code`, and what follows it.
+/// All occurrences of `word` in `code`, each with the text that follows it.
 fn after_each<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-    let begins = |at: usize| {
+    let starts_a_word = |at: usize| {
         let before = code[..at].chars().next_back();
         before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != '$')
     };
     code.match_indices(word)
-        .filter(move |(at, _)| begins(*at))
+        .filter(move |(at, _)| starts_a_word(*at))
         .map(move |(at, _)| (at, &code[at + word.len()..]))
 }
 
-/// The paths that `path` begins with: one, or one for each element of a list in braces.
+/// The paths at the start of `path`: one, or one per element of a list in braces.
 fn alternatives(path: &str) -> Vec<&str> {
     let word = |text: &'static str| move |c: char| !c.is_alphanumeric() && !text.contains(c);
     let Some(list) = path.strip_prefix('{') else {
@@ -206,105 +212,108 @@ fn alternatives(path: &str) -> Vec<&str> {
     found
 }
 
-/// Types begin with a capital; what does not may be a module.
+/// Type names start with a capital letter; any other name may be a module.
 fn is_module(step: &str) -> bool {
     step.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
-/// The floors of the architecture page. Of each block or file: its floor, and its place among those of the same floor.
-struct House {
-    /// By name: "relay", "tunnel/pump".
-    places: BTreeMap<String, (usize, usize)>,
-    folders: Vec<String>,
+/// The floors of the architecture page: for each module its floor, and its position on that floor.
+struct Floors {
+    /// By module path: "relay", "tunnel/pump".
+    positions: BTreeMap<String, (usize, usize)>,
+    directories: Vec<String>,
 }
 
-impl House {
-    fn of_the_architecture_page() -> Self {
-        let drawn = ARCHITECTURE.split_once(MARKER).expect("the marker").1;
-        let drawn = drawn.split_once("```text\n").expect("a text block").1;
-        Self::drawn(drawn.split_once("```").expect("its end").0)
+impl Floors {
+    fn from_the_architecture_page() -> Self {
+        let page = ARCHITECTURE.split_once(MARKER).expect("the marker").1;
+        let page = page.split_once("```text\n").expect("a text block").1;
+        Self::parse(page.split_once("```").expect("its end").0)
     }
 
-    /// Reads lines such as `2 listener tunnel(chunk frame)`; each name may import those before it, as the page says.
-    fn drawn(text: &str) -> Self {
-        let mut house = Self {
-            places: BTreeMap::new(),
-            folders: Vec::new(),
+    /// Parses lines such as `2 listener tunnel(chunk frame)`, with the meaning that the page
+    /// describes.
+    fn parse(text: &str) -> Self {
+        let mut floors = Self {
+            positions: BTreeMap::new(),
+            directories: Vec::new(),
         };
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             let (floor, names) = line.trim().split_once(' ').expect("a floor and names");
             let floor = floor.parse().expect("the floor's number");
             let spaced = names.replace('(', " ( ").replace(')', " ) ");
-            let mut folder: Option<String> = None;
+            let mut directory: Option<String> = None;
             let mut last = String::new();
-            for (place, name) in spaced.split_whitespace().enumerate() {
-                match (name, &folder) {
+            for (position, name) in spaced.split_whitespace().enumerate() {
+                match (name, &directory) {
                     ("(", _) => {
-                        house.folders.push(last.clone());
-                        house
-                            .places
+                        floors.directories.push(last.clone());
+                        floors
+                            .positions
                             .insert(format!("{last}/mod"), (floor, usize::MAX));
-                        folder = Some(last.clone());
+                        directory = Some(last.clone());
                     }
-                    (")", _) => folder = None,
-                    (name, Some(folder)) => {
-                        house
-                            .places
-                            .insert(format!("{folder}/{name}"), (floor, place));
+                    (")", _) => directory = None,
+                    (name, Some(directory)) => {
+                        floors
+                            .positions
+                            .insert(format!("{directory}/{name}"), (floor, position));
                     }
                     (name, None) => {
                         name.clone_into(&mut last);
-                        house.places.insert(last.clone(), (floor, place));
+                        floors.positions.insert(last.clone(), (floor, position));
                     }
                 }
             }
         }
-        house
+        floors
     }
 
-    /// What is wrong with the imports of `source`.
-    fn faults(&self, source: &Source) -> Vec<String> {
-        let Some(&(floor, place)) = self.places.get(&source.name) else {
+    /// The violations in the imports of `source`.
+    fn violations(&self, source: &Source) -> Vec<String> {
+        let Some(&(floor, position)) = self.positions.get(&source.name) else {
             return vec![format!("{} is not on the architecture page", source.name)];
         };
-        let mut faults = Vec::new();
+        let mut violations = Vec::new();
         for import in source.imports() {
-            let (block, inner) = import.split_once('/').unwrap_or((&import, ""));
-            let Some(&(their_floor, their_place)) = self.places.get(block) else {
-                faults.push(format!(
-                    "{} uses {import} of the crate's front page; name its module",
+            let (module, inner) = import.split_once('/').unwrap_or((&import, ""));
+            let Some(&(import_floor, import_position)) = self.positions.get(module) else {
+                violations.push(format!(
+                    "{} imports {import} from the crate root; import it from its module",
                     source.name
                 ));
                 continue;
             };
-            let fine = if block == source.block() {
-                // Inside a folder: what mod.rs itself holds is everybody's, of the siblings only those drawn before.
-                match self.places.get(&format!("{block}/{inner}")) {
-                    Some(&(_, sibling)) => sibling < place,
+            let allowed = if module == source.top_module() {
+                // Inside a directory, `mod.rs` is available to all files; of the siblings only
+                // those named before.
+                match self.positions.get(&format!("{module}/{inner}")) {
+                    Some(&(_, sibling)) => sibling < position,
                     None => true,
                 }
-            } else if floor == their_floor {
-                let blocks = self
-                    .folders
+            } else if floor == import_floor {
+                let involves_a_directory = self
+                    .directories
                     .iter()
-                    .any(|f| f == block || f == source.block());
-                !blocks && their_place < place
+                    .any(|f| f == module || f == source.top_module());
+                !involves_a_directory && import_position < position
             } else {
-                their_floor < floor
+                import_floor < floor
             };
-            if !fine {
-                faults.push(format!(
-                    "{} (floor {floor}) imports {import} (floor {their_floor})",
+            if !allowed {
+                violations.push(format!(
+                    "{} (floor {floor}) imports {import} (floor {import_floor})",
                     source.name
                 ));
             }
         }
-        faults
+        violations
     }
 }
 
-/// Whether `word` stands in `code` by itself; of a path (`io::Read`) the last step may stand in a list in braces.
-fn says(code: &str, word: &str) -> bool {
+/// Whether `code` contains `word` as a whole word. The last step of a path (`io::Read`) may be in a
+/// list in braces.
+fn mentions(code: &str, word: &str) -> bool {
     if let Some((path, last)) = word.rsplit_once("::") {
         let path = format!("{path}::");
         return after_each(code, &path)
@@ -317,28 +326,28 @@ fn says(code: &str, word: &str) -> bool {
     })
 }
 
-/// The files whose code has one of `words`, with the word, less those that `may`.
-fn who_says(words: &[&str], may: impl Fn(&Source) -> bool) -> Vec<String> {
+/// The files whose code contains one of `words`, except the files that are `allowed`.
+fn files_that_mention(words: &[&str], allowed: impl Fn(&Source) -> bool) -> Vec<String> {
     let mut found = Vec::new();
-    for source in sources().iter().filter(|source| !may(source)) {
+    for source in sources().iter().filter(|source| !allowed(source)) {
         let code = source.code();
-        let said = words.iter().filter(|word| says(&code, word));
-        found.extend(said.map(|word| format!("{} says {word}", source.name)));
+        let mentioned = words.iter().filter(|word| mentions(&code, word));
+        found.extend(mentioned.map(|word| format!("{} mentions {word}", source.name)));
     }
     found
 }
 
-/// What is wrong with how `source` starts threads.
-fn thread_faults(source: &Source) -> Vec<String> {
+/// The violations in how `source` starts threads.
+fn thread_violations(source: &Source) -> Vec<String> {
     let code = source.code();
-    let mut faults = Vec::new();
-    if says(&code, "thread::spawn") || says(&code, "thread::scope") {
-        faults.push(format!("{} starts a thread without a name", source.name));
+    let mut violations = Vec::new();
+    if mentions(&code, "thread::spawn") || mentions(&code, "thread::scope") {
+        violations.push(format!("{} starts a thread without a name", source.name));
     }
     for (_, rest) in after_each(&code, "Builder::new()") {
         let before_spawn = rest.split(".spawn(").next().unwrap_or_default();
         if rest.contains(".spawn(") && !before_spawn.contains(".name(") {
-            faults.push(format!("{} builds a thread without a name", source.name));
+            violations.push(format!("{} starts a thread without a name", source.name));
         }
     }
     let long = code
@@ -346,41 +355,41 @@ fn thread_faults(source: &Source) -> Vec<String> {
         .skip(1)
         .step_by(2)
         .filter(|text| text.starts_with("uproxy-") && text.len() > THREAD_NAME);
-    faults.extend(long.map(|name| format!("{}: {name} is cut to 15 bytes", source.name)));
-    faults
+    violations.extend(long.map(|name| format!("{}: {name} is longer than 15 bytes", source.name)));
+    violations
 }
 
 #[test]
-fn every_file_is_on_the_architecture_page_and_nothing_else_is() {
-    let house = House::of_the_architecture_page();
+fn the_architecture_page_lists_every_file_and_no_others() {
+    let floors = Floors::from_the_architecture_page();
     let files: Vec<String> = modules().into_iter().map(|source| source.name).collect();
     for file in &files {
         assert!(
-            house.places.contains_key(file) || FRONT.contains(&file.as_str()),
+            floors.positions.contains_key(file) || NOT_ON_A_FLOOR.contains(&file.as_str()),
             "{file} is not on the page"
         );
     }
-    for name in house.places.keys() {
-        let is_folder = house.folders.contains(name);
-        assert!(is_folder || files.contains(name), "{name} is no file");
+    for name in floors.positions.keys() {
+        let is_directory = floors.directories.contains(name);
+        assert!(is_directory || files.contains(name), "{name} is not a file");
     }
 }
 
 #[test]
-fn imports_lead_down_the_floors() {
-    let house = House::of_the_architecture_page();
-    let faults: Vec<String> = modules()
+fn imports_lead_to_lower_floors_only() {
+    let floors = Floors::from_the_architecture_page();
+    let violations: Vec<String> = modules()
         .iter()
-        .filter(|source| !FRONT.contains(&source.name.as_str()))
-        .flat_map(|source| house.faults(source))
+        .filter(|source| !NOT_ON_A_FLOOR.contains(&source.name.as_str()))
+        .flat_map(|source| floors.violations(source))
         .collect();
-    assert!(faults.is_empty(), "{faults:#?}");
+    assert!(violations.is_empty(), "{violations:#?}");
 }
 
 #[test]
 fn relay_and_gateway_never_import_each_other() {
     for source in sources() {
-        let other = match source.block() {
+        let other = match source.top_module() {
             "relay" => "gateway",
             "gateway" => "relay",
             _ => continue,
@@ -405,80 +414,87 @@ fn only_the_command_line_prints() {
         "stdout()",
         "stderr()",
     ];
-    let found = who_says(&words, |source| source.block() == "cli");
+    let found = files_that_mention(&words, |source| source.top_module() == "cli");
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
 fn only_main_and_the_command_line_end_the_process() {
     let words = ["process::exit", "process::abort", "exit_group"];
-    let found = who_says(&words, |source| matches!(source.block(), "main" | "cli"));
+    let found = files_that_mention(&words, |source| {
+        matches!(source.top_module(), "main" | "cli")
+    });
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn the_bodies_of_the_fuzz_targets_are_no_part_of_the_program() {
-    let outside =
-        |source: &Source| source.block() == "fuzzing" || FRONT.contains(&source.name.as_str());
-    let found = who_says(&["fuzzing"], outside);
+fn the_bodies_of_the_fuzz_targets_are_not_part_of_the_program() {
+    let outside = |source: &Source| {
+        source.top_module() == "fuzzing" || NOT_ON_A_FLOOR.contains(&source.name.as_str())
+    };
+    let found = files_that_mention(&["fuzzing"], outside);
     assert!(found.is_empty(), "{found:#?}");
-    let front = sources()
+    let root = sources()
         .into_iter()
         .find(|source| source.name == "lib")
         .unwrap();
-    let only = "#[cfg(any(all(test, feature = \"gateway\"), feature = \"fuzzing\"))]\n#[path = \"../tests/fuzz/bodies/mod.rs\"]\n#[doc(hidden)]\npub mod fuzzing;";
-    assert!(front.text.contains(only));
+    let declaration = "#[cfg(any(all(test, feature = \"gateway\"), feature = \"fuzzing\"))]\n#[path = \"../tests/fuzz/bodies/mod.rs\"]\n#[doc(hidden)]\npub mod fuzzing;";
+    assert!(root.text.contains(declaration));
 }
 
 #[test]
-fn signals_belong_to_the_command_line() {
-    let found = who_says(&["signal_hook"], |source| source.block() == "cli");
+fn only_the_command_line_handles_signals() {
+    let found = files_that_mention(&["signal_hook"], |source| source.top_module() == "cli");
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn unsafe_code_stands_in_two_places() {
-    let found = who_says(&["unsafe"], |source| {
-        // `capi/header` is a test, which reads what the exports say.
+fn unsafe_code_is_in_two_files_only() {
+    let found = files_that_mention(&["unsafe"], |source| {
+        // `capi/header` is a test that reads the exported functions.
         matches!(
             source.name.as_str(),
             "sys/memory" | "capi/ffi" | "capi/header"
         )
     });
-    // The exported names, which the compiler counts as unsafe, and nothing else.
-    assert_eq!(found, ["capi/mod says unsafe"]);
+    // The remaining use is the attribute of the exported names, which the compiler counts as
+    // unsafe.
+    assert_eq!(found, ["capi/mod mentions unsafe"]);
     let sources = sources();
     let exports = sources.iter().find(|source| source.name == "capi/mod");
     let code = exports.unwrap().code();
-    assert!(!says(&code.replace("#[unsafe(no_mangle)]", ""), "unsafe"));
+    assert!(!mentions(
+        &code.replace("#[unsafe(no_mangle)]", ""),
+        "unsafe"
+    ));
 }
 
 #[test]
 fn every_thread_has_a_name() {
-    let faults: Vec<String> = sources().iter().flat_map(thread_faults).collect();
-    assert!(faults.is_empty(), "{faults:#?}");
+    let violations: Vec<String> = sources().iter().flat_map(thread_violations).collect();
+    assert!(violations.is_empty(), "{violations:#?}");
 }
 
 #[test]
-fn the_layers_do_no_io() {
+fn modules_without_io_do_no_io() {
     let all = sources();
     for name in WITHOUT_IO {
         assert!(
             all.iter().any(|source| source.name == name),
-            "{name} is gone"
+            "{name} does not exist"
         );
     }
-    let found = who_says(&IO_WORDS, |source| {
+    let found = files_that_mention(&IO_WORDS, |source| {
         !WITHOUT_IO.contains(&source.name.as_str())
     });
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn a_tunnels_bytes_pass_the_kernel_in_link_alone() {
+fn only_the_connection_reads_and_writes_a_tunnels_bytes() {
     // `gateway/auth` reads a file.
-    let found = who_says(&["io::Read", "io::Write"], |source| {
-        !matches!(source.block(), "tunnel" | "relay" | "gateway")
+    let found = files_that_mention(&["io::Read", "io::Write"], |source| {
+        !matches!(source.top_module(), "tunnel" | "relay" | "gateway")
             || source.name.starts_with("tunnel/conn/")
             || source.name == "gateway/auth"
     });
@@ -486,54 +502,54 @@ fn a_tunnels_bytes_pass_the_kernel_in_link_alone() {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is() {
+fn every_file_starts_with_a_module_doc() {
     for source in sources() {
         assert!(source.text.starts_with("//! "), "{}", source.name);
     }
 }
 
-// The check itself: what breaks a rule is seen.
+// Tests of the check itself: it detects each kind of violation.
 
-fn small_house() -> House {
-    House::drawn("2 cli\n1 relay(dial worker) gateway(door)\n0 error config tls\n")
+fn example_floors() -> Floors {
+    Floors::parse("2 cli\n1 relay(dial worker) gateway(upgrade)\n0 error config tls\n")
 }
 
 #[test]
-fn sees_an_import_upwards() {
-    let house = small_house();
+fn an_import_from_a_higher_floor_is_detected() {
+    let floors = example_floors();
     let fine = Source::new("relay/worker", "use crate::config::Config;\n");
-    assert_eq!(house.faults(&fine), [""; 0]);
+    assert_eq!(floors.violations(&fine), [""; 0]);
     for code in [
         "use crate::cli::print;",
         "use crate::gateway::upgrade;",
-        "use crate::{config, gateway::upgrade::Door};",
+        "use crate::{config, gateway::upgrade::decide};",
         "fn f() { crate::gateway::upgrade::open() }",
         "use crate::Config;",
     ] {
         let bad = Source::new("relay/worker", code);
-        assert_eq!(house.faults(&bad).len(), 1, "{code}");
+        assert_eq!(floors.violations(&bad).len(), 1, "{code}");
     }
     assert_eq!(
-        house
-            .faults(&Source::new("config", "use crate::tls;"))
+        floors
+            .violations(&Source::new("config", "use crate::tls;"))
             .len(),
         1,
-        "a later sibling"
+        "an import of a later sibling"
     );
-    assert_eq!(house.faults(&Source::new("stray", "")).len(), 1);
+    assert_eq!(floors.violations(&Source::new("stray", "")).len(), 1);
 }
 
 #[test]
-fn sees_a_later_sibling_in_the_same_folder() {
-    let house = small_house();
+fn an_import_of_a_later_sibling_is_detected() {
+    let floors = example_floors();
     let up = Source::new("relay/dial", "use super::{Relay, worker::serve};\n");
-    assert_eq!(house.faults(&up).len(), 1);
+    assert_eq!(floors.violations(&up).len(), 1);
     let down = Source::new("relay/worker", "use super::{Relay, dial};\n");
-    assert_eq!(house.faults(&down), [""; 0]);
+    assert_eq!(floors.violations(&down), [""; 0]);
 }
 
 #[test]
-fn looks_at_code_and_not_at_comments_or_tests() {
+fn comments_and_tests_are_ignored() {
     let source = Source::new(
         "error",
         "//! see crate::cli\nfn f() {} // crate::cli\n#[cfg(test)]\nmod tests { use crate::cli; }\n",
@@ -542,38 +558,42 @@ fn looks_at_code_and_not_at_comments_or_tests() {
 }
 
 #[test]
-fn sees_threads_without_a_name_or_with_a_long_one() {
+fn threads_without_a_name_or_with_a_long_name_are_detected() {
     for code in [
         "thread::spawn(f);",
         "thread::Builder::new().spawn(f);",
         r#"thread::Builder::new().name("uproxy-much-too-long".into()).spawn(f);"#,
     ] {
-        assert_eq!(thread_faults(&Source::new("x", code)).len(), 1, "{code}");
+        assert_eq!(
+            thread_violations(&Source::new("x", code)).len(),
+            1,
+            "{code}"
+        );
     }
     let fine = r#"thread::Builder::new().name("uproxy-dns".into()).spawn(f);"#;
-    assert_eq!(thread_faults(&Source::new("x", fine)), [""; 0]);
+    assert_eq!(thread_violations(&Source::new("x", fine)), [""; 0]);
 }
 
 #[test]
-fn finds_words_and_not_parts_of_words() {
-    assert!(says("let x: File;", "File") && says("use std::io::{self, Read};", "io::Read"));
-    assert!(says("std::process::exit(1)", "process::exit"));
+fn words_are_found_and_parts_of_words_are_not() {
+    assert!(mentions("let x: File;", "File") && mentions("use std::io::{self, Read};", "io::Read"));
+    assert!(mentions("std::process::exit(1)", "process::exit"));
     for code in [
         "a_File",
         "Files",
         "io::ReadBuf",
         "use std::fmt::{self, Write}",
     ] {
-        let found = IO_WORDS.iter().find(|word| says(code, word));
+        let found = IO_WORDS.iter().find(|word| mentions(code, word));
         assert_eq!(found, None, "{code}");
     }
 }
 
-/// The page whose rows each name the tests that hold them.
+/// The page with one row per fault and the tests that cover it.
 const FAULTS: &str = include_str!("../../src/manual/faults.md");
 
 #[test]
-fn every_test_that_the_page_of_faults_names_is_there() {
+fn every_test_named_on_the_page_of_faults_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = FAULTS
         .split('`')
@@ -582,15 +602,15 @@ fn every_test_that_the_page_of_faults_names_is_there() {
         .filter_map(|word| word.split_once("::"));
     let mut count = 0;
     for (file, test) in named {
-        let place = if file.starts_with("src/") {
+        let path = if file.starts_with("src/") {
             format!("{file}.rs")
         } else {
             format!("tests/integration/{file}.rs")
         };
-        let text = fs::read_to_string(root.join(&place)).unwrap_or_else(|e| panic!("{place}: {e}"));
+        let text = fs::read_to_string(root.join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
         assert!(
             text.contains(&format!("fn {test}(")),
-            "{place} has no test {test}"
+            "{path} has no test {test}"
         );
         count += 1;
     }

@@ -442,7 +442,7 @@ fn an_invalid_ca_download_gives_one_warning_at_the_ca() {
         ),
         ("over 1 MiB", endless),
         (
-            "shorter than it says",
+            "shorter than its length",
             CannedServer::start(format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n{good}"
             )),

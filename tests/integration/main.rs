@@ -1,6 +1,7 @@
-//! The integration tests: the real binary, real sockets, real files, real tools, one module for each thing promised.
+//! The integration tests. They use the real binary, real sockets, real files and real tools. Each
+//! module tests one promise of the program.
 //!
-//! Everything here runs without the network except `clients`, whose registry tests say so.
+//! Only the registry tests in `clients` need the network.
 
 #![allow(
     clippy::unwrap_used,

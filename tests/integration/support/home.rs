@@ -16,7 +16,7 @@ pub(crate) const SESSION: &str = "session-of-the-test";
 /// The session token of every test. Leak tests search for it.
 pub(crate) const TOKEN: &str = "canary-token-5b1f0c77";
 
-/// The unprivileged user and group `nobody`, which own no files.
+/// The ID of an unprivileged user and group that own no files.
 const UNPRIVILEGED: u32 = 65534;
 
 /// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
@@ -137,7 +137,7 @@ impl TempHome {
     }
 
     /// The binary under test as an unprivileged user who owns this home: the current user, or
-    /// `nobody` if the tests run as root.
+    /// [`UNPRIVILEGED`] if the tests run as root.
     pub(crate) fn as_unprivileged_user(&self) -> Command {
         // Other users may not have access to the package's directory, so the binary is copied.
         let copy = self.join("upstreamproxy");

@@ -20,8 +20,8 @@ pub(crate) struct ResourceCounts {
 }
 
 impl ResourceCounts {
-    /// ResourceCounts the threads and descriptors of a running process. Returns `None`, and the test is
-    /// skipped, if this user may not read them.
+    /// ResourceCounts the threads and descriptors of a running process. Returns `None`, and the
+    /// test is skipped, if this user may not read them.
     #[track_caller]
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map(Iterator::count);
