@@ -23,6 +23,7 @@ mod hostile_clients;
 mod hostile_upstream;
 mod house;
 mod intercept;
+mod language;
 mod lifecycle;
 mod performance_gate;
 mod readme;
