@@ -11,6 +11,7 @@
     clippy::doc_markdown
 )]
 
+mod architecture;
 mod bench;
 mod capi;
 mod clients;
@@ -21,7 +22,6 @@ mod examples;
 mod gateway_service;
 mod hostile_clients;
 mod hostile_upstream;
-mod house;
 mod intercept;
 mod language;
 mod lifecycle;
