@@ -1,4 +1,4 @@
-//! Hostile clients (slow, many_fields, vanishing, speaking other protocols) and scarce resources.
+//! Hostile clients (slow, many, vanishing, speaking other protocols) and scarce resources.
 //! The process keeps running, answers, stays idle, and releases all resources afterwards.
 
 use std::io::{ErrorKind, Read, Write};
@@ -77,7 +77,7 @@ fn assert_serves(port: u16, target: &EchoServer) {
     );
 }
 
-/// Raises the descriptor limit: these tests hold many_fields sockets at once.
+/// Raises the descriptor limit: these tests hold many sockets at once.
 fn allow_many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -172,7 +172,7 @@ fn a_process_of_the_same_user_cannot_read_the_relays_memory() {
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     let mut command = home.as_unprivileged_user();
     let relay = RelayProcess::from(home.session(command.arg("serve"), &gateway.base_url()));
-    // A control first: the neighbour, of the same user, can read another process, so the refusal is
+    // Control: another process of the same user can be read, so the refusal below is
     // meaningful.
     let can_read = |pid: &str| {
         let mut neighbour = home.command_as_unprivileged_user("cat");
