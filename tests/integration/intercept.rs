@@ -20,8 +20,8 @@ fn upstream_ca_option(origin: &HttpsOrigin) -> String {
     format!("--upstream-ca={}", origin.ca_file().display())
 }
 
-/// Does a TLS handshake for [`NAME`] through the tunnel, upstream_ca_option the certificates in
-/// `bundle`, and requests `/hello`. Returns the certificate chain and the response.
+/// Does a TLS handshake for [`NAME`] through the tunnel, trusting the certificates in `bundle`, and
+/// requests `/hello`. Returns the certificate chain and the response.
 fn handshake(
     port: u16,
     origin: &HttpsOrigin,
