@@ -137,7 +137,7 @@ mod sys;
 mod tunnel;
 
 pub use config::Config;
-pub use control::metrics::Stats;
+pub use control::metrics::{Stats, StatsReader};
 pub use control::stop::Abort;
 #[cfg(feature = "gateway")]
 pub use embedded::{EmbeddedOptions, start_gateway};

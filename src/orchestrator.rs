@@ -9,8 +9,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
-#[cfg(any(test, feature = "capi"))]
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -18,9 +16,7 @@ use rustls_pki_types::CertificateDer;
 #[cfg(feature = "gateway")]
 use crate::config::When;
 use crate::config::{Config, Environment};
-#[cfg(any(test, feature = "capi"))]
-use crate::control::metrics::Counters;
-use crate::control::metrics::Stats;
+use crate::control::metrics::{Stats, StatsReader};
 use crate::control::stop::Abort;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::crypto::tls;
@@ -524,10 +520,9 @@ impl Handle {
         self.relay.stats()
     }
 
-    /// The counters themselves, readable while a shutdown owns the handle.
-    #[cfg(any(test, feature = "capi"))]
-    pub(crate) fn counters(&self) -> Arc<Counters> {
-        self.relay.counters()
+    /// A reader of the counters that stays valid during and after [`shutdown`](Self::shutdown).
+    pub fn stats_reader(&self) -> StatsReader {
+        self.relay.stats_reader()
     }
 
     /// Separates the embedded gateway, if there is one, so that the caller decides when it stops: after the relay.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString, c_int};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::codes::{
 use super::ffi::{Array, with_signals_blocked};
 use super::logging;
 use crate::config::{Config, Environment};
-use crate::control::metrics::{Counters, Stats};
+use crate::control::metrics::{Stats, StatsReader};
 use crate::control::stop::Abort;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
@@ -44,7 +44,7 @@ struct Enabled {
     port: u16,
     url: CString,
     ca_bundle: CString,
-    counters: Arc<Counters>,
+    stats: StatsReader,
     drain: Duration,
 }
 
@@ -88,7 +88,7 @@ impl Proxy {
             port: relay.port(),
             url: c_string(relay.proxy_url()),
             ca_bundle: c_string(relay.ca_bundle().as_os_str().as_bytes()),
-            counters: relay.counters(),
+            stats: relay.stats_reader(),
             drain,
         });
         Self::new(
@@ -201,7 +201,7 @@ impl Proxy {
     /// The counters, in every phase.
     pub(super) fn stats(&self) -> Stats {
         self.enabled()
-            .map_or_else(Stats::default, |enabled| enabled.counters.stats())
+            .map_or_else(Stats::default, |enabled| enabled.stats.read())
     }
 
     /// Cuts every open tunnel, also during a shutdown.

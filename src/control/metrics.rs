@@ -1,20 +1,22 @@
-//! Counters of one relay or gateway: handed in, never global.
+//! Counters of one relay or gateway: passed in, never global.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What has happened so far, at one moment.
+/// The counters of one relay or gateway at one moment. All but [`live`](Self::live) and
+/// [`standing_by`](Self::standing_by) count from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections that hold a slot now.
+    /// Connections that are open now.
     pub live: u64,
     /// Tunnels that were established.
     pub tunnels: u64,
-    /// Tunnels of a relay that were asked for on a connection that stood by.
+    /// Tunnels of a relay that used a connection of its warm pool.
     pub standby: u64,
-    /// Connections of a relay that stand by now.
+    /// Connections in the warm pool of a relay now.
     pub standing_by: u64,
-    /// Connections that were answered with a refusal.
+    /// Connections that were refused.
     pub refused: u64,
     /// Tunnels that broke, panicked or were cut.
     pub broken: u64,
@@ -24,24 +26,53 @@ pub struct Stats {
     pub bytes_down: u64,
 }
 
-/// The counters that the threads write to.
+/// Reads the counters of one relay or gateway from any thread, also during and after its shutdown.
+///
+/// It does not keep the relay or gateway running. Clones read the same counters.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "gateway")] {
+/// use std::time::Duration;
+///
+/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::start_gateway;
+///
+/// let mut config = GatewayConfig::default();
+/// config.listen = "127.0.0.1:0".parse()?;
+/// let gateway = start_gateway(config)?;
+/// let stats = gateway.stats_reader();
+/// let drain = std::thread::spawn(move || gateway.shutdown(Duration::from_secs(10)));
+/// println!("{} tunnels still open", stats.read().live);
+/// drain.join().unwrap();
+/// assert_eq!(stats.read().live, 0);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct StatsReader(Arc<Counters>);
+
+impl StatsReader {
+    pub(crate) fn new(counters: &Arc<Counters>) -> Self {
+        Self(Arc::clone(counters))
+    }
+
+    /// The counters now. Each is read by itself: they are not a snapshot of one instant.
+    pub fn read(&self) -> Stats {
+        self.0.stats()
+    }
+}
+
+/// The counters that the threads write to. [`Stats`] describes each.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Connections that hold a slot now.
     pub(crate) live: AtomicU64,
-    /// Tunnels that were established.
     pub(crate) tunnels: AtomicU64,
-    /// Tunnels that were asked for on a connection that stood by.
     pub(crate) standby: AtomicU64,
-    /// Connections that stand by now.
     pub(crate) standing_by: AtomicU64,
-    /// Connections that were answered with a refusal.
     pub(crate) refused: AtomicU64,
-    /// Tunnels that broke, panicked or were cut.
     pub(crate) broken: AtomicU64,
-    /// Bytes that clients sent to targets.
     pub(crate) bytes_up: AtomicU64,
-    /// Bytes that targets sent to clients.
     pub(crate) bytes_down: AtomicU64,
 }
 
@@ -51,7 +82,7 @@ impl Counters {
         counter.fetch_add(n, Relaxed);
     }
 
-    /// All counters as they are now; each by itself, not all at one instant.
+    /// The counters now, each read by itself.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             live: self.live.load(Relaxed),

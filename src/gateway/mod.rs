@@ -30,7 +30,7 @@ pub use crate::net::resolver::{Override, OverrideError};
 pub use auth::{Sessions, SessionsError};
 
 use crate::config::Limits;
-use crate::control::metrics::{Counters, Stats};
+use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
@@ -167,9 +167,14 @@ impl Gateway {
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(sessions);
     }
 
-    /// What has happened so far.
+    /// The counters now.
     pub fn stats(&self) -> Stats {
         self.shared.counters.stats()
+    }
+
+    /// A reader of the counters that stays valid during and after [`shutdown`](Self::shutdown).
+    pub fn stats_reader(&self) -> StatsReader {
+        StatsReader::new(&self.shared.counters)
     }
 
     /// The way to end a shutdown that takes its time, from another thread.

@@ -22,7 +22,7 @@ pub(crate) use dial::{DialEvent, trace};
 use warm_pool::WarmPool;
 
 use crate::config::Limits;
-use crate::control::metrics::{Counters, Stats};
+use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
@@ -100,10 +100,9 @@ impl Running {
         self.counters.stats()
     }
 
-    /// The counters themselves, for who must read them while a shutdown has the relay.
-    #[cfg(any(test, feature = "capi"))]
-    pub(crate) fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+    /// A reader of the counters that stays valid during and after the shutdown.
+    pub(crate) fn stats_reader(&self) -> StatsReader {
+        StatsReader::new(&self.counters)
     }
 
     /// The way to end a shutdown that takes its time.
