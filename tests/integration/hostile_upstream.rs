@@ -1,5 +1,6 @@
-//! Upstreams that break off, dribble, flood, redirect or answer something else, in each phase: the client always has a status
-//! and one sentence, or a prefix and a reset, and the relay neither hangs nor spins nor keeps anything.
+//! Hostile upstreams: they close early, send slowly, flood, redirect, or answer something else, in each
+//! phase. The client always gets either a status and one sentence, or a prefix of the data and a reset.
+//! The relay neither hangs nor uses processor time nor leaks resources.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -28,10 +29,11 @@ const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 
-/// What is done with a connection whose request head has come.
+/// Handles a connection after its request head was read.
 type Behaviour = dyn Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync;
 
-/// A plain upstream that serves its CA as it should, and with the tunnel endpoint does what the test says.
+/// An upstream without TLS. It serves its CA correctly; the test defines what it does at the tunnel
+/// endpoint.
 struct Upstream {
     port: u16,
     behaviour: Arc<Mutex<Arc<Behaviour>>>,
@@ -43,19 +45,19 @@ impl Upstream {
         let port = listener.local_addr().unwrap().port();
         let nothing: Arc<Behaviour> = Arc::new(|_, _| Ok(()));
         let behaviour = Arc::new(Mutex::new(nothing));
-        let now = Arc::clone(&behaviour);
+        let current = Arc::clone(&behaviour);
         let pem = TestCa::new("ca of a hostile upstream").pem;
         thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
-                let (now, pem) = (Arc::clone(&now.lock().unwrap()), pem.clone());
+                let (behaviour, pem) = (Arc::clone(&current.lock().unwrap()), pem.clone());
                 thread::spawn(move || {
                     stream.set_read_timeout(Some(TIMEOUT))?;
                     let head = read_head(&mut stream)?;
                     if head.contains("/ca-cert ") {
                         return stream.write_all(ca_answer(&pem).as_bytes());
                     }
-                    assert!(head.contains(TOKEN), "the token comes with the upgrade");
-                    now(&mut stream, &head)
+                    assert!(head.contains(TOKEN), "the upgrade has no token");
+                    behaviour(&mut stream, &head)
                 });
             }
         });
@@ -66,7 +68,7 @@ impl Upstream {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    fn now(
+    fn set_behaviour(
         &self,
         behaviour: impl Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync + 'static,
     ) {
@@ -88,8 +90,8 @@ fn ca_answer(pem: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{pem}")
 }
 
-/// The right answer to the upgrade in `head`.
-fn switching(head: &str) -> Vec<u8> {
+/// The correct response to the upgrade request in `head`.
+fn switching_protocols(head: &str) -> Vec<u8> {
     let key = head
         .lines()
         .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
@@ -102,7 +104,7 @@ fn switching(head: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A whole frame from a server.
+/// A complete frame from a server.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     if let Ok(short @ ..126) = u8::try_from(payload.len()) {
@@ -115,7 +117,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A whole message with this data.
+/// A complete message with this data.
 fn chunk(data: &[u8]) -> Vec<u8> {
     let mut message = vec![0x0a];
     let mut length = data.len();
@@ -128,7 +130,7 @@ fn chunk(data: &[u8]) -> Vec<u8> {
     frame(BINARY, &message)
 }
 
-/// The end of the data, and the end of the connection.
+/// A `fin` message and a close frame.
 fn fin_and_close() -> Vec<u8> {
     [
         frame(BINARY, &[0x10, 1]),
@@ -137,12 +139,12 @@ fn fin_and_close() -> Vec<u8> {
     .concat()
 }
 
-/// Says nothing more, and waits for the other side to have enough.
-fn hold(stream: &mut impl Read) -> std::io::Result<()> {
+/// Sends nothing more, and reads until the other side closes.
+fn read_until_closed(stream: &mut impl Read) -> std::io::Result<()> {
     std::io::copy(stream, &mut std::io::sink()).map(|_| ())
 }
 
-/// Sends `bytes` one by one, over and over, as long as anybody takes them.
+/// Sends `first`, then the bytes of `again` one by one, repeatedly, until sending fails.
 fn dribble(stream: &mut TcpStream, first: &[u8], again: &[u8]) -> std::io::Result<()> {
     stream.write_all(first)?;
     for byte in again.chunks(1).cycle() {
@@ -156,9 +158,10 @@ fn reset(stream: &TcpStream) -> std::io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
-/// One CONNECT through the relay; it must be refused with `status`, the kind of error, and one sentence, and end in order.
+/// Sends one CONNECT through the relay. It must be refused with `status`, `Proxy-Status`, and one
+/// sentence, and the connection must end cleanly. Returns the sentence.
 #[track_caller]
-fn is_refused(port: u16, case: &str, status: u16) -> String {
+fn assert_refused(port: u16, case: &str, status: u16) -> String {
     let (mut stream, answer) = connect(port, TARGET);
     let (rest, ending) = read_to_end(&mut stream);
     assert_eq!(answer.status, status, "{case}: {answer:?}");
@@ -177,9 +180,9 @@ fn is_refused(port: u16, case: &str, status: u16) -> String {
     body
 }
 
-/// What is there before and must be there again after.
-fn at_rest(relay: &RelayProcess, check: impl FnOnce()) {
-    is_refused_once(relay);
+/// Checks that the relay has as many threads and descriptors after `check` as before.
+fn assert_resources_restored(relay: &RelayProcess, check: impl FnOnce()) {
+    connect_once(relay);
     let before = ResourceCounts::of(relay.running.pid());
     check();
     if let Some(before) = before {
@@ -187,13 +190,13 @@ fn at_rest(relay: &RelayProcess, check: impl FnOnce()) {
     }
 }
 
-/// What is made once and kept counts as the beginning.
-fn is_refused_once(relay: &RelayProcess) {
+/// Makes the relay create what it creates once and keeps. This belongs to the baseline.
+fn connect_once(relay: &RelayProcess) {
     let (mut stream, _) = connect(relay.port(), TARGET);
     read_to_end(&mut stream);
 }
 
-/// A relay inside this process, with limits that no option sets.
+/// Starts a relay inside this process, with limits that have no command-line option.
 fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Handle {
     let config = Config::default()
         .when(upstreamproxy::config::When::Always)
@@ -210,13 +213,13 @@ fn in_process(home: &TempHome, base_url: &str, opening_timeout: Duration) -> Han
 // TCP.
 
 #[test]
-fn an_upstream_that_is_gone_is_a_502_however_often_one_asks() {
-    let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
+fn a_closed_upstream_port_gives_502_each_time() {
+    let (home, upstream) = (TempHome::new(), LimitedUpstream::start(1));
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
-    upstream.leave();
-    at_rest(&relay, || {
+    upstream.close();
+    assert_resources_restored(&relay, || {
         for _ in 0..1_000 {
-            let sentence = is_refused(relay.port(), "gone", 502);
+            let sentence = assert_refused(relay.port(), "closed port", 502);
             assert!(sentence.contains("refused the connection"), "{sentence}");
         }
     });
@@ -225,25 +228,25 @@ fn an_upstream_that_is_gone_is_a_502_however_often_one_asks() {
 }
 
 #[test]
-fn an_upstream_that_swallows_packets_is_a_504_at_the_connect_timeout() {
-    let (home, upstream) = (TempHome::new(), GoneUpstream::start(1));
+fn an_upstream_that_drops_packets_gives_504_at_the_connect_timeout() {
+    let (home, upstream) = (TempHome::new(), LimitedUpstream::start(1));
     let options = ["--connect-timeout", "300ms"];
     let relay = RelayProcess::start(&home, &upstream.base_url(), &options);
     let _full = upstream.fill();
-    at_rest(&relay, || {
+    assert_resources_restored(&relay, || {
         let (mut stream, answer) = connect(relay.port(), TARGET);
         assert_eq!(answer.status, 504, "{answer:?}");
         read_to_end(&mut stream);
     });
 }
 
-/// An upstream that serves so many connections as it should, and then accepts no more.
-struct GoneUpstream {
+/// An upstream that serves a number of connections correctly and then accepts no more.
+struct LimitedUpstream {
     port: u16,
     served: thread::JoinHandle<TcpListener>,
 }
 
-impl GoneUpstream {
+impl LimitedUpstream {
     fn start(connections: usize) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -251,7 +254,7 @@ impl GoneUpstream {
         socket.listen(1).unwrap();
         let listener: TcpListener = socket.into();
         let port = listener.local_addr().unwrap().port();
-        let pem = TestCa::new("ca of an upstream that goes").pem;
+        let pem = TestCa::new("ca of a limited upstream").pem;
         let served = thread::spawn(move || {
             for _ in 0..connections {
                 let mut stream = listener.accept().unwrap().0;
@@ -267,12 +270,12 @@ impl GoneUpstream {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// From now on the port is closed.
-    fn leave(self) {
+    /// Closes the port.
+    fn close(self) {
         drop(self.served.join().unwrap());
     }
 
-    /// From now on nobody comes through: the backlog is full, and the kernel drops what else wants in.
+    /// Fills the backlog, so that the kernel drops all further connection requests.
     fn fill(self) -> (TcpListener, Vec<Socket>) {
         let listener = self.served.join().unwrap();
         let waiting = fill(listener.local_addr().unwrap());
@@ -280,12 +283,12 @@ impl GoneUpstream {
     }
 }
 
-/// More connections than the smallest backlog holds.
+/// Opens more connections than the smallest backlog holds.
 fn fill(address: SocketAddr) -> Vec<Socket> {
     let connections = (0..8).map(|_| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
-        // None of them waits for an answer.
+        // The connect is not waited for.
         let _ = socket.connect(&address.into());
         socket
     });
@@ -293,52 +296,54 @@ fn fill(address: SocketAddr) -> Vec<Socket> {
 }
 
 #[test]
-fn a_client_that_leaves_takes_the_dialling_with_it() {
+fn a_client_that_disconnects_cancels_the_dialling() {
     let upstream = Upstream::start();
-    let (tell, told) = channel();
-    let leaves = |timeout, upgrades, by_reset: bool| {
+    let (sender, events) = channel();
+    let disconnects = |timeout, upgrades, by_reset: bool| {
         let home = TempHome::new();
         let relay =
             RelayProcess::start(&home, &upstream.base_url(), &["--connect-timeout", timeout]);
-        at_rest(&relay, || {
-            upstream.now(telling_of(tell.clone(), upgrades));
+        assert_resources_restored(&relay, || {
+            upstream.set_behaviour(reporting(sender.clone(), upgrades));
             let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
             write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\n").unwrap();
-            assert_eq!(told.recv_timeout(TIMEOUT), Ok("asked"));
+            assert_eq!(events.recv_timeout(TIMEOUT), Ok("requested"));
             if by_reset {
                 reset(&client).unwrap();
             }
             drop(client);
-            assert_eq!(told.recv_timeout(TIMEOUT), Ok("ended"));
-            upstream.now(|_, _| Ok(()));
+            assert_eq!(events.recv_timeout(TIMEOUT), Ok("closed"));
+            upstream.set_behaviour(|_, _| Ok(()));
         });
     };
-    // Nothing but the client's leaving would end the wait.
-    leaves("10m", false, true);
-    leaves("10m", true, true);
-    // An orderly end may be a half-close: what was begun goes on to its own deadline.
-    leaves("300ms", false, false);
+    // Only the client's reset can end the wait.
+    disconnects("10m", false, true);
+    disconnects("10m", true, true);
+    // A clean end may be a half-close, so dialling continues to its own deadline.
+    disconnects("300ms", false, false);
 }
 
-/// Says when it was asked, answers nothing (or nothing after the upgrade), and says when the other side has gone.
-fn telling_of(
-    tell: Sender<&'static str>,
+/// Reports the request, answers nothing (or nothing after the upgrade), and reports when the other side
+/// has closed.
+fn reporting(
+    events: Sender<&'static str>,
     upgrades: bool,
 ) -> impl Fn(&mut TcpStream, &str) -> std::io::Result<()> + Send + Sync + 'static {
     move |stream, head| {
         if upgrades {
-            stream.write_all(&switching(head))?;
+            stream.write_all(&switching_protocols(head))?;
         }
-        tell.send("asked").unwrap();
-        let held = hold(stream);
-        tell.send("ended").unwrap();
-        held
+        events.send("requested").unwrap();
+        let result = read_until_closed(stream);
+        events.send("closed").unwrap();
+        result
     }
 }
 
 // TLS.
 
-/// An upstream over TLS: its first connection is as it should be, the others are what the test says.
+/// Starts an upstream with TLS. It serves its first connection correctly and passes the others to
+/// `then`.
 fn tls_upstream(
     ca: &TestCa,
     then: impl Fn(TcpStream, Arc<ServerConfig>) -> std::io::Result<()> + Send + Sync + 'static,
@@ -377,19 +382,19 @@ fn tls_config(ca: &TestCa) -> Arc<ServerConfig> {
 }
 
 #[test]
-fn a_tls_handshake_that_goes_wrong_is_a_502_and_one_that_does_not_go_on_a_504() {
+fn a_failed_tls_handshake_gives_502_and_a_stalled_one_504() {
     type Raw = Box<dyn Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync>;
     let cases: [(&str, u16, Raw); 9] = [
-        ("ends", 502, Box::new(|_| Ok(()))),
+        ("closes", 502, Box::new(|_| Ok(()))),
         ("resets", 502, Box::new(|s| reset(s))),
         (
-            "no TLS",
+            "not TLS",
             502,
             Box::new(|s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
         ),
         ("garbage", 502, Box::new(|s| s.write_all(&[0xff; 4096]))),
         (
-            "a record too long",
+            "a record that is too long",
             502,
             Box::new(|s| {
                 s.write_all(&[22, 3, 3, 0xff, 0xff])?;
@@ -402,16 +407,16 @@ fn a_tls_handshake_that_goes_wrong_is_a_502_and_one_that_does_not_go_on_a_504() 
             Box::new(|s| s.write_all(&[21, 3, 3, 0, 2, 2, 40])),
         ),
         (
-            "half a hello",
+            "an incomplete ServerHello",
             502,
             Box::new(|s| {
                 s.write_all(&[22, 3, 3, 0, 100, 2, 0, 0, 96])?;
                 s.shutdown(Shutdown::Write)
             }),
         ),
-        ("silent", 504, Box::new(hold)),
+        ("silent", 504, Box::new(read_until_closed)),
         (
-            "dribbles",
+            "sends slowly",
             504,
             Box::new(|s| dribble(s, &[22, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb], &[0])),
         ),
@@ -420,54 +425,58 @@ fn a_tls_handshake_that_goes_wrong_is_a_502_and_one_that_does_not_go_on_a_504() 
         let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
         let trust = home.write("root.pem", &ca.pem, 0o644);
         let base_url = tls_upstream(&ca, move |mut stream, _| {
-            // What is not read would make a reset of the end.
+            // Closing with unread bytes would send a reset.
             let _ = stream.read(&mut [0; 4096]);
             raw(&mut stream)
         });
-        // Whoever only waits shall not wait long; whoever fails shall not be late on a busy machine.
+        // A 504 needs a short timeout. A 502 must not become a 504 on a busy machine.
         let timeout = if status == 504 { "300ms" } else { "30s" };
         let trust = format!("--upstream-ca={}", trust.display());
         let relay = RelayProcess::start(&home, &base_url, &[&trust, "--connect-timeout", timeout]);
-        let sentence = is_refused(relay.port(), case, status);
+        let sentence = assert_refused(relay.port(), case, status);
         assert!(sentence.contains("upstream"), "{case}: {sentence}");
     }
 }
 
 #[test]
-fn an_upstream_that_nobody_vouches_for_any_more_never_sees_the_token() {
+fn an_upstream_whose_certificate_became_untrusted_never_gets_the_token() {
     let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
     let trust = home.write("root.pem", &ca.pem, 0o644);
-    let (tell, told) = channel();
-    let other = tls_config(&TestCa::new("root of nobody"));
+    let (sender, read_a_head) = channel();
+    let other = tls_config(&TestCa::new("an untrusted root"));
     let base_url = tls_upstream(&ca, move |tcp, _| {
         let connection = ServerConnection::new(Arc::clone(&other)).unwrap();
         let mut tls = StreamOwned::new(connection, tcp);
-        tell.send(read_head(&mut tls).is_ok()).unwrap();
+        sender.send(read_head(&mut tls).is_ok()).unwrap();
         Ok(())
     });
     let trust = format!("--upstream-ca={}", trust.display());
     let relay = RelayProcess::start(&home, &base_url, &[&trust]);
-    let sentence = is_refused(relay.port(), "another certificate", 502);
+    let sentence = assert_refused(relay.port(), "another certificate", 502);
     assert!(
         sentence.contains("not issued by a CA that is trusted"),
         "{sentence}"
     );
-    assert_eq!(told.recv_timeout(TIMEOUT), Ok(false), "no head came");
+    assert_eq!(
+        read_a_head.recv_timeout(TIMEOUT),
+        Ok(false),
+        "the upstream must not get a request"
+    );
 }
 
 #[test]
-fn tls_that_is_cut_off_without_its_end_is_a_reset() {
+fn tls_that_ends_without_close_notify_resets_the_client() {
     let (home, ca) = (TempHome::new(), TestCa::new("root of the upstream"));
     let trust = home.write("root.pem", &ca.pem, 0o644);
     let base_url = tls_upstream(&ca, |tcp, config| {
         let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), tcp);
         let head = read_head(&mut tls)?;
-        tls.write_all(&switching(&head))?;
+        tls.write_all(&switching_protocols(&head))?;
         tls.read_exact(&mut [0; 8])?;
         tls.write_all(&[chunk(ESTABLISHED), chunk(b"a part")].concat())?;
-        // The TCP connection ends in order, TLS does not say that it ends.
+        // The TCP connection ends cleanly, but TLS sends no close_notify.
         tls.sock.shutdown(Shutdown::Write)?;
-        hold(&mut tls.sock)
+        read_until_closed(&mut tls.sock)
     });
     let trust = format!("--upstream-ca={}", trust.display());
     let relay = RelayProcess::start(&home, &base_url, &[&trust]);
@@ -481,30 +490,30 @@ fn tls_that_is_cut_off_without_its_end_is_a_reset() {
 // The upgrade.
 
 #[test]
-fn an_upgrade_that_goes_wrong_is_a_502() {
+fn a_failed_upgrade_gives_502() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
-    at_rest(&relay, || {
+    assert_resources_restored(&relay, || {
         let wrong: [(&str, Box<Behaviour>); 15] = [
-            ("ends", Box::new(|_, _| Ok(()))),
+            ("closes", Box::new(|_, _| Ok(()))),
             ("resets", Box::new(|s, _| reset(s))),
             (
-                "half a head",
+                "an incomplete head",
                 Box::new(|s, _| s.write_all(b"HTTP/1.1 101 Swi")),
             ),
             (
-                "no HTTP",
+                "not HTTP",
                 Box::new(|s, _| s.write_all(b"SSH-2.0-x\r\n\r\n")),
             ),
             (
                 "bare LF",
                 Box::new(|s, h| {
-                    let answer = String::from_utf8(switching(h)).unwrap();
+                    let answer = String::from_utf8(switching_protocols(h)).unwrap();
                     s.write_all(answer.replace('\r', "").as_bytes())
                 }),
             ),
             (
-                "no end of fields",
+                "endless fields",
                 Box::new(|s, _| {
                     s.write_all(b"HTTP/1.1 101 Switching Protocols\r\n")?;
                     while s.write_all(b"X-Filler: filler\r\n").is_ok() {}
@@ -538,10 +547,7 @@ fn an_upgrade_that_goes_wrong_is_a_502() {
                     replaced(s, h, "Upgrade:", accept)
                 }),
             ),
-            (
-                "200 and the rest",
-                Box::new(|s, h| replaced(s, h, "101", "200")),
-            ),
+            ("status 200", Box::new(|s, h| replaced(s, h, "101", "200"))),
             (
                 "deflate",
                 Box::new(|s, h| {
@@ -554,50 +560,50 @@ fn an_upgrade_that_goes_wrong_is_a_502() {
                 Box::new(|s, h| replaced(s, h, "proxy.v2", "proxy.v3")),
             ),
             (
-                "two of them",
+                "two responses",
                 Box::new(|s, h| {
-                    s.write_all(&[switching(h), switching(h)].concat())?;
-                    hold(s)
+                    s.write_all(&[switching_protocols(h), switching_protocols(h)].concat())?;
+                    read_until_closed(s)
                 }),
             ),
         ];
         for (case, behaviour) in wrong {
-            upstream.now(behaviour);
-            is_refused(relay.port(), case, 502);
+            upstream.set_behaviour(behaviour);
+            assert_refused(relay.port(), case, 502);
         }
     });
     assert_idle(relay.running.pid());
 }
 
 fn replaced(stream: &mut TcpStream, head: &str, what: &str, with: &str) -> std::io::Result<()> {
-    let answer = String::from_utf8(switching(head)).unwrap();
+    let answer = String::from_utf8(switching_protocols(head)).unwrap();
     stream.write_all(answer.replacen(what, with, 1).as_bytes())?;
-    hold(stream)
+    read_until_closed(stream)
 }
 
 #[test]
-fn an_upgrade_that_is_not_answered_in_time_is_a_504() {
+fn an_upgrade_without_a_timely_answer_gives_504() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let options = ["--connect-timeout", "300ms"];
     let relay = RelayProcess::start(&home, &upstream.base_url(), &options);
-    upstream.now(|s, _| hold(s));
-    is_refused(relay.port(), "silent", 504);
-    upstream.now(|s, _| dribble(s, b"HTTP/1.1 101 Switching Protocols\r\nX: ", b"x"));
-    is_refused(relay.port(), "dribbles", 504);
+    upstream.set_behaviour(|s, _| read_until_closed(s));
+    assert_refused(relay.port(), "silent", 504);
+    upstream.set_behaviour(|s, _| dribble(s, b"HTTP/1.1 101 Switching Protocols\r\nX: ", b"x"));
+    assert_refused(relay.port(), "sends slowly", 504);
 }
 
 #[test]
-fn while_an_upstream_keeps_many_waiting_nothing_spins() {
+fn the_relay_is_idle_while_an_upstream_keeps_many_clients_waiting() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &["--connect-timeout", "10m"]);
-    at_rest(&relay, || {
-        let (tell, told) = channel();
-        upstream.now(telling_of(tell, true));
+    assert_resources_restored(&relay, || {
+        let (sender, events) = channel();
+        upstream.set_behaviour(reporting(sender, true));
         let waiting: Vec<_> = (0..50)
             .map(|_| {
                 let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
                 write!(client, "CONNECT {TARGET} HTTP/1.1\r\n\r\nearly").unwrap();
-                assert_eq!(told.recv_timeout(TIMEOUT), Ok("asked"));
+                assert_eq!(events.recv_timeout(TIMEOUT), Ok("requested"));
                 client
             })
             .collect();
@@ -611,7 +617,7 @@ fn while_an_upstream_keeps_many_waiting_nothing_spins() {
 // The opening.
 
 #[test]
-fn an_opening_that_goes_wrong_is_a_502() {
+fn a_failed_opening_gives_502() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let big = {
@@ -620,7 +626,7 @@ fn an_opening_that_goes_wrong_is_a_502() {
         header
     };
     let wrong: Vec<(&str, Vec<u8>)> = vec![
-        ("nothing, and the end", vec![]),
+        ("only the end", vec![]),
         ("a close", frame(CLOSE, &1000_u16.to_be_bytes())),
         ("a close for policy", frame(CLOSE, &1008_u16.to_be_bytes())),
         ("a close without a code", frame(CLOSE, b"")),
@@ -633,88 +639,92 @@ fn an_opening_that_goes_wrong_is_a_502() {
             vec![0x80 | BINARY, 0x82, 1, 2, 3, 4, 5, 6],
         ),
         ("a long ping", frame(PING, &[0; 126])),
-        ("a ping in pieces", vec![PING, 0]),
-        ("a continuation of nothing", vec![0x80, 0]),
+        ("a fragmented ping", vec![PING, 0]),
+        ("a continuation without a start", vec![0x80, 0]),
         (
-            "a length beyond all lengths",
+            "a length above 2^63",
             [&[0x80 | BINARY, 127][..], &[0xff; 8]].concat(),
         ),
-        ("too big", big),
-        ("no chunk", frame(BINARY, b"\x0a\x7fshort")),
-        ("no HTTP", chunk(b"220 smtp.test ready\r\n")),
+        ("too large", big),
+        ("not a chunk", frame(BINARY, b"\x0a\x7fshort")),
+        ("not HTTP", chunk(b"220 smtp.test ready\r\n")),
         ("a head with NUL", chunk(b"HTTP/1.1 200 O\0K\r\n\r\n")),
         ("a head with bare LF", chunk(b"HTTP/1.1 200 OK\n\n")),
         (
-            "a head without end",
+            "an endless head",
             chunk(&[b"HTTP/1.1 200 OK\r\nX: ", &vec![b'x'; 20_000][..]].concat()),
         ),
-        ("half a head", chunk(b"HTTP/1.1 200 O")),
+        ("an incomplete head", chunk(b"HTTP/1.1 200 O")),
         ("101", chunk(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")),
-        ("the end of the data", frame(BINARY, &[0x10, 1])),
+        ("a fin", frame(BINARY, &[0x10, 1])),
     ];
-    at_rest(&relay, || {
+    assert_resources_restored(&relay, || {
         for (case, answer) in wrong {
-            for glued in [false, true] {
+            for same_write in [false, true] {
                 let answer = answer.clone();
-                upstream.now(move |stream, head| {
-                    if glued {
-                        stream.write_all(&[switching(head), answer.clone()].concat())?;
+                upstream.set_behaviour(move |stream, head| {
+                    if same_write {
+                        stream.write_all(&[switching_protocols(head), answer.clone()].concat())?;
                     } else {
-                        stream.write_all(&switching(head))?;
-                        // The opening has come: this is our answer to it.
+                        stream.write_all(&switching_protocols(head))?;
+                        // The opening has arrived; this is the answer to it.
                         stream.read_exact(&mut [0; 8])?;
                         stream.write_all(&answer)?;
                     }
                     stream.shutdown(Shutdown::Write)?;
-                    hold(stream)
+                    read_until_closed(stream)
                 });
-                is_refused(relay.port(), &format!("{case}, glued: {glued}"), 502);
+                assert_refused(
+                    relay.port(),
+                    &format!("{case}, in one write: {same_write}"),
+                    502,
+                );
             }
         }
-        upstream.now(|stream, head| {
-            stream.write_all(&switching(head))?;
+        upstream.set_behaviour(|stream, head| {
+            stream.write_all(&switching_protocols(head))?;
             stream.read_exact(&mut [0; 8])?;
             reset(stream)
         });
-        is_refused(relay.port(), "a reset", 502);
-        // A refusal whose text does not come is a refusal all the same.
-        upstream.now(|stream, head| {
+        assert_refused(relay.port(), "a reset", 502);
+        // A refusal whose body does not arrive is still a refusal.
+        upstream.set_behaviour(|stream, head| {
             let refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nnot";
-            stream.write_all(&switching(head))?;
+            stream.write_all(&switching_protocols(head))?;
             stream.read_exact(&mut [0; 8])?;
             stream.write_all(&chunk(refusal))?;
-            hold(stream)
+            read_until_closed(stream)
         });
-        let sentence = is_refused(relay.port(), "a text that stops", 403);
+        let sentence = assert_refused(relay.port(), "an incomplete body", 403);
         assert!(sentence.contains("policy, do not retry"), "{sentence}");
     });
     assert_idle(relay.running.pid());
 }
 
 #[test]
-fn an_upstream_is_told_with_which_code_its_answer_to_the_opening_was_refused() {
+fn the_relay_closes_with_the_code_that_fits_the_fault_in_the_answer_to_the_opening() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     for (case, answer, expected) in [
         ("a reserved opcode", frame(3, b""), 1002_u16),
         ("text", frame(TEXT, b"HTTP/1.1 200 OK\r\n\r\n"), 1003),
-        ("no chunk", frame(BINARY, b"\x0a\x7fshort"), 1007),
+        ("not a chunk", frame(BINARY, b"\x0a\x7fshort"), 1007),
     ] {
-        let (said, hear) = channel();
-        upstream.now(move |stream, head| {
-            stream.write_all(&switching(head))?;
+        let (sender, received) = channel();
+        upstream.set_behaviour(move |stream, head| {
+            stream.write_all(&switching_protocols(head))?;
             let mut opening = [0; 6];
             stream.read_exact(&mut opening)?;
-            // All of it is read: a reset would take the relay's last word away.
+            // All of the opening is read: a reset would discard the relay's close frame.
             stream.read_exact(&mut vec![0; usize::from(opening[1] & 0x7f)])?;
             stream.write_all(&answer)?;
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest)?;
-            let _ = said.send(rest);
+            let _ = sender.send(rest);
             Ok(())
         });
-        is_refused(relay.port(), case, 502);
-        let rest = hear.recv_timeout(TIMEOUT).unwrap();
+        assert_refused(relay.port(), case, 502);
+        let rest = received.recv_timeout(TIMEOUT).unwrap();
         assert_eq!(rest[..2], [0x80 | CLOSE, 0x80 | 2], "{case}: {rest:?}");
         let code = [rest[6] ^ rest[2], rest[7] ^ rest[3]];
         assert_eq!(u16::from_be_bytes(code), expected, "{case}");
@@ -722,64 +732,67 @@ fn an_upstream_is_told_with_which_code_its_answer_to_the_opening_was_refused() {
 }
 
 #[test]
-fn an_opening_that_is_not_answered_in_time_is_a_504_whatever_else_is_said() {
+fn an_opening_without_a_timely_answer_gives_504_despite_other_frames() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = in_process(&home, &upstream.base_url(), Duration::from_millis(300));
-    upstream.now(|stream, head| {
-        stream.write_all(&switching(head))?;
-        hold(stream)
+    upstream.set_behaviour(|stream, head| {
+        stream.write_all(&switching_protocols(head))?;
+        read_until_closed(stream)
     });
-    is_refused(relay.port(), "silent", 504);
+    assert_refused(relay.port(), "silent", 504);
     for again in [
         frame(PING, b"are you there"),
         frame(BINARY, b""),
         frame(0xa, b""),
     ] {
-        upstream.now(move |stream, head| {
-            stream.write_all(&switching(head))?;
+        upstream.set_behaviour(move |stream, head| {
+            stream.write_all(&switching_protocols(head))?;
             stream.read_exact(&mut [0; 8])?;
             dribble(stream, b"", &again)
         });
-        is_refused(relay.port(), "says other things", 504);
+        assert_refused(relay.port(), "sends other frames", 504);
     }
-    upstream.now(|stream, head| {
-        stream.write_all(&switching(head))?;
+    upstream.set_behaviour(|stream, head| {
+        stream.write_all(&switching_protocols(head))?;
         stream.read_exact(&mut [0; 8])?;
         stream.write_all(&chunk(b"HTTP/1.1 200 OK\r\nX: "))?;
         dribble(stream, b"", &chunk(b"x"))
     });
-    is_refused(relay.port(), "dribbles", 504);
+    assert_refused(relay.port(), "sends slowly", 504);
 }
 
 // The stream.
 
 #[test]
-fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
+fn broken_frames_in_a_stream_deliver_a_prefix_and_then_a_reset() {
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let broken: Vec<(&str, Vec<u8>)> = vec![
         ("a reserved bit", vec![0xa0 | BINARY, 0]),
         ("a reserved opcode", frame(4, b"x")),
         ("a masked frame", vec![0x80 | BINARY, 0x80, 1, 2, 3, 4]),
-        ("a ping in pieces", vec![PING, 0]),
+        ("a fragmented ping", vec![PING, 0]),
         ("a long ping", frame(PING, &[0; 126])),
-        ("half a frame", chunk(b" never whole")[..10].to_vec()),
-        ("half a header", vec![0x80 | BINARY, 127, 0, 0]),
-        ("half a message", [&[BINARY, 3][..], b"\x0a\x05a"].concat()),
+        ("an incomplete frame", chunk(b" never whole")[..10].to_vec()),
+        ("an incomplete header", vec![0x80 | BINARY, 127, 0, 0]),
         (
-            "another message inside it",
+            "an incomplete message",
+            [&[BINARY, 3][..], b"\x0a\x05a"].concat(),
+        ),
+        (
+            "a message inside a message",
             [&[BINARY, 3][..], b"\x0a\x05a", &chunk(b"x")].concat(),
         ),
         (
-            "a close inside it",
+            "a close inside a message",
             [&[BINARY, 3][..], b"\x0a\x05a", &frame(CLOSE, b"\x03\xe8")].concat(),
         ),
         (
-            "a close with a code that nobody may send",
+            "a close with a code that must not be sent",
             frame(CLOSE, &1005_u16.to_be_bytes()),
         ),
         (
-            "a close that is no UTF-8",
+            "a close with a reason that is not UTF-8",
             frame(CLOSE, b"\x03\xe8\xff\xff"),
         ),
         (
@@ -787,21 +800,24 @@ fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
             [frame(CLOSE, b"\x03\xe8"), chunk(b"late")].concat(),
         ),
     ];
-    at_rest(&relay, || {
+    assert_resources_restored(&relay, || {
         for (case, bytes) in broken {
-            upstream.now(move |stream, head| {
-                stream.write_all(&switching(head))?;
+            upstream.set_behaviour(move |stream, head| {
+                stream.write_all(&switching_protocols(head))?;
                 stream.read_exact(&mut [0; 8])?;
                 stream.write_all(&[chunk(ESTABLISHED), chunk(b"whole"), bytes.clone()].concat())?;
                 stream.shutdown(Shutdown::Write)?;
-                hold(stream)
+                read_until_closed(stream)
             });
             let (mut stream, answer) = connect(relay.port(), TARGET);
-            // Where the fault is already known when the tunnel would open, no tunnel opens.
+            // If the relay has already read the fault when the tunnel would open, no tunnel opens.
             if answer.status == 200 {
                 let (rest, ending) = read_to_end(&mut stream);
-                let came = [answer.early, rest].concat();
-                assert!(b"whole never".starts_with(&came[..]), "{case}: {came:?}");
+                let received = [answer.early, rest].concat();
+                assert!(
+                    b"whole never".starts_with(&received[..]),
+                    "{case}: {received:?}"
+                );
                 assert_eq!(ending, Ending::Reset, "{case}");
             } else {
                 assert_eq!(answer.status, 502, "{case}: {answer:?}");
@@ -812,15 +828,15 @@ fn what_breaks_the_frames_of_a_stream_is_a_prefix_and_a_reset() {
 }
 
 #[test]
-fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
+fn a_flood_of_pings_gets_few_pongs_and_the_data_still_flows() {
     const ROUNDS: usize = 20_000;
     let (home, upstream) = (TempHome::new(), Upstream::start());
     let relay = RelayProcess::start(&home, &upstream.base_url(), &[]);
     let payload = Arc::new(pattern(ROUNDS));
-    let (tell, told) = channel();
+    let (sender, pong_bytes) = channel();
     let sent = Arc::clone(&payload);
-    upstream.now(move |stream, head| {
-        stream.write_all(&switching(head))?;
+    upstream.set_behaviour(move |stream, head| {
+        stream.write_all(&switching_protocols(head))?;
         stream.read_exact(&mut [0; 8])?;
         stream.write_all(&chunk(ESTABLISHED))?;
         let mut reading = stream.try_clone()?;
@@ -831,7 +847,7 @@ fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
         }
         stream.write_all(&fin_and_close())?;
         stream.shutdown(Shutdown::Write)?;
-        tell.send(answered.join().unwrap()?).unwrap();
+        sender.send(answered.join().unwrap()?).unwrap();
         Ok(())
     });
     let (mut stream, answer) = connect(relay.port(), TARGET);
@@ -840,26 +856,26 @@ fn a_flood_of_pings_is_answered_sparingly_and_the_data_flows() {
     let (rest, ending) = read_to_end(&mut stream);
     assert!(
         [answer.early, rest].concat() == *payload,
-        "every byte in its place"
+        "the data is incomplete or out of order"
     );
     assert_eq!(ending, Ending::Eof);
-    let answered = told.recv_timeout(TIMEOUT).unwrap();
-    let everyone = (ROUNDS * 125) as u64;
+    let answered = pong_bytes.recv_timeout(TIMEOUT).unwrap();
+    let if_each_is_answered = (ROUNDS * 125) as u64;
     assert!(
-        answered < everyone,
-        "{answered} bytes of pongs: each ping got its own"
+        answered < if_each_is_answered,
+        "{answered} bytes of pongs: each ping got a pong"
     );
 }
 
-// Names and routes, in a network of the test's own.
+// Names and routes, in a network namespace.
 
-/// Tells the test, run again in namespaces of its own, that it is there.
+/// Set when the test runs again, inside new namespaces.
 const INSIDE: &str = "UPSTREAMPROXY_TEST_INSIDE_NAMESPACE";
 
 #[test]
-fn names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time() {
+fn failing_names_and_unreachable_routes_are_answered_in_time() {
     if std::env::var_os(INSIDE).is_some() {
-        return names_and_routes();
+        return check_names_and_routes();
     }
     if !need_tool("unshare") || !need_tool("ip") {
         return;
@@ -867,7 +883,7 @@ fn names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time() {
     let home = TempHome::new();
     let mut allowed = home.command("unshare");
     if !finish(allowed.args(["-m", "-n", "true"])).status.success() {
-        return skip("no namespaces of one's own here");
+        return skip("this system allows no namespaces");
     }
     home.write("resolv.conf", "nameserver 127.0.0.1\n", 0o644);
     let script = "mount --bind $HOME/resolv.conf /etc/resolv.conf && ip link set lo up && \
@@ -879,7 +895,7 @@ fn names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time() {
         .arg(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "hostile_upstream::names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time",
+            "hostile_upstream::failing_names_and_unreachable_routes_are_answered_in_time",
             "--nocapture",
         ])
         .env(INSIDE, "1");
@@ -890,8 +906,8 @@ fn names_that_fail_and_routes_that_lead_nowhere_are_answered_in_time() {
     );
 }
 
-fn names_and_routes() {
-    serve_names();
+fn check_names_and_routes() {
+    start_name_server();
     let home = TempHome::new();
     let mut command = upstreamproxy(&home);
     command.args(["serve", "--embedded", "--connect-timeout", "1s"]);
@@ -922,17 +938,18 @@ fn names_and_routes() {
     ] {
         assert_eq!(status(&format!("{name}:443")), expected, "{name}");
     }
-    // Of several addresses those that swallow packets come first, and one cannot be reached at all.
+    // A name with several addresses: the first two drop packets, one is unreachable, the last one works.
     let live = TcpListener::bind("127.0.0.3:0").unwrap();
     let port = live.local_addr().unwrap().port();
     thread::spawn(move || for _ in live.incoming() {});
-    let _dead = ["127.0.0.1", "127.0.0.2"].map(|address| full(&format!("{address}:{port}")));
+    let _dropping =
+        ["127.0.0.1", "127.0.0.2"].map(|address| full_listener(&format!("{address}:{port}")));
     assert_eq!(status(&format!("several.test:{port}")), 200);
     println!("all were answered");
 }
 
-/// A listener whose backlog is full, and what fills it.
-fn full(address: &str) -> (Socket, Vec<Socket>) {
+/// A listener with a full backlog, and the connections that fill it.
+fn full_listener(address: &str) -> (Socket, Vec<Socket>) {
     let address: SocketAddr = address.parse().unwrap();
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&address.into()).unwrap();
@@ -940,22 +957,23 @@ fn full(address: &str) -> (Socket, Vec<Socket>) {
     (listener, fill(address))
 }
 
-/// A name server of few names: it says that there is none, that it failed, nothing at all, or several addresses.
-fn serve_names() {
+/// Starts a name server. Depending on the name, it answers NXDOMAIN, SERVFAIL, nothing at all, or
+/// several addresses.
+fn start_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
     thread::spawn(move || {
         let mut query = [0; 512];
-        while let Ok((length, asker)) = socket.recv_from(&mut query) {
+        while let Ok((length, client)) = socket.recv_from(&mut query) {
             let query = &query[..length];
             // The header's 12 bytes, then labels up to the empty one, then type and class.
             let end = 12 + query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
-            let wants_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let asks_for_ipv4 = query[end - 4..end - 2] == [0, 1];
             let first_label = &query[13..13 + usize::from(query[12])];
             let (code, addresses): (u8, &[[u8; 4]]) = match first_label {
                 b"missing" => (3, &[]),
                 b"failing" => (2, &[]),
                 b"silent" => continue,
-                b"several" if wants_ipv4 => (
+                b"several" if asks_for_ipv4 => (
                     0,
                     &[
                         [127, 0, 0, 1],
@@ -981,11 +999,11 @@ fn serve_names() {
             ]);
             answer.extend(&query[12..end]);
             for address in addresses {
-                // The name of the question, type A, class IN, a minute, four bytes.
+                // The name in the question, type A, class IN, TTL 60 s, length 4.
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
                 answer.extend(address);
             }
-            let _ = socket.send_to(&answer, asker);
+            let _ = socket.send_to(&answer, client);
         }
     });
 }

@@ -1,4 +1,4 @@
-//! `serve` and `env` beside a gateway of their own, as an operator runs them.
+//! `serve` and `env` with a separate gateway process, as an operator runs them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,8 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// A gateway over TLS with a certificate of the test's own, and the option that makes `serve` trust it.
+/// Starts a gateway over TLS with a test certificate. Also returns the option that makes `serve` trust
+/// it.
 pub(crate) fn tls_gateway(home: &TempHome) -> (GatewayProcess, String) {
     let ca = TestCa::new("root of the gateway");
     let (certificate, key) = ca.issue("127.0.0.1");
@@ -36,16 +37,17 @@ fn state_file(home: &TempHome) -> std::path::PathBuf {
     home.join(".ccr/upstreamproxy.json")
 }
 
-/// Fails unless the state file says all that the ready line of `relay` said; `env` may find more in it.
+/// Fails unless the state file contains every value of the ready line of `relay`. It may contain more,
+/// for `env`.
 #[track_caller]
-fn state_is_of(home: &TempHome, relay: &RelayProcess) {
+fn assert_state_of(home: &TempHome, relay: &RelayProcess) {
     let state: Value = serde_json::from_slice(&fs::read(state_file(home)).unwrap()).unwrap();
     for (name, value) in relay.ready.as_object().unwrap() {
         assert_eq!(&state[name], value, "{name}");
     }
 }
 
-/// A socket that the notifications of `sd_notify` come to.
+/// A socket that receives the `sd_notify` notifications.
 fn notify_socket(home: &TempHome) -> UnixDatagram {
     let socket = UnixDatagram::bind(home.join("notify")).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -69,13 +71,13 @@ fn wait_for_notification(socket: &UnixDatagram, wanted: &str) {
 }
 
 #[test]
-fn serve_over_wss_says_what_it_set_up_and_leaves_nothing_behind() {
+fn serve_over_wss_reports_its_setup_and_removes_its_state_file() {
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
     let (gateway, trust) = tls_gateway(&home);
     assert!(gateway.base_url().starts_with("https://"));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[&trust]);
 
-    assert!(!home.token_file().exists(), "burnt");
+    assert!(!home.token_file().exists(), "the token file is deleted");
     assert_eq!(relay.ready["pid"], relay.running.pid());
     assert_eq!(relay.ready["ca_bundle"], home.bundle().to_str().unwrap());
     let proxy = format!("http://127.0.0.1:{}", relay.port());
@@ -84,7 +86,7 @@ fn serve_over_wss_says_what_it_set_up_and_leaves_nothing_behind() {
         relay.ready["env"]["SSL_CERT_FILE"],
         relay.ready["ca_bundle"]
     );
-    state_is_of(&home, &relay);
+    assert_state_of(&home, &relay);
     let mode = fs::metadata(state_file(&home))
         .unwrap()
         .permissions()
@@ -94,29 +96,28 @@ fn serve_over_wss_says_what_it_set_up_and_leaves_nothing_behind() {
     let payload = pattern(8 << 20);
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.head, "HTTP/1.1 200 Connection Established");
-    let (came, ending) = exchange(&mut stream, payload.clone());
+    let (received, ending) = exchange(&mut stream, payload.clone());
     assert_eq!(
-        (came, ending),
+        (received, ending),
         (HalfCloseServer::answer(&payload), Ending::Eof)
     );
 
     let finished = relay.stop().succeeded();
-    assert_eq!(
-        finished.text(),
-        "",
-        "one line of standard output and no more"
-    );
+    assert_eq!(finished.text(), "", "exactly one line on standard output");
     assert!(
         finished.stderr.contains(&target.authority()),
-        "a line for the tunnel: {finished:#?}"
+        "one log line for the tunnel: {finished:#?}"
     );
     assert!(finished.warnings().is_empty(), "{finished:#?}");
     assert!(!state_file(&home).exists());
-    assert!(home.bundle().exists(), "a child may outlive us");
+    assert!(
+        home.bundle().exists(),
+        "a child process may outlive the relay and still need the bundle"
+    );
 }
 
 #[test]
-fn a_gateway_that_nobody_vouches_for_gets_no_token() {
+fn a_gateway_with_an_untrusted_certificate_gets_no_token() {
     let home = TempHome::new();
     let (gateway, _) = tls_gateway(&home);
     let mut command = upstreamproxy(&home);
@@ -131,7 +132,7 @@ fn a_gateway_that_nobody_vouches_for_gets_no_token() {
 }
 
 #[test]
-fn env_is_what_a_shell_evaluates() {
+fn a_shell_can_evaluate_the_output_of_env() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -144,7 +145,7 @@ fn env_is_what_a_shell_evaluates() {
     assert_eq!(lines[0], relay.ready["env"]["HTTPS_PROXY"]);
     assert_eq!(lines[1], relay.ready["env"]["SSL_CERT_FILE"]);
 
-    // NO_PROXY is the asking shell's, merged; doing it twice changes nothing.
+    // The NO_PROXY of the calling shell is merged in. Evaluating twice changes nothing.
     let twice = format!("export NO_PROXY=of.the.shell; eval \"$(\"$0\" env)\"; {script}");
     let twice = finish(shell().args(["-c", &twice, binary()]))
         .succeeded()
@@ -162,8 +163,11 @@ fn env_is_what_a_shell_evaluates() {
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json, relay.ready["env"]);
     for format in ["fish", "powershell", "dotenv"] {
-        let said = finish(upstreamproxy(&home).args(["env", "--format", format])).succeeded();
-        assert!(said.text().contains(lines[0]), "{format}: {said:#?}");
+        let finished = finish(upstreamproxy(&home).args(["env", "--format", format])).succeeded();
+        assert!(
+            finished.text().contains(lines[0]),
+            "{format}: {finished:#?}"
+        );
     }
 
     relay.stop().succeeded();
@@ -174,20 +178,23 @@ fn env_is_what_a_shell_evaluates() {
 }
 
 #[test]
-fn env_believes_no_state_file_of_a_serve_that_was_killed() {
+fn env_ignores_the_state_file_of_a_killed_serve() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     relay.running.signal(Signal::KILL);
     relay.running.wait();
-    assert!(state_file(&home).exists(), "nobody removed it");
+    assert!(
+        state_file(&home).exists(),
+        "a killed process cannot remove it"
+    );
     let finished = finish(upstreamproxy(&home).arg("env"));
     assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
     assert!(finished.stdout.is_empty());
 }
 
 #[test]
-fn a_disabled_serve_says_so_is_ready_and_exits_0() {
+fn a_disabled_serve_reports_why_notifies_ready_and_exits_0() {
     let home = TempHome::new();
     let socket = notify_socket(&home);
     fs::remove_file(home.token_file()).unwrap();
@@ -207,7 +214,8 @@ fn a_disabled_serve_says_so_is_ready_and_exits_0() {
     assert!(!state_file(&home).exists());
 }
 
-/// A `serve` that notifies, one tunnel to `target` through it, and SIGTERM on its way: the drain has begun.
+/// Starts a `serve` that notifies, opens one tunnel to `target` through it, and sends SIGTERM. The
+/// drain has started when this returns.
 fn draining(
     home: &TempHome,
     gateway: &GatewayProcess,
@@ -224,7 +232,7 @@ fn draining(
     wait_for_notification(&socket, "READY=1");
     let (mut stream, answer) = connect(relay.port(), target);
     assert_eq!(answer.status, 200);
-    // The last bytes go up: this tunnel waits for an answer.
+    // The last bytes of the tunnel go up, so it counts as waiting for an answer.
     stream.write_all(b"first ").unwrap();
     relay.running.signal(Signal::TERM);
     wait_for_notification(&socket, "STOPPING=1");
@@ -237,10 +245,10 @@ fn a_drain_lets_an_open_tunnel_finish_and_exits_0() {
     let gateway = GatewayProcess::start(&home, &[]);
     let (relay, mut stream) = draining(&home, &gateway, &target.authority(), &[]);
     let payload = pattern(4 << 20);
-    let (came, ending) = exchange(&mut stream, payload.clone());
+    let (received, ending) = exchange(&mut stream, payload.clone());
     let sent = [b"first ".to_vec(), payload].concat();
     assert_eq!(
-        (came, ending),
+        (received, ending),
         (HalfCloseServer::answer(&sent), Ending::Eof)
     );
     let finished = relay.running.wait();
@@ -270,25 +278,25 @@ fn a_second_signal_ends_the_drain_at_once() {
 }
 
 #[test]
-fn the_second_serve_in_a_home_keeps_its_files_under_names_of_its_own() {
+fn a_second_serve_in_the_same_home_uses_other_file_names() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let first = RelayProcess::start(&home, &gateway.base_url(), &[]);
     home.write_token(crate::support::TOKEN);
     let second = RelayProcess::start(&home, &gateway.base_url(), &[]);
     assert_ne!(first.ready["ca_bundle"], second.ready["ca_bundle"]);
-    // The first owns the state file.
-    state_is_of(&home, &first);
+    // The first relay owns the state file.
+    assert_state_of(&home, &first);
     second.stop().succeeded();
     assert!(
         state_file(&home).exists(),
-        "and keeps it when the second goes"
+        "the first relay keeps it when the second one stops"
     );
     first.stop().succeeded();
 }
 
 #[test]
-fn what_is_no_connect_request_gets_its_status_and_a_reason() {
+fn a_request_that_is_not_a_valid_connect_gets_its_status_and_a_reason() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -328,46 +336,51 @@ fn what_is_no_connect_request_gets_its_status_and_a_reason() {
             !body.trim().is_empty() && !body.contains("a.test"),
             "{case}: {body:?}"
         );
-        assert_eq!(ending, Ending::Eof, "{case}: the refusal is read whole");
+        assert_eq!(
+            ending,
+            Ending::Eof,
+            "{case}: the client can read the whole refusal"
+        );
     }
 }
 
 #[test]
-fn at_the_cap_the_next_client_is_told_to_come_again() {
+fn at_the_tunnel_limit_the_next_client_gets_503_and_retry_after() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &["--max-tunnels", "2"]);
-    let mut held: Vec<_> = (0..2)
+    let mut open: Vec<_> = (0..2)
         .map(|_| connect(relay.port(), &target.authority()))
         .collect();
     let (mut refused, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(answer.head.contains("Retry-After: 1"), "{answer:?}");
     assert_eq!(read_to_end(&mut refused).1, Ending::Eof);
-    // Those within the cap go on.
-    for (stream, _) in &mut held {
+    // The tunnels within the limit continue.
+    for (stream, _) in &mut open {
         stream.write_all(b"still here").unwrap();
-        let mut came = [0; 10];
-        stream.read_exact(&mut came).unwrap();
-        assert_eq!(&came, b"still here");
+        let mut received = [0; 10];
+        stream.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"still here");
     }
 }
 
 #[test]
-fn after_a_hundred_tunnels_threads_and_descriptors_are_what_they_were() {
+fn after_a_hundred_tunnels_the_counts_of_threads_and_descriptors_are_restored() {
     let (home, target) = (TempHome::new(), EchoServer::start());
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    // One tunnel first: what is made once and kept counts as the beginning.
+    // One tunnel first: resources that are created once and kept belong to the baseline.
     exchange(
         &mut connect(relay.port(), &target.authority()).0,
         pattern(10),
     );
-    let (ours, theirs) = (relay.running.pid(), gateway.running.pid());
+    let (relay_pid, gateway_pid) = (relay.running.pid(), gateway.running.pid());
     let mut open: Vec<TcpStream> = Vec::new();
-    let (Some(relay_before), Some(gateway_before)) =
-        (ResourceCounts::of(ours), ResourceCounts::of(theirs))
-    else {
+    let (Some(relay_before), Some(gateway_before)) = (
+        ResourceCounts::of(relay_pid),
+        ResourceCounts::of(gateway_pid),
+    ) else {
         return;
     };
     for round in 0..100 {
@@ -377,11 +390,11 @@ fn after_a_hundred_tunnels_threads_and_descriptors_are_what_they_were() {
             0 => drop(exchange(&mut stream, pattern(100_000))),
             1 => stream.shutdown(Shutdown::Both).unwrap(),
             2 => open.push(stream),
-            // A client that leaves with unread bytes resets.
+            // A client that closes with unread bytes resets.
             _ => stream.write_all(&pattern(100_000)).unwrap(),
         }
     }
     drop(open);
-    relay_before.wait_until_restored(ours);
-    gateway_before.wait_until_restored(theirs);
+    relay_before.wait_until_restored(relay_pid);
+    gateway_before.wait_until_restored(gateway_pid);
 }

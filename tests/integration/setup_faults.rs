@@ -1,6 +1,8 @@
-//! A file system and a kernel that fail set-up at one call or another: the host always goes on as it would have without us.
+//! Set-up while single system calls fail: the command always runs as it would run without
+//! upstreamproxy.
 //!
-//! What `lifecycle` holds is not repeated here; these need a mount, a network namespace or a tracer of their own.
+//! These tests need a mount, a network namespace, or a tracer. `lifecycle` tests the other set-up
+//! faults.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,9 +13,10 @@ use crate::support::{Finished, GatewayProcess, TOKEN, TempHome, binary, finish, 
 
 const OLD_BUNDLE: &str = "the bundle of an earlier session\n";
 
-/// `run` of a child that exits with 42, behind `before` (a shell's words, such as a tracer), as a session that would start.
+/// Executes `run` with a child that exits with 42, in an enabled session. `before` is a command prefix,
+/// such as a tracer.
 fn run_behind(home: &TempHome, base_url: &str, before: &[&str]) -> Finished {
-    let words = [
+    let arguments = [
         before,
         &[
             binary(),
@@ -24,12 +27,12 @@ fn run_behind(home: &TempHome, base_url: &str, before: &[&str]) -> Finished {
             "echo $HTTPS_PROXY; exit 42",
         ],
     ];
-    let words = words.concat();
-    let mut command = home.command(words[0]);
-    finish(home.session(command.args(&words[1..]), base_url))
+    let arguments = arguments.concat();
+    let mut command = home.command(arguments[0]);
+    finish(home.session(command.args(&arguments[1..]), base_url))
 }
 
-/// Whether a namespace of one's own can be had.
+/// Whether this system allows creating namespaces.
 fn need_namespaces() -> bool {
     if !need_tool("unshare") {
         return false;
@@ -38,12 +41,12 @@ fn need_namespaces() -> bool {
     if allowed.is_ok_and(|status| status.success()) {
         return true;
     }
-    skip("no namespaces of one's own here");
+    skip("this system allows no namespaces");
     false
 }
 
 #[track_caller]
-fn is_off(case: &str, stage: &str, home: &TempHome, finished: &Finished) {
+fn assert_disabled(case: &str, stage: &str, home: &TempHome, finished: &Finished) {
     assert_eq!(finished.status.code(), Some(42), "{case}: {finished:#?}");
     assert_eq!(finished.text().trim(), "", "{case}: no proxy");
     assert_eq!(finished.warnings().len(), 1, "{case}: {finished:#?}");
@@ -59,7 +62,7 @@ fn is_off(case: &str, stage: &str, home: &TempHome, finished: &Finished) {
 }
 
 #[track_caller]
-fn is_on(case: &str, warning: &str, finished: &Finished) {
+fn assert_enabled_with_warning(case: &str, warning: &str, finished: &Finished) {
     assert_eq!(finished.status.code(), Some(42), "{case}: {finished:#?}");
     assert!(
         finished.text().starts_with("http://127.0.0.1:"),
@@ -72,19 +75,19 @@ fn is_on(case: &str, warning: &str, finished: &Finished) {
     );
 }
 
-fn no_temporary_file(folder: &Path) {
-    for entry in fs::read_dir(folder)
+fn assert_no_temporary_file(directory: &Path) {
+    for entry in fs::read_dir(directory)
         .into_iter()
         .flatten()
         .map(Result::unwrap)
     {
         let name = entry.file_name().into_string().unwrap();
-        assert!(!name.contains("tmp"), "{name} stays behind");
+        assert!(!name.contains("tmp"), "{name} was not removed");
     }
 }
 
 #[test]
-fn a_system_call_that_fails_switches_it_off_and_leaves_nothing_behind() {
+fn a_failed_system_call_disables_it_and_leaves_no_temporary_file() {
     if !need_tool("strace") {
         return;
     }
@@ -108,18 +111,18 @@ fn a_system_call_that_fails_switches_it_off_and_leaves_nothing_behind() {
             before.extend(["-P", token.to_str().unwrap()]);
         }
         let finished = run_behind(&home, &gateway.base_url(), &before);
-        is_off(&case, stage, &home, &finished);
+        assert_disabled(&case, stage, &home, &finished);
         assert_eq!(
             fs::read_to_string(home.bundle()).unwrap(),
             OLD_BUNDLE,
             "{case}"
         );
-        no_temporary_file(&home.join(".ccr"));
+        assert_no_temporary_file(&home.join(".ccr"));
     }
 }
 
 #[test]
-fn an_interrupted_read_of_the_token_is_tried_again() {
+fn an_interrupted_read_of_the_token_is_retried() {
     if !need_tool("strace") {
         return;
     }
@@ -146,7 +149,7 @@ fn an_interrupted_read_of_the_token_is_tried_again() {
 }
 
 #[test]
-fn a_closed_gate_opens_no_file_of_ours() {
+fn a_closed_gate_opens_no_file_and_no_connection() {
     if !need_tool("strace") {
         return;
     }
@@ -167,7 +170,7 @@ fn a_closed_gate_opens_no_file_of_ours() {
 }
 
 #[test]
-fn a_token_that_the_kernel_will_not_unlink_is_a_warning_and_the_relay_runs() {
+fn a_token_that_cannot_be_unlinked_gives_a_warning_and_the_relay_runs() {
     if !need_namespaces() {
         return;
     }
@@ -204,7 +207,7 @@ fn a_token_that_the_kernel_will_not_unlink_is_a_warning_and_the_relay_runs() {
         ]);
         home.session(&mut command, &gateway.base_url());
         command.env("UPSTREAMPROXY_TOKEN_FILE", &token);
-        is_on(case, "burn", &finish(&mut command));
+        assert_enabled_with_warning(case, "burn", &finish(&mut command));
         assert_eq!(fs::read_to_string(&token).unwrap(), TOKEN, "{case}");
     }
 }
@@ -218,7 +221,7 @@ fn a_full_disk_leaves_the_old_bundle_and_no_temporary_file() {
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     fs::create_dir(home.join(".ccr")).unwrap();
-    // The mount is gone with its namespace, so the shell inside looks at what is left.
+    // The mount disappears with its namespace, so the shell inside the namespace checks what is left.
     let script = "mount -t tmpfs -o size=64k none $HOME/.ccr && echo old > $HOME/.ccr/ca-bundle.crt && \"$@\"; \
         code=$?; cat $HOME/.ccr/ca-bundle.crt; ls $HOME/.ccr | grep -c tmp; exit $code";
     let mut command = home.command("unshare");
@@ -244,7 +247,7 @@ fn a_full_disk_leaves_the_old_bundle_and_no_temporary_file() {
 }
 
 #[test]
-fn a_folder_of_the_bundle_is_made_followed_or_refused() {
+fn a_bundle_directory_is_created_followed_or_refused() {
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
 
@@ -259,7 +262,7 @@ fn a_folder_of_the_bundle_is_made_followed_or_refused() {
         "{finished:#?}"
     );
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&home.join(".ccr")), 0o755, "whatever the umask");
+    assert_eq!(mode(&home.join(".ccr")), 0o755, "independent of the umask");
     assert_eq!(mode(&home.bundle()), 0o644);
 
     let home = TempHome::new();
@@ -272,30 +275,35 @@ fn a_folder_of_the_bundle_is_made_followed_or_refused() {
     );
     assert!(
         home.join("real/ca-bundle.crt").exists(),
-        "a link is followed"
+        "the symbolic link is followed"
     );
 
     let home = TempHome::new();
     fs::write(home.join(".ccr"), "a file").unwrap();
-    is_off(
+    assert_disabled(
         "a file",
         "ca",
         &home,
         &run_behind(&home, &gateway.base_url(), &["env"]),
     );
 
-    // Modes bind everybody but root.
+    // Modes do not restrict root, so this case runs as another user.
     let home = TempHome::new();
     let mut command = home.as_unprivileged_user();
     fs::create_dir(home.join(".ccr")).unwrap();
     fs::set_permissions(home.join(".ccr"), fs::Permissions::from_mode(0o555)).unwrap();
     command.args(["run", "--", "sh", "-c", "echo $HTTPS_PROXY; exit 42"]);
     let finished = finish(home.session(&mut command, &gateway.base_url()));
-    is_off("closed", "ca", &home, &finished);
+    assert_disabled(
+        "a directory without write permission",
+        "ca",
+        &home,
+        &finished,
+    );
 }
 
 #[test]
-fn without_a_loopback_the_child_runs_all_the_same() {
+fn without_a_loopback_interface_the_child_still_runs() {
     if !need_namespaces() {
         return;
     }

@@ -1,6 +1,8 @@
-//! Silence: who has vanished is found, who is only silent, stopped or slow is not taken for that.
+//! Keepalive: a vanished peer is detected; a peer that is only silent, stopped, or slow is not taken
+//! for a vanished one.
 //!
-//! The intervals are short here, and the default ones in the long form (the manual, Endurance).
+//! The keepalive intervals are short here. The long form of the tests uses the default intervals (see
+//! Endurance in the manual).
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -19,23 +21,23 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// Many of these pass in the blink of an eye.
+/// A keepalive interval that keeps the tests short.
 const SHORT: [&str; 2] = ["--keepalive", "200ms"];
-/// Over what is waited for with the default interval: three times 25 s.
+/// Longer than detection takes with the default interval (three times 25 s).
 const LONG_TIMEOUT: Duration = Duration::from_secs(180);
-/// Far over what the buffers on the way hold.
+/// Far more than all buffers on the path can hold.
 const TOO_MUCH: usize = 256 << 20;
 
-/// What a client sends, and the end if it was met there.
-type Say<'a> = &'a dyn Fn(&mut TcpStream) -> Option<ErrorKind>;
+/// What a client sends. Returns the error if sending already failed.
+type Send<'a> = &'a dyn Fn(&mut TcpStream) -> Option<ErrorKind>;
 
-/// The options of the two ends.
+/// The keepalive options of relay and gateway.
 fn keepalive() -> &'static [&'static str] {
     if long_tests_enabled() { &[] } else { &SHORT }
 }
 
-/// Far over three short intervals; in the long form as long as `minutes`.
-fn a_while(minutes: u64) -> Duration {
+/// Far more than three short intervals; in the long form, this number of minutes.
+fn long_pause(minutes: u64) -> Duration {
     if long_tests_enabled() {
         Duration::from_secs(60 * minutes)
     } else {
@@ -43,7 +45,7 @@ fn a_while(minutes: u64) -> Duration {
     }
 }
 
-/// A tunnel to `target`, with more patience than usual.
+/// Opens a tunnel to `target` with long read and write timeouts.
 #[track_caller]
 fn tunnel(port: u16, target: &str) -> TcpStream {
     let (stream, answer) = connect(port, target);
@@ -53,13 +55,17 @@ fn tunnel(port: u16, target: &str) -> TcpStream {
     stream
 }
 
-/// Says how long it took to find out, for the manual.
-fn found(what: &str, since: Instant) {
-    println!("{what}: found after {:.1} s", since.elapsed().as_secs_f64());
+/// Prints how long the detection took, for the manual.
+fn print_detected(what: &str, since: Instant) {
+    println!(
+        "{what}: detected after {:.1} s",
+        since.elapsed().as_secs_f64()
+    );
 }
 
-/// A gateway at the far end and the option by which a relay at the near one trusts it.
-fn gateway_at_the_far_end(network: &Network, home: &TempHome) -> (Running, String, String) {
+/// Starts a gateway on the far side of the network. Returns it, its base URL, and the option that makes
+/// a relay trust it.
+fn far_gateway(network: &Network, home: &TempHome) -> (Running, String, String) {
     let ca = TestCa::new("root of the far gateway");
     let (certificate, key) = ca.issue(Network::FAR);
     let certificate = home.write("gateway.pem", certificate, 0o644);
@@ -86,54 +92,60 @@ fn gateway_at_the_far_end(network: &Network, home: &TempHome) -> (Running, Strin
     )
 }
 
-/// Waits for the connection's end without reading what came before it.
+/// Waits until the connection is broken, without reading.
 #[track_caller]
-fn ends_unread(stream: &TcpStream) {
-    let mut over = [PollFd::new(stream, PollFlags::empty())];
+fn wait_until_broken(stream: &TcpStream) {
+    let mut broken = [PollFd::new(stream, PollFlags::empty())];
     let timeout = Timespec::try_from(LONG_TIMEOUT).unwrap();
-    assert!(poll(&mut over, Some(&timeout)).unwrap() > 0, "still there");
+    assert!(
+        poll(&mut broken, Some(&timeout)).unwrap() > 0,
+        "the connection is still open"
+    );
 }
 
 #[track_caller]
-fn answers(stream: &mut TcpStream) {
+fn assert_echo(stream: &mut TcpStream) {
     stream.write_all(b"there?").unwrap();
-    let mut came = [0; 6];
-    stream.read_exact(&mut came).unwrap();
-    assert_eq!(&came, b"there?");
+    let mut received = [0; 6];
+    stream.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"there?");
 }
 
 #[test]
-fn a_gateway_that_vanishes_is_found_by_missed_pongs_and_so_is_a_relay() {
+fn a_vanished_gateway_and_a_vanished_relay_are_detected_by_missed_pongs() {
     let Some(network) = Network::connected() else {
         return;
     };
     let home = TempHome::new();
-    let (gateway, base_url, trust) = gateway_at_the_far_end(&network, &home);
+    let (gateway, base_url, trust) = far_gateway(&network, &home);
     let target = network.far(EchoServer::start);
     let options = [keepalive(), &[&trust]].concat();
     let relay = network.near(|| RelayProcess::start(&home, &base_url, &options));
     let mut stream = network.near(|| tunnel(relay.port(), &target.authority()));
-    answers(&mut stream);
+    assert_echo(&mut stream);
 
     network.disconnect();
-    let pulled = Instant::now();
+    let disconnected = Instant::now();
     assert_eq!(read_to_end(&mut stream), (vec![], Ending::Reset));
-    found("a vanished gateway", pulled);
+    print_detected("a vanished gateway", disconnected);
     let deadline = Instant::now() + LONG_TIMEOUT;
     while !gateway.stderr().contains("broken by the relay") && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
-    found("a vanished relay", pulled);
+    print_detected("a vanished relay", disconnected);
     network.reconnect();
-    // For a while its kernel remembers that nobody was there.
+    // For some time its kernel remembers that the host was unreachable.
     let mut again = loop {
         let (stream, answer) = network.near(|| connect(relay.port(), &target.authority()));
         if answer.status == 200 {
             break stream;
         }
-        assert!(Instant::now() < deadline, "the relay goes on: {answer:?}");
+        assert!(
+            Instant::now() < deadline,
+            "the relay does not recover: {answer:?}"
+        );
     };
-    answers(&mut again);
+    assert_echo(&mut again);
     drop(again);
 
     let (near, far) = (relay.stop().stderr, gateway.stop().stderr);
@@ -147,17 +159,17 @@ fn a_gateway_that_vanishes_is_found_by_missed_pongs_and_so_is_a_relay() {
 }
 
 #[test]
-fn a_gateway_that_vanishes_while_the_client_does_not_read_is_found_too() {
+fn a_vanished_gateway_is_detected_while_the_client_does_not_read() {
     let Some(network) = Network::connected() else {
         return;
     };
     let home = TempHome::new();
-    let (_gateway, base_url, trust) = gateway_at_the_far_end(&network, &home);
-    // Sends until nothing goes any more, and says so.
+    let (_gateway, base_url, trust) = far_gateway(&network, &home);
+    // The target sends until its socket accepts no more, then passes the socket to the test.
     let (target, stuck) = network.far(|| {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap().to_string();
-        let (tell, stuck) = channel();
+        let (stuck_sender, stuck) = channel();
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream
@@ -165,24 +177,27 @@ fn a_gateway_that_vanishes_while_the_client_does_not_read_is_found_too() {
                 .unwrap();
             let data = pattern(1 << 20);
             while stream.write_all(&data).is_ok() {}
-            tell.send(stream)
+            stuck_sender.send(stream)
         });
         (target, stuck)
     });
     let options = [keepalive(), &[&trust]].concat();
     let relay = network.near(|| RelayProcess::start(&home, &base_url, &options));
     let client = network.near(|| tunnel(relay.port(), &target));
-    let held = stuck.recv_timeout(TIMEOUT).unwrap();
+    let target_stream = stuck.recv_timeout(TIMEOUT).unwrap();
     network.disconnect();
-    let pulled = Instant::now();
-    ends_unread(&client);
-    found("a vanished gateway of a client that does not read", pulled);
-    ends_unread(&held);
-    found("its vanished relay", pulled);
+    let disconnected = Instant::now();
+    wait_until_broken(&client);
+    print_detected(
+        "a vanished gateway while the client does not read",
+        disconnected,
+    );
+    wait_until_broken(&target_stream);
+    print_detected("the vanished relay of this gateway", disconnected);
 }
 
 #[test]
-fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
+fn a_vanished_target_is_detected_idle_or_with_unacknowledged_bytes() {
     let Some(network) = Network::connected() else {
         return;
     };
@@ -192,13 +207,13 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
     let gateway = network.near(|| GatewayProcess::start(&home, keepalive()));
     let relay = network.near(|| RelayProcess::start(&home, &gateway.base_url(), keepalive()));
     let data = pattern(1 << 20);
-    // After the cable was pulled.
-    let cases: [(&str, Say); 3] = [
-        ("silent", &|_| None),
+    // What the client sends after the network was disconnected.
+    let cases: [(&str, Send); 3] = [
+        ("nothing sent", &|_| None),
         ("one byte", &|client| {
             client.write_all(b"?").err().map(|e| e.kind())
         }),
-        ("more than goes", &|client| {
+        ("more than the buffers hold", &|client| {
             let mut sent = 0;
             while sent < TOO_MUCH {
                 match client.write(&data) {
@@ -206,23 +221,23 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
                     Err(error) => return Some(error.kind()),
                 }
             }
-            panic!("nothing held the client back");
+            panic!("no backpressure reached the client");
         }),
     ];
-    for (case, say) in cases {
+    for (case, send) in cases {
         let mut client = network.near(|| tunnel(relay.port(), &target));
         let (mut far, _) = listener.accept().unwrap();
         client.write_all(b"!").unwrap();
         far.read_exact(&mut [0]).unwrap();
         network.disconnect();
-        let pulled = Instant::now();
-        let ending = say(&mut client).or_else(|| client.read(&mut [0]).err().map(|e| e.kind()));
-        let ending = ending.unwrap_or_else(|| panic!("{case}: an end in order"));
+        let disconnected = Instant::now();
+        let ending = send(&mut client).or_else(|| client.read(&mut [0]).err().map(|e| e.kind()));
+        let ending = ending.unwrap_or_else(|| panic!("{case}: the tunnel ended cleanly"));
         assert!(
             matches!(ending, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
             "{case}: {ending:?}"
         );
-        found(&format!("a vanished target, {case}"), pulled);
+        print_detected(&format!("a vanished target, {case}"), disconnected);
         network.reconnect();
     }
     let log = gateway.running.stop().stderr;
@@ -230,45 +245,47 @@ fn a_target_that_vanishes_is_found_silent_or_with_bytes_on_their_way() {
 }
 
 #[test]
-fn anything_that_comes_is_a_sign_of_life() {
+fn any_received_frame_counts_as_activity() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &SHORT);
     let (mut client, mut ws) = gateway.tunnel(&relay);
-    // It never reads, and so never answers a ping; but it talks: twenty intervals of that.
-    let mut came = [0; 1];
+    // The gateway never reads, so it answers no ping. But it sends, for twenty intervals.
+    let mut received = [0; 1];
     for _ in 0..40 {
         thread::sleep(Duration::from_millis(100));
         ws.send(chunk(b"x")).unwrap();
-        client.read_exact(&mut came).unwrap();
+        client.read_exact(&mut received).unwrap();
     }
     for _ in 0..40 {
         thread::sleep(Duration::from_millis(100));
         ws.send(Message::Pong("unasked".into())).unwrap();
     }
     ws.send(chunk(b"y")).unwrap();
-    client.read_exact(&mut came).unwrap();
-    assert_eq!(&came, b"y");
-    // Then it stops.
+    client.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"y");
+    // Then it stops sending.
     assert_eq!(read_to_end(&mut client), (vec![], Ending::Reset));
 }
 
 #[test]
-fn a_process_that_was_stopped_and_goes_on_loses_nothing() {
-    // The one that is not stopped is patient, as it is by default: a minute is less than its three intervals.
+fn a_process_that_is_stopped_and_continued_loses_no_byte() {
+    // The process that is not stopped keeps the default interval: the pause of up to a minute is shorter
+    // than three of its intervals.
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, keepalive());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    survives_a_stop(&relay, &gateway.running);
+    assert_survives_a_stop(&relay, &gateway.running);
     drop((relay, gateway));
 
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), keepalive());
-    survives_a_stop(&relay, &relay.running);
+    assert_survives_a_stop(&relay, &relay.running);
 }
 
-/// Stops `process` in the middle of a transfer and beside a silent tunnel, for far more than its own three intervals.
-fn survives_a_stop(relay: &RelayProcess, process: &Running) {
+/// Stops `process` during a transfer and with an idle tunnel open, for far more than its three keepalive
+/// intervals.
+fn assert_survives_a_stop(relay: &RelayProcess, process: &Running) {
     let target = Target::start();
     let pair = || {
         let pair = target.tunnel(relay.port());
@@ -284,36 +301,36 @@ fn survives_a_stop(relay: &RelayProcess, process: &Running) {
     stream.write_all(&payload[..1 << 20]).unwrap();
     process.signal(Signal::STOP);
     let rest = payload[1 << 20..].to_vec();
-    let (came, ending) = thread::scope(|scope| {
+    let (received, ending) = thread::scope(|scope| {
         let answered = scope.spawn(|| {
             let (all, _) = read_to_end(&mut far);
             far.write_all(&HalfCloseServer::answer(&all)).unwrap();
             far.shutdown(Shutdown::Write).unwrap();
         });
         let sent = scope.spawn(|| exchange(&mut stream, rest));
-        thread::sleep(a_while(1));
+        thread::sleep(long_pause(1));
         process.signal(Signal::CONT);
         answered.join().unwrap();
         sent.join().unwrap()
     });
-    assert_eq!(came, HalfCloseServer::answer(&payload));
+    assert_eq!(received, HalfCloseServer::answer(&payload));
     assert_eq!(ending, Ending::Eof);
     silent.write_all(b"?").unwrap();
     silent_far.read_exact(&mut [0]).unwrap();
 }
 
 #[test]
-fn silent_tunnels_stay_for_as_long_as_pings_are_answered() {
+fn idle_tunnels_stay_open_as_long_as_pings_are_answered() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, keepalive());
     let relay = RelayProcess::start(&home, &gateway.base_url(), keepalive());
     let target = Target::start();
     let mut tunnels: Vec<_> = (0..50).map(|_| target.tunnel(relay.port())).collect();
-    thread::sleep(a_while(10));
+    thread::sleep(long_pause(10));
     for (client, far) in &mut tunnels {
         far.write_all(b"still there").unwrap();
-        let mut came = [0; 11];
-        client.read_exact(&mut came).unwrap();
-        assert_eq!(&came, b"still there");
+        let mut received = [0; 11];
+        client.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"still there");
     }
 }

@@ -1,6 +1,8 @@
-//! What stands by for the next CONNECT: how many, when, and what becomes of one that is dead when it is wanted.
+//! The standby connections for the next CONNECTs: how many there are, when they are opened, and what
+//! happens if one is dead when it is needed.
 //!
-//! The ends run inside the test, so that their counters can be read; between them is a line that takes its time.
+//! Relay and gateway run inside the test, so that it can read their counters. A forwarder between them
+//! adds latency.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -18,10 +20,11 @@ use crate::support::{
     start_delay_forwarder,
 };
 
-/// What the line takes for each direction: far over what makes a gateway a near one, on a loaded machine too.
+/// The latency per direction: far above the limit below which a gateway counts as near, on a loaded
+/// machine too.
 const ONE_WAY: Duration = Duration::from_millis(20);
 
-/// A line to the gateway, and the connections that go through it, the oldest first.
+/// A forwarder to the gateway that adds latency, and its connections, the oldest first.
 struct DelayLine {
     address: SocketAddr,
     open: Arc<Mutex<VecDeque<Forwarded>>>,
@@ -30,21 +33,21 @@ struct DelayLine {
 impl DelayLine {
     fn to(far: SocketAddr) -> Self {
         let open = Arc::<Mutex<VecDeque<Forwarded>>>::default();
-        let seen = Arc::clone(&open);
-        let carried = move |connection| seen.lock().unwrap().push_back(connection);
-        let address = start_delay_forwarder(far, ONE_WAY, carried).unwrap();
+        let added = Arc::clone(&open);
+        let on_connection = move |connection| added.lock().unwrap().push_back(connection);
+        let address = start_delay_forwarder(far, ONE_WAY, on_connection).unwrap();
         Self { address, open }
     }
 
-    /// From now on everything that is open breaks at its next byte towards the gateway.
-    fn break_what_is_open(&self) {
+    /// Makes each open connection break at its next byte towards the gateway.
+    fn break_open_connections(&self) {
         for (_, cut) in self.open.lock().unwrap().iter() {
             cut.store(true, Ordering::SeqCst);
         }
     }
 }
 
-/// Both ends, and the line between them where they are far.
+/// Relay, gateway, and the forwarder between them if the gateway is far.
 struct Ends {
     relay: Handle,
     gateway: Gateway,
@@ -93,9 +96,9 @@ impl Ends {
         tunnel
     }
 
-    /// Waits until `count` stand by and the gateway has no connections but those and `tunnels`.
+    /// Waits until `count` connections are on standby and the gateway has exactly those and `tunnels`.
     #[track_caller]
-    fn waits_for(&self, count: u64, tunnels: u64) {
+    fn wait_for_standby(&self, count: u64, tunnels: u64) {
         let until = Instant::now() + TIMEOUT;
         let now = || (self.relay.stats().standing_by, self.gateway.stats().live);
         while now() != (count, count + tunnels) {
@@ -112,58 +115,58 @@ impl Ends {
 }
 
 #[track_caller]
-fn echoes(mut tunnel: TcpStream) {
+fn assert_echo(mut tunnel: TcpStream) {
     let sent = pattern(200_000);
     assert_eq!(exchange(&mut tunnel, sent.clone()), (sent, Ending::Eof));
 }
 
 #[test]
-fn the_second_connect_finds_one_standing_by_and_another_takes_its_place() {
+fn the_second_connect_uses_a_standby_connection_and_it_is_replaced() {
     let ends = Ends::start(8, true);
-    echoes(ends.tunnel());
+    assert_echo(ends.tunnel());
     assert_eq!(ends.relay.stats().standby, 0);
-    // One CONNECT came, so one stands by; after the next there are two.
-    ends.waits_for(1, 0);
-    echoes(ends.tunnel());
-    ends.waits_for(2, 0);
+    // After one CONNECT there is one standby connection; after the next one there are two.
+    ends.wait_for_standby(1, 0);
+    assert_echo(ends.tunnel());
+    ends.wait_for_standby(2, 0);
     let stats = ends.relay.stats();
     assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 1, 0));
     ends.stop();
 }
 
 #[test]
-fn a_burst_gets_what_stands_by_and_there_are_never_more_than_the_limit() {
+fn a_burst_uses_the_standby_connections_and_never_exceeds_the_limit() {
     let ends = Ends::start(3, true);
     let first: Vec<_> = (0..6).map(|_| ends.tunnel()).collect();
-    ends.waits_for(3, 6);
+    ends.wait_for_standby(3, 6);
     let before = ends.relay.stats().standby;
     let burst: Vec<_> = (0..3).map(|_| ends.tunnel()).collect();
     assert_eq!(ends.relay.stats().standby, before + 3);
-    ends.waits_for(3, 9);
+    ends.wait_for_standby(3, 9);
     for tunnel in first.into_iter().chain(burst) {
-        echoes(tunnel);
+        assert_echo(tunnel);
     }
     ends.stop();
 }
 
 #[test]
-fn what_is_dead_when_it_is_wanted_is_dialled_anew_and_the_client_never_knows() {
+fn a_dead_standby_connection_is_replaced_without_an_error_for_the_client() {
     let ends = Ends::start(2, true);
-    echoes(ends.tunnel());
-    ends.waits_for(1, 0);
-    // It looks alive until something is sent on it.
-    ends.line.as_ref().unwrap().break_what_is_open();
-    echoes(ends.tunnel());
+    assert_echo(ends.tunnel());
+    ends.wait_for_standby(1, 0);
+    // The connection looks open until something is sent on it.
+    ends.line.as_ref().unwrap().break_open_connections();
+    assert_echo(ends.tunnel());
     let stats = ends.relay.stats();
     assert_eq!((stats.tunnels, stats.refused, stats.broken), (2, 0, 0));
     ends.stop();
 }
 
 #[test]
-fn what_the_gateway_hung_up_on_is_not_taken() {
+fn a_standby_connection_that_the_gateway_closed_is_not_used() {
     let ends = Ends::start(2, true);
-    echoes(ends.tunnel());
-    ends.waits_for(1, 0);
+    assert_echo(ends.tunnel());
+    ends.wait_for_standby(1, 0);
     let line = ends.line.as_ref().unwrap();
     for (near, _) in line.open.lock().unwrap().drain(..) {
         let _ = near.shutdown(Shutdown::Both);
@@ -173,32 +176,32 @@ fn what_the_gateway_hung_up_on_is_not_taken() {
         assert!(Instant::now() < until);
         thread::sleep(Duration::from_millis(5));
     }
-    echoes(ends.tunnel());
+    assert_echo(ends.tunnel());
     let stats = ends.relay.stats();
     assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 0, 0));
     ends.stop();
 }
 
 #[test]
-fn nobody_stands_by_for_a_near_gateway_or_where_it_is_switched_off() {
+fn there_is_no_standby_for_a_near_gateway_or_if_disabled() {
     for (standby, far) in [(8, false), (0, true)] {
         let ends = Ends::start(standby, far);
         for _ in 0..5 {
-            echoes(ends.tunnel());
+            assert_echo(ends.tunnel());
         }
-        ends.waits_for(0, 0);
+        ends.wait_for_standby(0, 0);
         assert_eq!(ends.relay.stats().standby, 0);
         ends.stop();
     }
 }
 
 #[test]
-fn when_nobody_asks_any_more_they_leave() {
+fn unused_standby_connections_are_closed() {
     let ends = Ends::start(4, true);
     for _ in 0..4 {
-        echoes(ends.tunnel());
+        assert_echo(ends.tunnel());
     }
-    ends.waits_for(4, 0);
-    ends.waits_for(0, 0);
+    ends.wait_for_standby(4, 0);
+    ends.wait_for_standby(0, 0);
     ends.stop();
 }

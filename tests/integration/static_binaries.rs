@@ -1,8 +1,8 @@
-//! The page of static binaries, held against itself: its recipes are run as they stand, what comes out is measured, read and
-//! run in a root with nothing else in it.
+//! Tests the manual page about static binaries: runs its recipes unchanged, compares the sizes of the
+//! binaries with the page, reads their ELF headers, and runs them in an otherwise empty root directory.
 //!
-//! They take minutes, so they are not among the ordinary tests: `cargo test --test integration -- --ignored static_binaries`,
-//! as `.ci/run` does.
+//! These tests take minutes, so they are ignored by default. `.ci/run` runs them with
+//! `cargo test --test integration -- --ignored static_binaries`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,15 +20,16 @@ use crate::support::{
 };
 
 const PAGE: &str = include_str!("../../src/manual/static-binaries.md");
-/// How far a size may be from what the page says, in percent: what a patch release of a compiler changes.
+/// The allowed difference between a size and the page, in percent: a patch release of the compiler
+/// changes sizes a little.
 const TOLERANCE: f64 = 5.0;
-/// How long one recipe may take on a machine with other work.
+/// The time limit for one recipe, on a busy machine.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// A recipe of the page.
+/// A recipe on the page.
 struct Recipe {
     name: &'static str,
-    /// Where its binary is, below the target folder.
+    /// The path of its binary in the target directory.
     output: &'static str,
 }
 
@@ -46,7 +47,7 @@ const MUSL: Recipe = Recipe {
 };
 
 impl Recipe {
-    /// The lines of the block of shell that follows its marker.
+    /// The shell commands in the code block after its marker.
     fn lines(&self) -> &'static str {
         let after = PAGE
             .split_once(&format!("<!-- recipe: {} -->\n", self.name))
@@ -56,16 +57,17 @@ impl Recipe {
         block.split_once("```").expect("its end").0
     }
 
-    /// What the recipe gives, made at the first call.
+    /// The binary that the recipe builds. It is built at the first call.
     fn binary(&self) -> PathBuf {
-        // Two recipes put their binary in one place, so the first one's must be away before the second one begins.
-        static MADE: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its own, so that the ordinary one keeps its flags; inside it, so that `cargo clean` takes it along.
+        // Two recipes write to the same path, so each binary is copied before the next build starts.
+        static BUILT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+        // A separate target directory, because the flags differ. It is inside the usual one, so that
+        // `cargo clean` removes it.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
-        let kept = target.join(self.name);
-        if made.contains(self.name) {
-            return kept;
+        let copy = target.join(self.name);
+        if built.contains(self.name) {
+            return copy;
         }
         let mut build = Command::new("sh");
         build
@@ -74,22 +76,22 @@ impl Recipe {
             .env("CARGO_TARGET_DIR", &target)
             .env_remove("RUSTFLAGS");
         finish_within(BUILD_TIMEOUT, &mut build).succeeded();
-        fs::copy(target.join(self.output), &kept).unwrap();
-        made.insert(self.name);
-        kept
+        fs::copy(target.join(self.output), &copy).unwrap();
+        built.insert(self.name);
+        copy
     }
 }
 
-/// The figures in the page were taken on this architecture.
-fn is_here() -> bool {
-    let here = cfg!(all(target_arch = "x86_64", target_env = "gnu"));
-    if !here {
+/// Whether this is the platform for which the page has recipes and sizes.
+fn is_supported() -> bool {
+    let supported = cfg!(all(target_arch = "x86_64", target_env = "gnu"));
+    if !supported {
         skip_unsupported("the page's recipes are for x86_64 and glibc");
     }
-    here
+    supported
 }
 
-/// The page's table: recipe and MiB.
+/// The table on the page: recipe and size in MiB.
 fn sizes() -> Vec<(&'static str, f64)> {
     let after = PAGE.split_once("<!-- sizes -->").expect("the marker").1;
     after
@@ -109,7 +111,7 @@ fn sizes() -> Vec<(&'static str, f64)> {
 }
 
 #[test]
-fn the_page_has_a_size_for_each_recipe_that_is_measured() {
+fn the_page_has_a_size_for_each_measured_recipe() {
     let rows: Vec<&str> = sizes().into_iter().map(|(name, _)| name).collect();
     assert_eq!(rows, [EVERYTHING.name, RELAY.name]);
     for recipe in [EVERYTHING, RELAY, MUSL] {
@@ -119,87 +121,90 @@ fn the_page_has_a_size_for_each_recipe_that_is_measured() {
 
 #[test]
 #[ignore = "builds for minutes; .ci/run runs it"]
-fn the_sizes_on_the_page_are_true() {
-    if !is_here() {
+fn the_sizes_on_the_page_are_correct() {
+    if !is_supported() {
         return;
     }
-    let mut lies = Vec::new();
-    for ((name, told), recipe) in sizes().into_iter().zip([EVERYTHING, RELAY]) {
+    let mut wrong = Vec::new();
+    for ((name, documented), recipe) in sizes().into_iter().zip([EVERYTHING, RELAY]) {
         let bytes = fs::metadata(recipe.binary()).unwrap().len();
         #[allow(clippy::cast_precision_loss, reason = "far under 2^52")]
-        let is = bytes as f64 / f64::from(1 << 20);
-        println!("{name}: {is:.2} MiB, the page says {told:.2}");
-        if (is - told).abs() > told * TOLERANCE / 100.0 {
-            lies.push(format!(
-                "{name} is {is:.2} MiB and the page says {told:.2}: mend whichever is wrong"
+        let actual = bytes as f64 / f64::from(1 << 20);
+        println!("{name}: {actual:.2} MiB, the page says {documented:.2}");
+        if (actual - documented).abs() > documented * TOLERANCE / 100.0 {
+            wrong.push(format!(
+                "{name} is {actual:.2} MiB, but the page says {documented:.2}; update the page or reduce the binary"
             ));
         }
     }
-    assert!(lies.is_empty(), "{lies:#?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
 #[ignore = "builds for minutes; .ci/run runs it"]
-fn the_static_binaries_want_no_loader_and_no_library() {
-    if !is_here() {
+fn the_static_binaries_need_no_loader_and_no_library() {
+    if !is_supported() {
         return;
     }
     for recipe in [EVERYTHING, RELAY] {
-        let wants = wants(&fs::read(recipe.binary()).unwrap());
-        assert_eq!(wants, Wants::default(), "{}", recipe.name);
+        let needs = needs(&fs::read(recipe.binary()).unwrap());
+        assert_eq!(needs, Needs::default(), "{}", recipe.name);
     }
-    // The reader itself sees what an ordinary program wants.
-    let ordinary = wants(&fs::read("/proc/self/exe").unwrap());
-    assert!(ordinary.loader && ordinary.libraries > 0, "{ordinary:?}");
+    // A dynamic executable, to check the ELF reader itself.
+    let dynamic = needs(&fs::read("/proc/self/exe").unwrap());
+    assert!(dynamic.loader && dynamic.libraries > 0, "{dynamic:?}");
 }
 
 #[test]
 #[ignore = "builds for minutes; .ci/run runs it"]
-fn the_relay_alone_says_that_it_has_no_gateway() {
-    if !is_here() {
+fn a_build_without_the_gateway_reports_the_missing_feature() {
+    if !is_supported() {
         return;
     }
     let home = TempHome::new();
     let relay = RELAY.binary();
-    for words in [
+    for arguments in [
         &["gateway", "--sessions", "/s"][..],
         &["doctor", "--embedded"],
     ] {
-        let said = finish(home.command(&relay).args(words));
-        assert_eq!(said.status.code(), Some(2), "{said:#?}");
-        assert!(said.stderr.contains("the feature `gateway`"), "{said:#?}");
+        let finished = finish(home.command(&relay).args(arguments));
+        assert_eq!(finished.status.code(), Some(2), "{finished:#?}");
+        assert!(
+            finished.stderr.contains("the feature `gateway`"),
+            "{finished:#?}"
+        );
     }
 }
 
 #[test]
 #[ignore = "builds for minutes; .ci/run runs it"]
-fn the_musl_recipe_gives_a_binary_that_runs() {
-    let mut asked = Command::new("rustc");
-    asked.args([
+fn the_musl_recipe_builds_a_binary_that_runs() {
+    let mut rustc = Command::new("rustc");
+    rustc.args([
         "--print",
         "target-libdir",
         "--target",
         "x86_64-unknown-linux-musl",
     ]);
-    let libdir = finish(&mut asked).succeeded().text();
+    let libdir = finish(&mut rustc).succeeded().text();
     if !Path::new(libdir.trim()).is_dir() {
         skip_unsupported("the target x86_64-unknown-linux-musl is not installed");
         return;
     }
     let musl = MUSL.binary();
-    assert_eq!(wants(&fs::read(&musl).unwrap()), Wants::default());
+    assert_eq!(needs(&fs::read(&musl).unwrap()), Needs::default());
     finish(Command::new(musl).arg("--version")).succeeded();
 }
 
-/// The names of the test's own, and who tells their address.
+/// The names that the test's name server resolves, and the address of this server.
 const GATEWAY: &str = "gateway.uproxy.test";
 const TARGET: &str = "target.uproxy.test";
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 
 #[test]
 #[ignore = "builds for minutes; .ci/run runs it"]
-fn both_ends_look_names_up_in_a_root_with_nothing_else_in_it() {
-    if !is_here() || !need_tool("chroot") {
+fn relay_and_gateway_resolve_names_in_an_empty_root_directory() {
+    if !is_supported() || !need_tool("chroot") {
         return;
     }
     let Some(network) = Network::connected() else {
@@ -207,24 +212,24 @@ fn both_ends_look_names_up_in_a_root_with_nothing_else_in_it() {
     };
     let everything = EVERYTHING.binary();
     for relay in [everything.clone(), RELAY.binary()] {
-        network.near(|| carries_by_name(&everything, &relay));
+        network.near(|| assert_tunnel_by_names(&everything, &relay));
     }
 }
 
-/// Gateway and relay, each in a root of its own, carry a stream for a client that knows nothing but names.
-fn carries_by_name(gateway: &Path, relay: &Path) {
+/// Runs a gateway and a relay, each in its own root directory, and opens a tunnel to a target by name.
+fn assert_tunnel_by_names(gateway: &Path, relay: &Path) {
     static NAMES: OnceLock<DnsServer> = std::sync::OnceLock::new();
     let names = NAMES.get_or_init(|| DnsServer::start(NAME_SERVER, &[GATEWAY, TARGET]));
     let ca = TestCa::new("upstreamproxy test root");
     let (certificate, key) = ca.issue(GATEWAY);
     let target = EchoServer::start();
 
-    let there = EmptyRoot::with(gateway);
-    there.write("sessions", format!("{SESSION} {TOKEN}\n"));
-    there.write("gateway.pem", certificate);
-    there.write("gateway.key", key);
-    there.write("roots.pem", &ca.pem);
-    let (gateway, ready) = Running::ready(there.run("gateway").args([
+    let gateway_root = EmptyRoot::with(gateway);
+    gateway_root.write("sessions", format!("{SESSION} {TOKEN}\n"));
+    gateway_root.write("gateway.pem", certificate);
+    gateway_root.write("gateway.key", key);
+    gateway_root.write("roots.pem", &ca.pem);
+    let (gateway, ready) = Running::ready(gateway_root.run("gateway").args([
         "--listen=127.0.0.1:0",
         "--sessions=/sessions",
         "--tls-cert=/gateway.pem",
@@ -236,10 +241,10 @@ fn carries_by_name(gateway: &Path, relay: &Path) {
     let listening = ready["listening"].as_str().expect("an address");
     let port = listening.rsplit(':').next().unwrap();
 
-    let here = EmptyRoot::with(relay);
-    here.write("roots.pem", &ca.pem);
-    here.write("session_token", TOKEN);
-    let (relay, ready) = Running::ready(here.run("serve").args([
+    let relay_root = EmptyRoot::with(relay);
+    relay_root.write("roots.pem", &ca.pem);
+    relay_root.write("session_token", TOKEN);
+    let (relay, ready) = Running::ready(relay_root.run("serve").args([
         "--when=always",
         &format!("--base-url=https://{GATEWAY}:{port}"),
         &format!("--session-id={SESSION}"),
@@ -253,28 +258,28 @@ fn carries_by_name(gateway: &Path, relay: &Path) {
     assert_eq!(answer.status, 200, "{answer:?}\n{}", gateway.stderr());
     let sent = pattern(100_000);
     tunnel.write_all(&sent).unwrap();
-    let mut came = vec![0; sent.len()];
-    tunnel.read_exact(&mut came).unwrap();
-    assert!(came == sent);
+    let mut received = vec![0; sent.len()];
+    tunnel.read_exact(&mut received).unwrap();
+    assert!(received == sent);
     drop(tunnel);
     for name in [GATEWAY, TARGET] {
-        assert!(names.was_queried_for(name), "nobody looked {name} up");
+        assert!(names.was_queried_for(name), "{name} was not resolved");
     }
     for end in [relay, gateway] {
-        let said: Finished = end.stop().succeeded();
-        assert_eq!(said.warnings(), [""; 0], "{said:#?}");
+        let finished: Finished = end.stop().succeeded();
+        assert_eq!(finished.warnings(), [""; 0], "{finished:#?}");
     }
 }
 
-/// A root with one program in it, a `resolv.conf`, and a home folder.
+/// A root directory with one program, a `resolv.conf`, and a home directory.
 struct EmptyRoot(tempfile::TempDir);
 
 impl EmptyRoot {
     fn with(program: &Path) -> Self {
         let root = Self(temporary_directory());
         fs::copy(program, root.0.path().join("upstreamproxy")).unwrap();
-        for folder in ["etc", "home"] {
-            fs::create_dir(root.0.path().join(folder)).unwrap();
+        for directory in ["etc", "home"] {
+            fs::create_dir(root.0.path().join(directory)).unwrap();
         }
         root.write("etc/resolv.conf", format!("nameserver {NAME_SERVER}\n"));
         root
@@ -286,7 +291,7 @@ impl EmptyRoot {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    /// The program in it, with an environment of nothing but a home.
+    /// The program in this root, with `HOME` and `PATH` as its only environment variables.
     fn run(&self, subcommand: &str) -> Command {
         let mut command = Command::new("chroot");
         command.arg(self.0.path()).arg("/upstreamproxy");
@@ -298,17 +303,17 @@ impl EmptyRoot {
     }
 }
 
-/// What a program wants of the system before its first instruction.
+/// What a program needs from the system to start.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wants {
+struct Needs {
     /// A loader (`PT_INTERP`).
     loader: bool,
-    /// How many libraries (`DT_NEEDED`).
+    /// The number of libraries (`DT_NEEDED`).
     libraries: usize,
 }
 
 /// Reads the program headers of a 64-bit little-endian ELF file.
-fn wants(elf: &[u8]) -> Wants {
+fn needs(elf: &[u8]) -> Needs {
     const DYNAMIC: u64 = 2;
     const INTERPRETER: u64 = 3;
     const NEEDED: u64 = 1;
@@ -317,18 +322,18 @@ fn wants(elf: &[u8]) -> Wants {
         bytes[..width].copy_from_slice(&elf[at..at + width]);
         u64::from_le_bytes(bytes)
     };
-    let place = |at: usize| usize::try_from(number(at, 8)).unwrap();
-    assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, little end first");
-    let headers = place(0x20);
+    let offset = |at: usize| usize::try_from(number(at, 8)).unwrap();
+    assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, little-endian");
+    let headers = offset(0x20);
     let (size, count) = (number(0x36, 2), number(0x38, 2));
-    let mut wants = Wants::default();
+    let mut needs = Needs::default();
     for header in (0..count).map(|n| headers + usize::try_from(n * size).unwrap()) {
         match number(header, 4) {
-            INTERPRETER => wants.loader = true,
+            INTERPRETER => needs.loader = true,
             DYNAMIC => {
-                let (at, length) = (place(header + 0x08), place(header + 0x20));
+                let (at, length) = (offset(header + 0x08), offset(header + 0x20));
                 let tags = (at..at + length).step_by(16).map(|entry| number(entry, 8));
-                wants.libraries += tags
+                needs.libraries += tags
                     .take_while(|tag| *tag != 0)
                     .filter(|tag| *tag == NEEDED)
                     .count();
@@ -336,5 +341,5 @@ fn wants(elf: &[u8]) -> Wants {
             _ => {}
         }
     }
-    wants
+    needs
 }

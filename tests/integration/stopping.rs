@@ -1,4 +1,4 @@
-//! Stopping: what a stop may cost (nothing that was under way), and how `run` behaves beside its command.
+//! Stopping: a stop must not lose any data in transfer. Also tests how `run` treats its command.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use crate::support::{
     connect, exchange, finish, need_tool, pattern, repetitions, skip_unsupported, upstreamproxy,
 };
 
-/// How long a process that was told to stop while it set itself up may take: a loaded machine's share included.
+/// The maximum time for stopping during set-up, on a loaded machine too.
 const SOON: Duration = Duration::from_secs(5);
 
-/// `run` with these options before `--`, and a shell that does `script`.
+/// `run` with these options before `--`, and a shell that executes `script`.
 fn run(home: &TempHome, options: &[&str], script: &str) -> Command {
     let mut command = upstreamproxy(home);
     command.arg("run").args(options);
@@ -39,7 +39,7 @@ fn a_drain_under_load_loses_no_byte() {
         let gateway = GatewayProcess::start(&home, &[]);
         let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
         let port = relay.port();
-        // All are under way when the signal comes.
+        // All tunnels transfer data when the signal arrives.
         let (moving, stopped) = (Barrier::new(TUNNELS + 1), Barrier::new(TUNNELS + 1));
         thread::scope(|scope| {
             let tunnels: Vec<_> = (0..TUNNELS)
@@ -49,30 +49,34 @@ fn a_drain_under_load_loses_no_byte() {
                         assert_eq!(answer.status, 200);
                         let (first, rest) = payload.split_at(64 << 10);
                         stream.write_all(first).unwrap();
-                        let mut came = vec![0; first.len()];
-                        stream.read_exact(&mut came).unwrap();
+                        let mut received = vec![0; first.len()];
+                        stream.read_exact(&mut received).unwrap();
                         moving.wait();
                         let mut sender = stream.try_clone().unwrap();
                         let sent = scope.spawn(move || sender.write_all(&rest[..1 << 20]));
                         stopped.wait();
                         sent.join().unwrap().unwrap();
                         let (more, ending) = exchange(&mut stream, rest[1 << 20..].to_vec());
-                        came.extend(more);
-                        (came, ending)
+                        received.extend(more);
+                        (received, ending)
                     })
                 })
                 .collect();
             moving.wait();
-            // By turns the near and the far end.
-            let told = [&relay.running, &gateway.running][round % 2];
-            told.signal(Signal::TERM);
+            // The relay and the gateway are stopped in alternate rounds.
+            let stopping = [&relay.running, &gateway.running][round % 2];
+            stopping.signal(Signal::TERM);
             stopped.wait();
             if round % 2 == 0 {
-                late_comer(port);
+                assert_refused_while_draining(port);
             }
             for tunnel in tunnels {
-                let (came, ending) = tunnel.join().unwrap();
-                assert!(came == payload, "round {round}: {} bytes", came.len());
+                let (received, ending) = tunnel.join().unwrap();
+                assert!(
+                    received == payload,
+                    "round {round}: {} bytes",
+                    received.len()
+                );
                 assert_eq!(ending, Ending::Eof, "round {round}");
             }
         });
@@ -89,15 +93,15 @@ fn a_drain_under_load_loses_no_byte() {
     }
 }
 
-/// Who comes while a relay drains is refused: by the kernel, by a reset out of its queue, or with 503. One that was a moment
-/// before the signal gets the answer that it would have had without.
-fn late_comer(port: u16) {
+/// A client that connects while a relay drains is refused: by the kernel, by a reset out of the accept
+/// queue, or with 503. A client that connects just before the signal gets the usual answer, here 502.
+fn assert_refused_while_draining(port: u16) {
     let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
         return;
     };
     let mut answer = String::new();
-    let asked = stream.write_all(b"CONNECT a.test:443 HTTP/1.1\r\n\r\n");
-    if asked
+    let written = stream.write_all(b"CONNECT a.test:443 HTTP/1.1\r\n\r\n");
+    if written
         .and_then(|()| stream.read_to_string(&mut answer))
         .is_ok()
         && !answer.is_empty()
@@ -108,7 +112,7 @@ fn late_comer(port: u16) {
 }
 
 #[test]
-fn what_kill_9_leaves_is_in_nobodys_way() {
+fn files_left_by_kill_9_do_not_affect_the_next_start() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let target = EchoServer::start();
@@ -126,7 +130,7 @@ fn what_kill_9_leaves_is_in_nobodys_way() {
         let port = relay.port();
         relay.running.signal(Signal::KILL);
         relay.running.wait();
-        // The kernel ends what was open; whether by a reset depends on what lay unread.
+        // The kernel closes the connection, with a reset if there was unread data.
         assert!(stream.read(&mut [0]).map_or(true, |read| read == 0));
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
     }
@@ -135,7 +139,7 @@ fn what_kill_9_leaves_is_in_nobodys_way() {
 // A signal during set-up.
 
 #[test]
-fn a_signal_at_any_moment_of_set_up_ends_it_soon_and_leaves_nothing_half_done() {
+fn a_signal_at_any_moment_of_set_up_stops_it_soon_and_leaves_no_partial_files() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let stalling = CannedServer::start("");
@@ -156,31 +160,32 @@ fn a_signal_at_any_moment_of_set_up_ends_it_soon_and_leaves_nothing_half_done() 
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Kept open: the command ends by the signal alone.
+        // Kept open, so that only the signal ends the command.
         let _stdin = child.stdin.take();
-        // Any moment will do, and what must hold does at each of them.
+        // The sleep only varies the moment of the signal. The checks hold at any moment.
         thread::sleep(Duration::from_micros(500) * u32::try_from(round).unwrap());
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        let told = Instant::now();
+        let signalled = Instant::now();
         let status = child.wait().unwrap();
-        let took = told.elapsed();
+        let took = signalled.elapsed();
         let ended = status.code() == Some(143) || status.signal() == Some(15);
         assert!(
             ended && took < SOON,
             "round {round}: {status} after {took:?}"
         );
-        nothing_half_done(&home, round);
+        assert_no_partial_files(&home, round);
         if stalls {
             assert!(home.token_file().exists(), "round {round}: burnt too early");
         }
     }
 }
 
-/// No temporary file, no part of a bundle, and no burnt token without a whole one.
+/// Checks that there is no temporary file and no partial bundle, and that the token is burnt only if the
+/// bundle is complete.
 #[track_caller]
-fn nothing_half_done(home: &TempHome, round: usize) {
-    let folder = home.join(".ccr");
-    let names = fs::read_dir(&folder).map_or_else(
+fn assert_no_partial_files(home: &TempHome, round: usize) {
+    let directory = home.join(".ccr");
+    let names = fs::read_dir(&directory).map_or_else(
         |_| Vec::new(),
         |entries| entries.map(|e| e.unwrap().file_name()).collect(),
     );
@@ -198,21 +203,21 @@ fn nothing_half_done(home: &TempHome, round: usize) {
 }
 
 #[test]
-fn a_signal_while_a_tunnel_is_dialled_ends_a_service_at_once() {
+fn a_signal_while_a_tunnel_is_dialled_stops_serve_at_once() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    // Its kernel still takes connections, and nobody serves them.
+    // The kernel still accepts connections for it, but the stopped process does not serve them.
     gateway.running.signal(Signal::STOP);
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
     client
         .write_all(b"CONNECT a.test:443 HTTP/1.1\r\n\r\n")
         .unwrap();
-    let told = Instant::now();
+    let signalled = Instant::now();
     let finished = relay.stop();
     assert_eq!(finished.status.code(), Some(0), "{finished:#?}");
-    assert!(told.elapsed() < SOON, "{finished:#?}");
-    // An answer or an end, but no tunnel.
+    assert!(signalled.elapsed() < SOON, "{finished:#?}");
+    // The client gets an error status or the end of the connection, but no tunnel.
     client.set_read_timeout(Some(SOON)).unwrap();
     let mut answer = [0; 12];
     let read = client.read(&mut answer).unwrap_or(0);
@@ -220,10 +225,10 @@ fn a_signal_while_a_tunnel_is_dialled_ends_a_service_at_once() {
     gateway.running.signal(Signal::CONT);
 }
 
-// A log that nobody takes.
+// Standard error and standard output that cannot be written.
 
 #[test]
-fn a_standard_error_that_takes_nothing_stops_nothing() {
+fn an_unwritable_standard_error_does_not_affect_tunnels() {
     let target = EchoServer::start();
     let payload = pattern(1 << 20);
     for (case, script) in [
@@ -245,8 +250,8 @@ fn a_standard_error_that_takes_nothing_stops_nothing() {
         for _ in 0..3 {
             let (mut stream, answer) = connect(relay.port(), &target.authority());
             assert_eq!(answer.status, 200, "{case}");
-            let (came, ending) = exchange(&mut stream, payload.clone());
-            assert!(came == payload && ending == Ending::Eof, "{case}");
+            let (received, ending) = exchange(&mut stream, payload.clone());
+            assert!(received == payload && ending == Ending::Eof, "{case}");
         }
         let finished = relay.stop();
         assert_eq!(finished.status.code(), Some(0), "{case}: {finished:#?}");
@@ -254,7 +259,7 @@ fn a_standard_error_that_takes_nothing_stops_nothing() {
 }
 
 #[test]
-fn a_standard_output_that_takes_nothing_stops_nothing() {
+fn an_unwritable_standard_output_does_not_affect_tunnels() {
     let target = EchoServer::start();
     for script in [r#"exec "$@" >&-"#, r#"exec "$@" >/dev/full"#] {
         let home = TempHome::new();
@@ -262,31 +267,31 @@ fn a_standard_output_that_takes_nothing_stops_nothing() {
         let mut command = home.command("sh");
         command.args(["-c", script, "sh", binary(), "serve"]);
         let relay = Running::spawn(home.session(&mut command, &gateway.base_url()));
-        // The state file is written before the line that goes nowhere.
-        let asked = Instant::now();
+        // The state file is written before the ready line, which is lost here.
+        let began = Instant::now();
         let env = loop {
             let env = finish(upstreamproxy(&home).args(["env", "--format", "json"]));
             if env.status.success() {
                 break env;
             }
-            assert!(asked.elapsed() < crate::support::TIMEOUT, "{env:#?}");
+            assert!(began.elapsed() < crate::support::TIMEOUT, "{env:#?}");
         };
         let env: serde_json::Value = serde_json::from_slice(&env.stdout).unwrap();
         let url = env["HTTPS_PROXY"].as_str().unwrap();
         let port = url.rsplit(':').next().unwrap().parse().unwrap();
         let (mut stream, answer) = connect(port, &target.authority());
         assert_eq!(answer.status, 200);
-        let (came, _) = exchange(&mut stream, b"all the same".to_vec());
-        assert_eq!(came, b"all the same");
+        let (received, _) = exchange(&mut stream, b"all the same".to_vec());
+        assert_eq!(received, b"all the same");
         let finished = relay.stop();
         assert_eq!(finished.status.code(), Some(0), "{script}: {finished:#?}");
     }
 }
 
-// `run` beside its command.
+// `run` and its command.
 
 #[test]
-fn bytes_pass_from_pipe_to_pipe_untouched() {
+fn bytes_pass_from_pipe_to_pipe_unchanged() {
     let home = TempHome::new();
     let mut command = home.command("sh");
     let script = "head -c 3000000 /dev/urandom >sent; cat sent | \"$0\" run --embedded -q -- cat | cmp - sent && echo same";
@@ -296,8 +301,9 @@ fn bytes_pass_from_pipe_to_pipe_untouched() {
     assert_eq!(finish(&mut command).succeeded().text(), "same\n");
 }
 
-/// What a shell does that tells of each of these signals, and ends at USR2. It says `{}` when it is ready.
-fn tells_of(signals: &str) -> String {
+/// A shell script that prints the name of each of these signals when it receives it, and exits with 5 at
+/// USR2. It prints `{}` when it is ready.
+fn print_signals(signals: &str) -> String {
     format!(
         "for s in {signals}; do trap \"echo '\\\"'$s'\\\"'\" $s; done; trap 'exit 5' USR2; \
          echo '{{}}'; while :; do sleep 0.02; done"
@@ -305,12 +311,12 @@ fn tells_of(signals: &str) -> String {
 }
 
 #[test]
-fn each_signal_of_a_process_reaches_the_command_once_and_a_deaf_one_is_waited_for() {
+fn each_signal_reaches_the_command_once_and_a_command_that_ignores_term_is_not_killed() {
     let home = TempHome::new();
     let mut command = run(
         &home,
         &["--when", "never"],
-        &tells_of("HUP INT QUIT USR1 ALRM WINCH CONT"),
+        &print_signals("HUP INT QUIT USR1 ALRM WINCH CONT"),
     );
     let running = Running::spawn(&mut command);
     running.json();
@@ -329,23 +335,23 @@ fn each_signal_of_a_process_reaches_the_command_once_and_a_deaf_one_is_waited_fo
     running.signal(Signal::USR2);
     let finished = running.wait();
     assert_eq!(finished.status.code(), Some(5), "{finished:#?}");
-    assert_eq!(finished.text(), "", "nothing came twice");
+    assert_eq!(finished.text(), "", "a signal arrived twice");
 
-    // One that ignores TERM is not killed by us, however often it is told.
-    let deaf = format!("trap '' TERM; {}", tells_of("USR1"));
-    let running = Running::spawn(&mut run(&home, &["--when", "never"], &deaf));
+    // A command that ignores TERM is not killed, even after several signals.
+    let ignoring_term = format!("trap '' TERM; {}", print_signals("USR1"));
+    let running = Running::spawn(&mut run(&home, &["--when", "never"], &ignoring_term));
     running.json();
     for _ in 0..3 {
         running.signal(Signal::TERM);
         running.signal(Signal::USR1);
-        assert_eq!(running.json(), "USR1", "it lives");
+        assert_eq!(running.json(), "USR1", "the command still runs");
     }
     running.signal(Signal::USR2);
     assert_eq!(running.wait().status.code(), Some(5));
 }
 
 #[test]
-fn under_a_terminal_its_interrupt_reaches_the_command_once() {
+fn an_interrupt_from_the_terminal_reaches_the_command_once() {
     if !need_tool("script") {
         return;
     }
@@ -353,8 +359,8 @@ fn under_a_terminal_its_interrupt_reaches_the_command_once() {
     let inner = "trap 'echo INTERRUPTED' INT; echo READY; \
                  for i in 1 2 3 4 5 6; do read -r word && [ \"$word\" = end ] && { tty; exit 7; }; done";
     let file = home.write("inner", inner, 0o644);
-    // Without `exec` the shell that `script` starts stands between, gets the interrupt too and ends by it.
-    let ours = format!(
+    // Without `exec`, the shell that `script` starts would also get the interrupt, and end.
+    let run_command = format!(
         "exec '{}' run --when never -- sh '{}'",
         binary(),
         file.display()
@@ -366,7 +372,7 @@ fn under_a_terminal_its_interrupt_reaches_the_command_once() {
             "--return",
             "--flush",
             "--command",
-            &ours,
+            &run_command,
             "/dev/null",
         ])
         .stdin(Stdio::piped())
@@ -376,19 +382,22 @@ fn under_a_terminal_its_interrupt_reaches_the_command_once() {
     let mut keys = terminal.stdin.take().unwrap();
     let mut screen = terminal.stdout.take().unwrap();
     let mut shown = String::new();
-    see(&mut screen, &mut shown, "READY");
+    read_until_shown(&mut screen, &mut shown, "READY");
     keys.write_all(b"\x03").unwrap();
-    see(&mut screen, &mut shown, "INTERRUPTED");
+    read_until_shown(&mut screen, &mut shown, "INTERRUPTED");
     keys.write_all(b"end\n").unwrap();
     screen.read_to_string(&mut shown).unwrap();
     assert_eq!(terminal.wait().unwrap().code(), Some(7), "{shown}");
     assert_eq!(shown.matches("INTERRUPTED").count(), 1, "{shown}");
-    assert!(shown.contains("/dev/pts/"), "it has the terminal: {shown}");
+    assert!(
+        shown.contains("/dev/pts/"),
+        "the command has the terminal: {shown}"
+    );
 }
 
-/// Reads on until `wanted` is on the screen.
+/// Reads until `wanted` was shown on the screen.
 #[track_caller]
-fn see(screen: &mut impl Read, shown: &mut String, wanted: &str) {
+fn read_until_shown(screen: &mut impl Read, shown: &mut String, wanted: &str) {
     let mut byte = [0];
     while !shown.contains(wanted) {
         assert_eq!(screen.read(&mut byte).unwrap(), 1, "{wanted}: {shown}");
@@ -397,12 +406,12 @@ fn see(screen: &mut impl Read, shown: &mut String, wanted: &str) {
 }
 
 #[test]
-fn as_pid_1_it_passes_signals_on_and_reaps_orphans() {
+fn as_pid_1_it_forwards_signals_and_reaps_orphans() {
     if !need_tool("unshare") {
         return;
     }
     let home = TempHome::new();
-    // Leaves an orphan that ends, waits until nobody is a zombie any more, and tells of TERM.
+    // Creates an orphan that exits, waits until there is no zombie process, and reports TERM.
     let script = "[ $PPID = 1 ] || exit 3; sh -c 'sh -c \"exit 4\" & exit 0'; \
                   while grep -qs '^State:.*Z' /proc/[0-9]*/status; do sleep 0.02; done; \
                   trap 'echo 9; exit 9' TERM; echo 1; while :; do sleep 0.02; done";
@@ -417,11 +426,11 @@ fn as_pid_1_it_passes_signals_on_and_reaps_orphans() {
     .status
     .success()
     {
-        return skip_unsupported("this system allows no namespaces of processes");
+        return skip_unsupported("this system allows no PID namespaces");
     }
     let running = Running::spawn(&mut command);
     assert_eq!(running.json(), 1);
-    // `unshare` stands before PID 1.
+    // `unshare` is the parent of PID 1.
     let pid = running.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let init = children.split_whitespace().next().unwrap().parse().unwrap();
@@ -431,10 +440,10 @@ fn as_pid_1_it_passes_signals_on_and_reaps_orphans() {
 }
 
 #[test]
-fn a_command_that_ends_with_tunnels_open_ends_us_too() {
+fn run_ends_with_its_command_although_tunnels_are_open() {
     let home = TempHome::new();
     let target = EchoServer::start();
-    // What it leaves behind in the background has a tunnel that is silent for ever.
+    // The command leaves a background process with an idle tunnel.
     let script = format!(
         "exec 3<>/dev/tcp/127.0.0.1/${{HTTPS_PROXY##*:}}; printf 'CONNECT {} HTTP/1.1\\r\\n\\r\\n' >&3; \
          read -r answer <&3; echo \"$answer\"; (sleep 600 <&3 >/dev/null 2>&1 &); exit 6",
@@ -453,7 +462,7 @@ fn a_command_that_ends_with_tunnels_open_ends_us_too() {
 }
 
 #[test]
-fn a_limit_on_file_sizes_disables_it_and_the_command_runs() {
+fn a_file_size_limit_disables_it_and_the_command_runs() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&TempHome::new(), &[]);
     let mut command = home.command("sh");
@@ -461,6 +470,6 @@ fn a_limit_on_file_sizes_disables_it_and_the_command_runs() {
     command.args(["-c", script, binary()]);
     let finished = finish(home.session(&mut command, &gateway.base_url()));
     assert!(finished.stderr.contains("disabled at ca"), "{finished:#?}");
-    // The command has the signal as it would have had it without us: 128 and 25.
+    // The command gets the signal as it would without upstreamproxy: 128 + 25.
     assert_eq!((finished.status.code(), &*finished.text()), (Some(153), ""));
 }

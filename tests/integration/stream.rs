@@ -1,4 +1,5 @@
-//! The stream through both ends: every byte, every end, and no processor time for waiting (`manual/protocol.md`, The end).
+//! Streams through relay and gateway: every byte arrives, every kind of end is passed on, and waiting
+//! uses no processor time (`manual/protocol.md`, section about the end of a tunnel).
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -22,11 +23,11 @@ use crate::support::{
     TestCa, connect, exchange, pattern, read_to_end,
 };
 
-/// A target whose connections the test itself plays.
+/// A target whose connections the test itself handles.
 pub(crate) struct Target(TcpListener);
 
 impl Target {
-    /// On loopback.
+    /// Listens on loopback.
     pub(crate) fn start() -> Self {
         Self(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
     }
@@ -42,7 +43,8 @@ impl Target {
         stream
     }
 
-    /// A tunnel to it through the relay at `port`: the client's end and the target's.
+    /// Opens a tunnel to this target through the relay at `port`. Returns the client's end and the
+    /// target's.
     #[track_caller]
     pub(crate) fn tunnel(&self, port: u16) -> (TcpStream, TcpStream) {
         let (client, answer) = connect(port, &self.authority());
@@ -51,7 +53,7 @@ impl Target {
     }
 }
 
-/// Our two ends.
+/// A relay and a gateway.
 struct Pair {
     relay: RelayProcess,
     gateway: GatewayProcess,
@@ -60,9 +62,9 @@ struct Pair {
 
 impl Pair {
     #[track_caller]
-    fn start(options: &[&str], of_gateway: &[&str]) -> Self {
+    fn start(options: &[&str], gateway_options: &[&str]) -> Self {
         let home = TempHome::new();
-        let gateway = GatewayProcess::start(&home, &[options, of_gateway].concat());
+        let gateway = GatewayProcess::start(&home, &[options, gateway_options].concat());
         let relay = RelayProcess::start(&home, &gateway.base_url(), options);
         Self {
             relay,
@@ -76,7 +78,8 @@ impl Pair {
     }
 }
 
-/// A gateway of the test's own that speaks version 1; the test plays its `WebSocket`s. Its thread ends with the test process.
+/// A test gateway that speaks version 1; the test handles its `WebSocket`s. Its thread ends with the test
+/// process.
 pub(crate) struct Version1 {
     port: u16,
     tunnels: Receiver<WebSocket<TcpStream>>,
@@ -108,7 +111,7 @@ impl Version1 {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// A tunnel through `relay`: the client's end and the gateway's, which has answered 200.
+    /// Opens a tunnel through `relay`; the gateway answers 200. Returns the client's end and the gateway's.
     #[track_caller]
     pub(crate) fn tunnel(&self, relay: &RelayProcess) -> (TcpStream, WebSocket<TcpStream>) {
         let port = relay.port();
@@ -135,7 +138,7 @@ pub(crate) fn chunk(data: &[u8]) -> Message {
     Message::binary(message)
 }
 
-/// The data in a chunk of the plain form.
+/// The data in a chunk that has only the field `data`.
 fn data_of(message: &[u8]) -> &[u8] {
     let (tag, rest) = message.split_first().unwrap();
     assert_eq!(*tag, 0x0a);
@@ -143,11 +146,11 @@ fn data_of(message: &[u8]) -> &[u8] {
     &rest[length..]
 }
 
-/// Whether there is something to read within all patience.
+/// Whether there is something to read within [`TIMEOUT`].
 fn is_readable_soon(stream: &TcpStream) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
-    let patience = Timespec::try_from(TIMEOUT).unwrap();
-    poll(&mut fds, Some(&patience)).unwrap() == 1
+    let timeout = Timespec::try_from(TIMEOUT).unwrap();
+    poll(&mut fds, Some(&timeout)).unwrap() == 1
 }
 
 /// Processor time that the process has used, in ticks of 10 ms.
@@ -158,26 +161,29 @@ fn ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// Waits for the connection to break, for at most `time`. Returns whether it still stands.
-fn stands(stream: &TcpStream, time: Duration) -> bool {
+/// Waits for at most `time` for the connection to break. Returns whether it is still open.
+fn stays_open(stream: &TcpStream, time: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
     let time = Timespec::try_from(time).unwrap();
     poll(&mut fds, Some(&time)).unwrap() == 0
 }
 
-/// Fails if one of the processes spins while the connection stands still for a second.
+/// Fails if one of the processes uses processor time while the connection is idle for a second.
 #[track_caller]
-fn waits_quietly(state: &str, stream: &TcpStream, pids: &[u32]) {
+fn assert_no_cpu_use(state: &str, stream: &TcpStream, pids: &[u32]) {
     const A_TENTH: u64 = 10;
     let before: Vec<_> = pids.iter().map(|&pid| ticks(pid)).collect();
-    assert!(stands(stream, Duration::from_secs(1)), "{state}: it broke");
+    assert!(
+        stays_open(stream, Duration::from_secs(1)),
+        "{state}: the connection broke"
+    );
     for (&pid, before) in pids.iter().zip(before) {
         let used = ticks(pid) - before;
         assert!(used < A_TENTH, "{state}: {used} ticks in 100");
     }
 }
 
-/// Writes `data` over and over until the far end takes no more; returns how much that was.
+/// Writes `data` repeatedly until the other end accepts no more. Returns the number of bytes written.
 fn fill(mut stream: &TcpStream, data: &[u8]) -> usize {
     stream
         .set_write_timeout(Some(Duration::from_millis(500)))
@@ -202,23 +208,23 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-fn both_ways_at_once(pair: &Pair) {
+fn assert_both_directions_at_once(pair: &Pair) {
     let target = Target::start();
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     let (up, down) = (pattern(16 << 20), pattern((16 << 20) + 77));
-    let says = down.clone();
-    let far = thread::spawn(move || exchange(&mut far, says));
+    let response = down.clone();
+    let far = thread::spawn(move || exchange(&mut far, response));
     assert!(exchange(&mut client, up.clone()) == (down, Ending::Eof));
     assert!(far.join().unwrap() == (up, Ending::Eof));
 }
 
 #[test]
-fn both_ways_at_once_every_byte_arrives_and_both_ends_are_clean() {
-    both_ways_at_once(&Pair::start(&[], &[]));
+fn in_both_directions_at_once_every_byte_arrives_and_both_ends_are_clean() {
+    assert_both_directions_at_once(&Pair::start(&[], &[]));
 }
 
 #[test]
-fn the_same_over_wss() {
+fn in_both_directions_at_once_over_wss_too() {
     let home = TempHome::new();
     let ca = TestCa::new("ca of the upstream");
     let (certificate, key) = ca.issue("localhost");
@@ -228,7 +234,7 @@ fn the_same_over_wss() {
     let gateway = GatewayProcess::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
     let base_url = gateway.base_url().replace("127.0.0.1", "localhost");
     let relay = RelayProcess::start(&home, &base_url, &["--upstream-ca", &ca]);
-    both_ways_at_once(&Pair {
+    assert_both_directions_at_once(&Pair {
         relay,
         gateway,
         _home: home,
@@ -236,7 +242,7 @@ fn the_same_over_wss() {
 }
 
 #[test]
-fn a_target_that_ends_first_still_gets_what_the_client_says() {
+fn a_target_that_ends_first_still_receives_what_the_client_sends() {
     let (pair, target) = (Pair::start(&[], &[]), Target::start());
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     far.write_all(b"that is all").unwrap();
@@ -254,7 +260,7 @@ fn a_target_that_ends_first_still_gets_what_the_client_says() {
 }
 
 #[test]
-fn a_reset_is_a_reset_at_the_other_end_after_what_was_said_before_it() {
+fn a_reset_arrives_at_the_other_end_as_a_reset_after_the_data_before_it() {
     let (pair, target) = (Pair::start(&[], &[]), Target::start());
     let baseline = pair.pids().map(ResourceCounts::of);
     let (mut client, mut far) = target.tunnel(pair.relay.port());
@@ -275,25 +281,25 @@ fn a_reset_is_a_reset_at_the_other_end_after_what_was_said_before_it() {
 }
 
 #[test]
-fn neither_end_reading_for_long_loses_nothing_and_costs_nothing() {
-    // Far over three keepalive intervals: what the kernel would take for a dead peer is a slow one.
+fn if_neither_end_reads_no_byte_is_lost_and_no_processor_time_used() {
+    // Far more than three keepalive intervals: the peer is slow, and must not be taken for a dead one.
     let options = ["--keepalive", "1s", "--idle-timeout", "2s"];
     let (pair, target) = (Pair::start(&options, &[]), Target::start());
     let (client, far) = target.tunnel(pair.relay.port());
     let data = pattern(8 << 20);
     let (up, down) = (fill(&client, &data), fill(&far, &data));
-    waits_quietly("neither end reads", &client, &pair.pids());
+    assert_no_cpu_use("neither end reads", &client, &pair.pids());
     assert!(
-        stands(&client, Duration::from_secs(5)),
-        "broke while it was full"
+        stays_open(&client, Duration::from_secs(5)),
+        "the connection broke while its buffers were full"
     );
     let rest = |mut stream: TcpStream, expected: usize| {
         let expected = data.repeat(expected / data.len() + 1)[..expected].to_vec();
         stream.shutdown(Shutdown::Write).unwrap();
         thread::spawn(move || {
-            let (came, ending) = read_to_end(&mut stream);
-            assert_eq!((came.len(), ending), (expected.len(), Ending::Eof));
-            assert!(came == expected);
+            let (received, ending) = read_to_end(&mut stream);
+            assert_eq!((received.len(), ending), (expected.len(), Ending::Eof));
+            assert!(received == expected);
         })
     };
     let ends = [rest(client, down), rest(far, up)];
@@ -303,21 +309,21 @@ fn neither_end_reading_for_long_loses_nothing_and_costs_nothing() {
 }
 
 #[test]
-fn waiting_costs_no_processor_time_whatever_is_waited_for() {
+fn waiting_uses_no_processor_time_in_any_state() {
     let (pair, target) = (Pair::start(&[], &[]), Target::start());
     let (client, far) = target.tunnel(pair.relay.port());
-    waits_quietly("an open tunnel", &client, &pair.pids());
+    assert_no_cpu_use("an open tunnel", &client, &pair.pids());
     client.shutdown(Shutdown::Write).unwrap();
-    waits_quietly("the client has ended", &client, &pair.pids());
+    assert_no_cpu_use("the client has ended", &client, &pair.pids());
     drop((client, far));
     let (mut client, far) = target.tunnel(pair.relay.port());
     far.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Eof));
-    waits_quietly("the target has ended", &client, &pair.pids());
+    assert_no_cpu_use("the target has ended", &client, &pair.pids());
 }
 
 #[test]
-fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
+fn in_version_1_a_slow_client_that_ended_gets_all_data_before_the_close() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "2s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
@@ -326,7 +332,7 @@ fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
     for part in data.chunks(512 << 10) {
         ws.send(chunk(part)).unwrap();
     }
-    // Pings are the clock: after the fourth, the linger of 5 s is over.
+    // The pings measure the time: after the fourth one, the linger time of 5 s is over.
     let mut before = 0;
     for n in 0..4 {
         assert!(ws.read().unwrap().is_ping());
@@ -337,11 +343,11 @@ fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
     let used = ticks(relay.running.pid()) - before;
     assert!(used < 20, "{used} ticks in 200");
     let reader = thread::spawn(move || {
-        let mut came = vec![0; 4 << 20];
-        client.read_exact(&mut came).unwrap();
-        (came, read_to_end(&mut client))
+        let mut received = vec![0; 4 << 20];
+        client.read_exact(&mut received).unwrap();
+        (received, read_to_end(&mut client))
     });
-    // Only now, when the client has it all, does its silence count.
+    // The linger time starts only now, when the client has received everything.
     let close = loop {
         match ws.read().unwrap() {
             Message::Close(frame) => break frame.unwrap().code,
@@ -349,17 +355,17 @@ fn in_version_1_a_lingering_client_may_be_as_slow_as_it_likes() {
         }
     };
     assert_eq!(close, CloseCode::Normal);
-    let (came, end) = reader.join().unwrap();
-    assert!(came == data);
+    let (received, end) = reader.join().unwrap();
+    assert!(received == data);
     assert_eq!(
         end,
         (Vec::new(), Ending::Reset),
-        "it cannot know that all has come"
+        "the client cannot know that it has received everything"
     );
 }
 
 #[test]
-fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gateway_has_gone() {
+fn in_version_1_data_before_the_close_reaches_a_slow_client_after_the_gateway_disconnected() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
@@ -369,21 +375,21 @@ fn in_version_1_what_came_before_the_close_reaches_a_slow_client_though_the_gate
         for part in data.chunks(512 << 10) {
             ws.send(chunk(part)).unwrap();
         }
-        // Closed, and gone without waiting for the answer, which then meets a reset.
+        // The gateway disconnects without waiting for the answer, so the answer causes a reset.
         let (code, reason) = (CloseCode::Normal, "".into());
         ws.close(Some(CloseFrame { code, reason })).unwrap();
     });
-    // A slow reader, so that the reset comes while there is much to deliver.
-    let (mut came, mut part) = (Vec::new(), vec![0; 64 << 10]);
-    while stands(&client, Duration::from_millis(5)) && came.len() < expected.len() {
+    // The client reads slowly, so that the reset arrives while much data is not delivered yet.
+    let (mut received, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    while stays_open(&client, Duration::from_millis(5)) && received.len() < expected.len() {
         let read = client.read(&mut part).unwrap();
-        came.extend_from_slice(&part[..read]);
+        received.extend_from_slice(&part[..read]);
     }
     let (rest, ending) = read_to_end(&mut client);
-    came.extend(rest);
+    received.extend(rest);
     sender.join().unwrap();
-    assert_eq!((came.len(), ending), (expected.len(), Ending::Eof));
-    assert!(came == expected);
+    assert_eq!((received.len(), ending), (expected.len(), Ending::Eof));
+    assert!(received == expected);
 }
 
 /// A version 1 tunnel to `target` through `gateway`, without a relay.
@@ -412,11 +418,12 @@ fn version_1_tunnel(gateway: &GatewayProcess, target: &Target) -> WebSocket<TcpS
 }
 
 #[test]
-fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
+fn in_version_1_a_slow_reader_gets_everything_that_the_target_sent_before_its_end() {
     let home = TempHome::new();
     let (gateway, target) = (GatewayProcess::start(&home, &[]), Target::start());
-    // Between what the kernel's buffers hold and what the gateway holds besides lies the case: the target's end is known, and
-    // what it said waits for the reader. Which sizes those are is the kernel's to say.
+    // The case to test is a size between what the kernel's buffers hold and what the gateway holds in
+    // addition: then the gateway knows of the target's end while data still waits for the reader.
+    // Which sizes these are depends on the kernel, so the test tries many.
     let sizes: Vec<usize> = (8..32).map(|n| n * 200_000 + 17).collect();
     let tunnels: Vec<_> = sizes
         .iter()
@@ -427,37 +434,37 @@ fn in_version_1_a_slow_reader_gets_all_that_the_target_said_before_its_end() {
             (ws, sender)
         })
         .collect();
-    // Longer than a gateway waits for the answer to its close.
+    // Longer than the gateway waits for the answer to its close.
     thread::sleep(Duration::from_secs(3));
     let mut tunnels: Vec<_> = sizes.into_iter().zip(tunnels).collect();
     for (_, (ws, _)) in &mut tunnels {
-        // A sign of life: to a socket that was closed too early it is the end of all that waits there.
+        // If the socket was closed too early, this ping causes a reset, which discards the waiting data.
         ws.send(Message::Ping(b"reading soon".as_slice().into()))
             .unwrap();
     }
     thread::sleep(Duration::from_millis(200));
     for (size, (mut ws, sender)) in tunnels {
-        let mut came = Vec::<u8>::new();
+        let mut received = Vec::<u8>::new();
         let code = loop {
             match ws.read().unwrap() {
-                Message::Binary(message) => came.extend_from_slice(data_of(&message)),
+                Message::Binary(message) => received.extend_from_slice(data_of(&message)),
                 Message::Pong(_) => {}
                 Message::Close(frame) => break frame.unwrap().code,
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!((came.len(), code), (size, CloseCode::Normal));
-        assert!(came == pattern(size));
+        assert_eq!((received.len(), code), (size, CloseCode::Normal));
+        assert!(received == pattern(size));
         sender.join().unwrap().unwrap();
     }
 }
 
 #[test]
-fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
+fn in_version_1_data_that_crosses_the_relays_close_is_delivered() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &["--idle-timeout", "1s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
-    // The stop is on its way, and the gateway speaks before it has read it.
+    // The relay has sent its close. The gateway sends data before it reads the close.
     assert!(is_readable_soon(ws.get_ref()));
     ws.send(chunk(b"last words")).unwrap();
     match ws.read().unwrap() {
@@ -472,7 +479,7 @@ fn in_version_1_what_meets_our_orderly_stop_on_its_way_is_delivered() {
 }
 
 #[test]
-fn in_version_1_a_client_that_lingered_is_reset_though_the_gateway_answers_the_close() {
+fn in_version_1_a_client_that_ended_first_is_reset_although_the_gateway_answers_the_close() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
@@ -490,14 +497,14 @@ fn in_version_1_a_client_that_lingered_is_reset_though_the_gateway_answers_the_c
 }
 
 #[test]
-fn what_came_with_a_fault_in_one_segment_is_delivered_before_the_reset() {
+fn data_in_one_segment_with_a_fault_is_delivered_before_the_reset() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = relay.port();
     let client = thread::spawn(move || connect(port, "target.test:443"));
     let mut ws = gateway.tunnels.recv_timeout(TIMEOUT).unwrap();
     assert!(ws.read().unwrap().is_binary());
-    // Written as one: the answer, data, and what the wire has no place for.
+    // Written at once: the answer, data, and a message that the protocol does not allow.
     for message in [
         chunk(b"HTTP/1.1 200 OK\r\n\r\n"),
         chunk(b"data before it"),
@@ -514,7 +521,7 @@ fn what_came_with_a_fault_in_one_segment_is_delivered_before_the_reset() {
 }
 
 #[test]
-fn a_ping_is_answered_in_the_middle_of_a_saturated_upload() {
+fn a_ping_is_answered_during_a_saturated_upload() {
     let (home, gateway) = (TempHome::new(), Version1::start());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (client, mut ws) = gateway.tunnel(&relay);
@@ -522,7 +529,7 @@ fn a_ping_is_answered_in_the_middle_of_a_saturated_upload() {
     let written = fill(&client, &data);
     ws.send(Message::Ping("now".into())).unwrap();
     let sender = thread::spawn(move || {
-        // The test is over before all of it is taken.
+        // The test ends before all of it is accepted.
         while (&client).write_all(&data).is_ok() {}
     });
     let mut read = 0;
@@ -547,7 +554,7 @@ fn a_target_that_speaks_first_is_not_taken_for_tls_whatever_the_client_answers()
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     far.write_all(b"220").unwrap();
     client.read_exact(&mut [0; 3]).unwrap();
-    // As a ClientHello begins.
+    // The first byte of a ClientHello.
     client.write_all(&[0x16]).unwrap();
     let mut byte = [0];
     far.read_exact(&mut byte).unwrap();
@@ -555,7 +562,7 @@ fn a_target_that_speaks_first_is_not_taken_for_tls_whatever_the_client_answers()
 }
 
 #[test]
-fn an_intercepted_target_that_does_not_answer_in_tls_is_an_alert_and_no_panic() {
+fn an_intercepted_target_that_does_not_answer_in_tls_gives_an_alert_and_no_panic() {
     let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     client.write_all(&client_hello()).unwrap();
@@ -566,12 +573,12 @@ fn an_intercepted_target_that_does_not_answer_in_tls_is_an_alert_and_no_panic() 
     drop((client, far));
     let Pair { relay, gateway, .. } = pair;
     relay.stop().succeeded();
-    let said = gateway.running.stop();
-    assert!(!said.stderr.contains("panic"), "{said:#?}");
+    let finished = gateway.running.stop();
+    assert!(!finished.stderr.contains("panic"), "{finished:#?}");
 }
 
 #[test]
-fn a_client_that_ends_in_the_middle_of_an_intercepted_handshake_holds_no_worker() {
+fn a_client_that_ends_during_an_intercepted_handshake_blocks_no_worker() {
     let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
     let (mut client, mut far) = target.tunnel(pair.relay.port());
     let part = &client_hello()[..20];
@@ -583,7 +590,7 @@ fn a_client_that_ends_in_the_middle_of_an_intercepted_handshake_holds_no_worker(
 }
 
 #[test]
-fn a_drain_ends_the_silent_tunnel_and_lets_the_other_have_its_answer() {
+fn a_drain_ends_idle_tunnels_and_lets_a_waiting_one_get_its_answer() {
     let (pair, target) = (Pair::start(&[], &[]), Target::start());
     let port = pair.relay.port();
     let (mut silent, mut silent_far) = target.tunnel(port);
@@ -605,7 +612,7 @@ fn a_drain_ends_the_silent_tunnel_and_lets_the_other_have_its_answer() {
 }
 
 #[test]
-fn a_second_signal_cuts_what_is_open_and_no_client_takes_the_part_for_the_whole() {
+fn a_second_signal_resets_open_tunnels_so_no_client_takes_a_part_for_the_whole() {
     let (pair, target) = (
         Pair::start(&["--drain-timeout", "1000s"], &[]),
         Target::start(),
@@ -617,11 +624,11 @@ fn a_second_signal_cuts_what_is_open_and_no_client_takes_the_part_for_the_whole(
     client.write_all(b"?").unwrap();
     far.read_exact(&mut [0]).unwrap();
     pair.relay.running.signal(Signal::TERM);
-    // Nobody is let in any more: the first signal has been taken.
+    // Once no connection is accepted, the first signal has been handled.
     while TcpStream::connect((Ipv4Addr::LOCALHOST, pair.relay.port())).is_ok() {
         thread::sleep(Duration::from_millis(10));
     }
-    assert!(stands(&client, Duration::from_millis(50)));
+    assert!(stays_open(&client, Duration::from_millis(50)));
     pair.relay.running.signal(Signal::TERM);
     assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Reset));
     assert_eq!(read_to_end(&mut far), (Vec::new(), Ending::Reset));
@@ -629,7 +636,7 @@ fn a_second_signal_cuts_what_is_open_and_no_client_takes_the_part_for_the_whole(
 }
 
 #[test]
-fn a_hangup_in_a_gateways_drain_ends_nothing() {
+fn sighup_during_a_drain_of_the_gateway_ends_no_tunnel() {
     let (pair, target) = (
         Pair::start(&["--drain-timeout", "1000s"], &[]),
         Target::start(),
@@ -651,7 +658,7 @@ fn a_hangup_in_a_gateways_drain_ends_nothing() {
     pair.gateway.running.wait().succeeded();
 }
 
-/// A `ClientHello`, whole.
+/// A complete `ClientHello`.
 fn client_hello() -> Vec<u8> {
     let provider = rustls::crypto::ring::default_provider().into();
     let config = rustls::ClientConfig::builder_with_provider(provider)

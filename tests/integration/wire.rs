@@ -1,4 +1,4 @@
-//! Both ends of the wire, each against a peer that shares no code with it.
+//! The protocol: relay and gateway are each tested with a peer that shares no code with them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,8 +12,8 @@ use crate::support::{
     read_to_end, request,
 };
 
-/// Forms of the wire that an honest gateway would hardly choose, and that a relay must take.
-const ODD_BUT_RIGHT: [&str; 9] = [
+/// Valid encodings that a usual gateway does not choose, and that a relay must accept.
+const UNUSUAL_BUT_VALID: [&str; 9] = [
     "fragmented",
     "byte-chunks",
     "keepalives",
@@ -25,8 +25,12 @@ const ODD_BUT_RIGHT: [&str; 9] = [
     "odd-case-upgrade",
 ];
 
-/// An outside gateway with these options, and our relay before it.
-fn relay_before(python: &Python, home: &TempHome, options: &[&str]) -> (RelayProcess, PeerGateway) {
+/// Starts a peer gateway with these options and a relay that uses it.
+fn relay_with_peer_gateway(
+    python: &Python,
+    home: &TempHome,
+    options: &[&str],
+) -> (RelayProcess, PeerGateway) {
     let gateway = PeerGateway::start(python, home, options);
     let relay = RelayProcess::start(home, &gateway.base_url(), &[]);
     (relay, gateway)
@@ -37,7 +41,7 @@ fn with_quirk(quirk: &str) -> [&str; 2] {
 }
 
 #[test]
-fn the_two_outside_peers_agree_with_each_other() {
+fn the_two_peers_agree_with_each_other() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -54,26 +58,26 @@ fn the_two_outside_peers_agree_with_each_other() {
     ] {
         let gateway = PeerGateway::start(python, &home, &with_quirk(quirk));
         let client = PeerClient::new(python, &home, gateway.base_url());
-        let seen = client.tunnel(&target.authority(), &payload, &with_quirk(quirk));
-        assert_eq!(seen.report["status"], 200, "{quirk}: {seen:?}");
-        assert_eq!(seen.body, HalfCloseServer::answer(&payload), "{quirk}");
-        assert_eq!(seen.report["close_code"], 1000, "{quirk}");
+        let received = client.tunnel(&target.authority(), &payload, &with_quirk(quirk));
+        assert_eq!(received.report["status"], 200, "{quirk}: {received:?}");
+        assert_eq!(received.body, HalfCloseServer::answer(&payload), "{quirk}");
+        assert_eq!(received.report["close_code"], 1000, "{quirk}");
         let end = gateway.next_event("end");
         assert_eq!(end["up"], payload.len(), "{quirk}: {end}");
     }
 }
 
 #[test]
-fn the_relay_sends_the_opening_exactly_as_the_protocol_page_says() {
+fn the_relay_sends_the_opening_exactly_as_on_the_protocol_page() {
     let Some(python) = Python::ready() else {
         return;
     };
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let (relay, gateway) = relay_before(python, &home, &[]);
+    let (relay, gateway) = relay_with_peer_gateway(python, &home, &[]);
     assert_eq!(
         gateway.next_event("ca-cert")["authorization"],
         false,
-        "no credentials for the CA"
+        "the request for the CA has no credentials"
     );
 
     let head = format!(
@@ -107,20 +111,20 @@ fn the_relay_sends_the_opening_exactly_as_the_protocol_page_says() {
         (&true.into(), &true.into())
     );
     assert_eq!(end["close_code"], 1000, "{end}");
-    assert_eq!(end["empty"], 0, "nothing is said without a reason: {end}");
+    assert_eq!(end["empty"], 0, "the relay sends no empty message: {end}");
 }
 
 #[test]
-fn the_relay_takes_every_odd_but_right_form_in_both_versions() {
+fn the_relay_accepts_every_unusual_but_valid_encoding_in_both_versions() {
     let Some(python) = Python::ready() else {
         return;
     };
     let target = EchoServer::start();
     let payload = pattern(1_500_000);
     for version in ["--v1", "--v2"] {
-        for quirk in ODD_BUT_RIGHT {
+        for quirk in UNUSUAL_BUT_VALID {
             let home = TempHome::new();
-            let (relay, _gateway) = relay_before(
+            let (relay, _gateway) = relay_with_peer_gateway(
                 python,
                 &home,
                 &[&[version], &with_quirk(quirk)[..]].concat(),
@@ -133,12 +137,12 @@ fn the_relay_takes_every_odd_but_right_form_in_both_versions() {
             let mut up = stream.try_clone().unwrap();
             let sent = payload.clone();
             let sender = std::thread::spawn(move || up.write_all(&sent));
-            let mut came = vec![0; payload.len()];
+            let mut received = vec![0; payload.len()];
             stream
-                .read_exact(&mut came)
+                .read_exact(&mut received)
                 .unwrap_or_else(|e| panic!("{version} {quirk}: {e}"));
             sender.join().unwrap().unwrap();
-            assert!(came == payload, "{version} {quirk}: the bytes differ");
+            assert!(received == payload, "{version} {quirk}: the bytes differ");
             if version == "--v2" {
                 stream.shutdown(Shutdown::Write).unwrap();
                 assert_eq!(read_to_end(&mut stream), (vec![], Ending::Eof), "{quirk}");
@@ -148,12 +152,12 @@ fn the_relay_takes_every_odd_but_right_form_in_both_versions() {
 }
 
 #[test]
-fn the_relay_delivers_what_came_in_one_chunk_with_the_head() {
+fn the_relay_delivers_data_from_the_same_chunk_as_the_head() {
     let Some(python) = Python::ready() else {
         return;
     };
     let (home, target) = (TempHome::new(), SpeaksFirstServer::start());
-    let (relay, _gateway) = relay_before(python, &home, &with_quirk("head-and-payload"));
+    let (relay, _gateway) = relay_with_peer_gateway(python, &home, &with_quirk("head-and-payload"));
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     let (rest, ending) = exchange(&mut stream, b"HELO\r\n".to_vec());
@@ -171,18 +175,18 @@ fn a_half_close_reaches_the_target_and_its_answer_comes_back() {
         return;
     };
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let (relay, gateway) = relay_before(python, &home, &[]);
+    let (relay, gateway) = relay_with_peer_gateway(python, &home, &[]);
     let payload = pattern(2_000_000);
     let (mut stream, _) = connect(relay.port(), &target.authority());
-    let (came, ending) = exchange(&mut stream, payload.clone());
-    assert_eq!(came, HalfCloseServer::answer(&payload));
+    let (received, ending) = exchange(&mut stream, payload.clone());
+    assert_eq!(received, HalfCloseServer::answer(&payload));
     assert_eq!(ending, Ending::Eof);
     let end = gateway.next_event("end");
     assert!(end["largest"].as_u64() <= Some(512 * 1024), "{end}");
 }
 
 #[test]
-fn in_version_1_the_targets_end_is_a_clean_end() {
+fn in_version_1_the_end_of_the_target_is_a_clean_end() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -190,17 +194,17 @@ fn in_version_1_the_targets_end_is_a_clean_end() {
         TempHome::new(),
         CannedServer::answering("200 OK", b"and that is all"),
     );
-    let (relay, gateway) = relay_before(python, &home, &["--v1"]);
+    let (relay, gateway) = relay_with_peer_gateway(python, &home, &["--v1"]);
     let (mut stream, _) = connect(relay.port(), &target.authority());
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let (came, ending) = read_to_end(&mut stream);
-    assert!(came.ends_with(b"and that is all"));
+    let (received, ending) = read_to_end(&mut stream);
+    assert!(received.ends_with(b"and that is all"));
     assert_eq!(ending, Ending::Eof);
     assert_eq!(gateway.next_event("end")["close_code"], 1000);
 }
 
 #[test]
-fn a_gateways_refusal_is_translated_and_its_challenge_never_passed_on() {
+fn a_refusal_of_the_gateway_is_translated_and_its_challenge_is_not_passed_on() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -237,11 +241,15 @@ fn a_gateways_refusal_is_translated_and_its_challenge_never_passed_on() {
         ("extra-subprotocol", 502),
     ] {
         let home = TempHome::new();
-        let (relay, _gateway) = relay_before(python, &home, &with_quirk(quirk));
+        let (relay, _gateway) = relay_with_peer_gateway(python, &home, &with_quirk(quirk));
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         let (body, ending) = read_to_end(&mut stream);
         assert_eq!(answer.status, expected, "{quirk}: {answer:?}");
-        assert_eq!(ending, Ending::Eof, "{quirk}: a refusal is read whole");
+        assert_eq!(
+            ending,
+            Ending::Eof,
+            "{quirk}: the client can read the whole refusal"
+        );
         assert!(answer.has_field("Proxy-Status"), "{quirk}: {answer:?}");
         for challenge in [
             "WWW-Authenticate",
@@ -267,7 +275,7 @@ fn a_gateways_refusal_is_translated_and_its_challenge_never_passed_on() {
             );
             assert!(
                 text.len() < 2048,
-                "{quirk}: at most 1 KiB of the gateway's: {}",
+                "{quirk}: more than 1 KiB of the gateway's text: {}",
                 text.len()
             );
         }
@@ -287,7 +295,7 @@ fn a_redirect_at_the_upgrade_is_not_followed() {
         let (home, elsewhere) = (TempHome::new(), EchoServer::start());
         let location = format!("http://{}/v1/code/upstreamproxy/ws", elsewhere.authority());
         let options = ["--quirk", quirk, "--elsewhere", &location];
-        let (relay, _gateway) = relay_before(python, &home, &options);
+        let (relay, _gateway) = relay_with_peer_gateway(python, &home, &options);
         let (mut stream, answer) = connect(relay.port(), "target.test:443");
         assert_eq!(answer.status, 502, "{quirk}");
         read_to_end(&mut stream);
@@ -296,7 +304,7 @@ fn a_redirect_at_the_upgrade_is_not_followed() {
 }
 
 #[test]
-fn a_broken_tunnel_is_a_prefix_and_a_reset() {
+fn a_broken_tunnel_delivers_a_prefix_and_then_a_reset() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -317,7 +325,7 @@ fn a_broken_tunnel_is_a_prefix_and_a_reset() {
         ("tcp-fin", None),
     ] {
         let home = TempHome::new();
-        let (relay, gateway) = relay_before(python, &home, &with_quirk(quirk));
+        let (relay, gateway) = relay_with_peer_gateway(python, &home, &with_quirk(quirk));
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         assert_eq!(answer.status, 200, "{quirk}");
         let (rest, ending) = read_to_end(&mut stream);
@@ -327,9 +335,9 @@ fn a_broken_tunnel_is_a_prefix_and_a_reset() {
             "{quirk}: {:?}",
             String::from_utf8_lossy(&all)
         );
-        // After its `fin` the client may have read the orderly end before the fault came.
-        let orderly_end_came_first = quirk == "data-after-fin" && ending == Ending::Eof;
-        assert!(ending == Ending::Reset || orderly_end_came_first, "{quirk}");
+        // After the `fin`, the client may have read the clean end before the fault arrived.
+        let clean_end_came_first = quirk == "data-after-fin" && ending == Ending::Eof;
+        assert!(ending == Ending::Reset || clean_end_came_first, "{quirk}");
         if let Some(code) = code {
             let end = gateway.next_event("end");
             assert_eq!(end["close_code"], code, "{quirk}: {end}");
@@ -337,13 +345,13 @@ fn a_broken_tunnel_is_a_prefix_and_a_reset() {
         let log = relay.stop().stderr;
         assert!(
             log.contains(&target.authority()),
-            "{quirk} has its line: {log}"
+            "{quirk}: no log line: {log}"
         );
     }
 }
 
 #[test]
-fn both_ends_speak_to_the_outside_peers_over_tls() {
+fn relay_and_gateway_work_with_the_peers_over_tls() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -364,23 +372,23 @@ fn both_ends_speak_to_the_outside_peers_over_tls() {
     let relay = RelayProcess::start(&home, &base_url, &["--upstream-ca", &trust]);
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
-    let came = exchange(&mut stream, payload.clone());
-    assert_eq!(came, (HalfCloseServer::answer(&payload), Ending::Eof));
+    let received = exchange(&mut stream, payload.clone());
+    assert_eq!(received, (HalfCloseServer::answer(&payload), Ending::Eof));
 
     let gateway = GatewayProcess::start(&home, &tls);
     let client = PeerClient::new(python, &home, gateway.base_url());
-    let seen = client.tunnel(&target.authority(), &payload, &["--ca", &trust]);
+    let received = client.tunnel(&target.authority(), &payload, &["--ca", &trust]);
     assert_eq!(
-        seen.body,
+        received.body,
         HalfCloseServer::answer(&payload),
         "{:?}",
-        seen.report
+        received.report
     );
-    assert_eq!(seen.report["close_code"], 1000, "{:?}", seen.report);
+    assert_eq!(received.report["close_code"], 1000, "{:?}", received.report);
 }
 
 #[test]
-fn a_gateway_that_answers_no_ping_is_found_dead_and_the_client_reset() {
+fn a_gateway_that_answers_no_ping_counts_as_dead_and_the_client_is_reset() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -391,20 +399,20 @@ fn a_gateway_that_answers_no_ping_is_found_dead_and_the_client_reset() {
     assert_eq!(answer.status, 200);
     stream.write_all(b"alive").unwrap();
     stream.read_exact(&mut [0; 5]).unwrap();
-    // Stopped, its kernel goes on taking bytes: only the missing pongs tell.
+    // The kernel of the stopped process still accepts bytes: only the missing pongs show the fault.
     gateway.running.signal(Signal::STOP);
     assert_eq!(read_to_end(&mut stream), (vec![], Ending::Reset));
 }
 
 #[test]
-fn a_gateway_that_stops_reading_holds_the_client_back_and_nothing_is_lost() {
-    /// Far more than all socket buffers and layers on the way may hold together.
+fn a_gateway_that_stops_reading_slows_the_client_and_no_byte_is_lost() {
+    /// Far more than all buffers on the path can hold together.
     const TOO_MUCH: usize = 96 << 20;
     let Some(python) = Python::ready() else {
         return;
     };
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let (relay, gateway) = relay_before(python, &home, &[]);
+    let (relay, gateway) = relay_with_peer_gateway(python, &home, &[]);
     let (mut stream, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     gateway.running.signal(Signal::STOP);
@@ -419,17 +427,20 @@ fn a_gateway_that_stops_reading_holds_the_client_back_and_nothing_is_lost() {
         }
     }
     stream.set_nonblocking(false).unwrap();
-    assert!(sent < TOO_MUCH, "nothing held the client back");
+    assert!(sent < TOO_MUCH, "no backpressure reached the client");
     gateway.running.signal(Signal::CONT);
     let rest = payload[sent % payload.len()..].to_vec();
     let total = sent + rest.len();
-    let (came, ending) = exchange(&mut stream, rest);
+    let (received, ending) = exchange(&mut stream, rest);
     let tail = &payload[payload.len() - 8..];
-    assert_eq!(came, [format!("{total} bytes ").as_bytes(), tail].concat());
+    assert_eq!(
+        received,
+        [format!("{total} bytes ").as_bytes(), tail].concat()
+    );
     assert_eq!(ending, Ending::Eof);
 }
 
-/// Whether the socket takes bytes within a while. One that only seems stuck makes the test weaker, never wrong.
+/// Whether the socket accepts bytes within 2 s. A wrong `false` makes the test weaker, but not wrong.
 fn writable(stream: &TcpStream) -> bool {
     let mut ready = [PollFd::new(stream, PollFlags::OUT)];
     let timeout = Timespec {
@@ -440,7 +451,7 @@ fn writable(stream: &TcpStream) -> bool {
 }
 
 #[test]
-fn a_fault_that_comes_in_one_read_with_the_answer_is_not_overlooked() {
+fn a_fault_in_the_same_read_as_the_answer_is_not_overlooked() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -455,7 +466,7 @@ fn a_fault_that_comes_in_one_read_with_the_answer_is_not_overlooked() {
         let home = TempHome::new();
         let options = [&with_quirk(quirk)[..], &["--quirk", "corked"]].concat();
         let gateway = PeerGateway::start(python, &home, &options);
-        // Without pings nothing but the fault itself ends the tunnel.
+        // Without pings, only the fault itself can end the tunnel.
         let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "0"]);
         let (mut stream, answer) = connect(relay.port(), &target.authority());
         if answer.status == 200 {
@@ -472,8 +483,8 @@ fn a_fault_that_comes_in_one_read_with_the_answer_is_not_overlooked() {
     }
 }
 
-/// An outside client before our gateway.
-fn gateway_behind<'a>(
+/// Starts a gateway and a peer client that uses it.
+fn gateway_with_peer_client<'a>(
     python: &'a Python,
     home: &'a TempHome,
     options: &[&str],
@@ -483,12 +494,12 @@ fn gateway_behind<'a>(
 }
 
 #[test]
-fn the_gateway_takes_every_odd_but_right_form() {
+fn the_gateway_accepts_every_unusual_but_valid_encoding() {
     let Some(python) = Python::ready() else {
         return;
     };
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
     let payload = pattern(1_500_000);
     for quirk in [
         "none",
@@ -505,31 +516,31 @@ fn the_gateway_takes_every_odd_but_right_form() {
     ] {
         for chunk in ["1000", "65536", "524288"] {
             let options = [&with_quirk(quirk)[..], &["--chunk", chunk]].concat();
-            let seen = client.tunnel(&target.authority(), &payload, &options);
+            let received = client.tunnel(&target.authority(), &payload, &options);
             if quirk == "origin" {
                 assert_ne!(
-                    seen.report["upgrade"], 101,
-                    "a browser has no business here: {seen:?}"
+                    received.report["upgrade"], 101,
+                    "a request of a browser must be refused: {received:?}"
                 );
                 continue;
             }
             assert_eq!(
-                seen.report["subprotocol"], "upstreamproxy.v2",
-                "{quirk}: {seen:?}"
+                received.report["subprotocol"], "upstreamproxy.v2",
+                "{quirk}: {received:?}"
             );
             assert_eq!(
-                seen.report["head"], "HTTP/1.1 200 Connection Established",
+                received.report["head"], "HTTP/1.1 200 Connection Established",
                 "{quirk}"
             );
             assert_eq!(
-                seen.body,
+                received.body,
                 HalfCloseServer::answer(&payload),
                 "{quirk} {chunk}"
             );
             assert_eq!(
-                seen.report["close_code"], 1000,
+                received.report["close_code"], 1000,
                 "{quirk} {chunk}: {:?}",
-                seen.report
+                received.report
             );
         }
     }
@@ -541,12 +552,12 @@ fn the_gateway_speaks_version_1_to_a_client_that_does_not_offer_2() {
         return;
     };
     let (home, target) = (TempHome::new(), CannedServer::answering("200 OK", b"all"));
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
-    let seen = client.tunnel(&target.authority(), b"GET / HTTP/1.0\r\n\r\n", &["--v1"]);
-    assert_eq!(seen.report["subprotocol"], serde_json::Value::Null);
-    assert_eq!(seen.report["status"], 200);
-    assert!(seen.body.ends_with(b"all"), "{seen:?}");
-    assert_eq!(seen.report["close_code"], 1000, "{seen:?}");
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
+    let received = client.tunnel(&target.authority(), b"GET / HTTP/1.0\r\n\r\n", &["--v1"]);
+    assert_eq!(received.report["subprotocol"], serde_json::Value::Null);
+    assert_eq!(received.report["status"], 200);
+    assert!(received.body.ends_with(b"all"), "{received:?}");
+    assert_eq!(received.report["close_code"], 1000, "{received:?}");
 }
 
 #[test]
@@ -565,19 +576,19 @@ fn the_gateway_reaches_an_ipv6_authority() {
         stream.write_all(&all).unwrap();
     });
     let home = TempHome::new();
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
-    let seen = client.tunnel(&target, b"over six", &[]);
-    assert_eq!(seen.body, b"over six", "{seen:?}");
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
+    let received = client.tunnel(&target, b"over six", &[]);
+    assert_eq!(received.body, b"over six", "{received:?}");
     server.join().unwrap();
 }
 
 #[test]
-fn the_gateway_ends_what_breaks_the_wire_with_the_right_close_code() {
+fn the_gateway_closes_a_tunnel_that_breaks_the_protocol_with_the_right_code() {
     let Some(python) = Python::ready() else {
         return;
     };
     let (home, target) = (TempHome::new(), HalfCloseServer::start());
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
     for (quirk, code) in [
         ("text", 1003),
         ("truncated", 1007),
@@ -587,9 +598,9 @@ fn the_gateway_ends_what_breaks_the_wire_with_the_right_close_code() {
         ("too-big", 1009),
         ("data-after-fin", 1002),
     ] {
-        let seen = client.tunnel(&target.authority(), b"some", &with_quirk(quirk));
-        assert_eq!(seen.report["status"], 200, "{quirk}");
-        assert_eq!(seen.report["close_code"], code, "{quirk}: {seen:?}");
+        let received = client.tunnel(&target.authority(), b"some", &with_quirk(quirk));
+        assert_eq!(received.report["status"], 200, "{quirk}");
+        assert_eq!(received.report["close_code"], code, "{quirk}: {received:?}");
     }
 }
 
@@ -599,15 +610,15 @@ fn the_gateway_refuses_wrong_credentials_before_it_dials() {
         return;
     };
     let (home, target) = (TempHome::new(), EchoServer::start());
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
     let authority = target.authority();
     for bearer in [
         ["--bearer", "wrong"],
         ["--bearer", &TOKEN[1..]],
         ["--quirk", "no-bearer"],
     ] {
-        let seen = client.tunnel(&authority, b"", &bearer);
-        assert_eq!(seen.report["upgrade"], 401, "{bearer:?}: {seen:?}");
+        let received = client.tunnel(&authority, b"", &bearer);
+        assert_eq!(received.report["upgrade"], 401, "{bearer:?}: {received:?}");
     }
     let wrong_session = format!("other:{TOKEN}");
     for basic in [
@@ -616,19 +627,19 @@ fn the_gateway_refuses_wrong_credentials_before_it_dials() {
         ["--basic", "no colon"],
         ["--quirk", "no-basic"],
     ] {
-        let seen = client.tunnel(&authority, b"", &basic);
-        assert_eq!(seen.report["upgrade"], 101, "{basic:?}: {seen:?}");
-        assert_eq!(seen.report["status"], 407, "{basic:?}: {seen:?}");
+        let received = client.tunnel(&authority, b"", &basic);
+        assert_eq!(received.report["upgrade"], 101, "{basic:?}: {received:?}");
+        assert_eq!(received.report["status"], 407, "{basic:?}: {received:?}");
     }
     for wrong in ["no-http", "huge-head"] {
-        let seen = client.tunnel(&authority, b"", &with_quirk(wrong));
-        assert_ne!(seen.report["status"], 200, "{wrong}: {seen:?}");
+        let received = client.tunnel(&authority, b"", &with_quirk(wrong));
+        assert_ne!(received.report["status"], 200, "{wrong}: {received:?}");
     }
     assert_eq!(target.connections(), 0, "nothing was dialled");
 }
 
 #[test]
-fn the_gateway_refuses_addresses_that_a_sandbox_has_no_business_with() {
+fn the_gateway_refuses_private_and_local_addresses() {
     let Some(python) = Python::ready() else {
         return;
     };
@@ -656,9 +667,12 @@ fn the_gateway_refuses_addresses_that_a_sandbox_has_no_business_with() {
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
     ] {
-        let seen = client.tunnel(&format!("{host}:{port}"), b"", &[]);
-        let status = seen.report["status"].as_u64();
-        assert!(matches!(status, Some(400 | 403 | 502)), "{host}: {seen:?}");
+        let received = client.tunnel(&format!("{host}:{port}"), b"", &[]);
+        let status = received.report["status"].as_u64();
+        assert!(
+            matches!(status, Some(400 | 403 | 502)),
+            "{host}: {received:?}"
+        );
     }
     assert_eq!(target.connections(), 0, "nothing was dialled");
 }
@@ -672,6 +686,6 @@ fn the_gateway_answers_502_for_a_target_that_refuses() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let authority = closed.local_addr().unwrap().to_string();
     drop(closed);
-    let (client, _gateway) = gateway_behind(python, &home, &[]);
+    let (client, _gateway) = gateway_with_peer_client(python, &home, &[]);
     assert_eq!(client.tunnel(&authority, b"", &[]).report["status"], 502);
 }
