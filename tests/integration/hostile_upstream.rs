@@ -1,6 +1,6 @@
-//! Hostile upstreams: they close early, send slowly, flood, redirect, or answer something else, in each
-//! phase. The client always gets either a status and one sentence, or a prefix of the data and a reset.
-//! The relay neither hangs nor uses processor time nor leaks resources.
+//! Hostile upstreams: they close early, send slowly, flood, redirect, or answer something else, in
+//! each phase. The client always gets either a status and one sentence, or a prefix of the data and
+//! a reset. The relay neither hangs nor busy-loops nor leaks resources.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -323,8 +323,8 @@ fn a_client_that_disconnects_cancels_the_dialling() {
     disconnects("300ms", false, false);
 }
 
-/// Reports the request, answers nothing (or nothing after the upgrade), and reports when the other side
-/// has closed.
+/// Reports the request, answers nothing (or nothing after the upgrade), and reports when the other
+/// side has closed.
 fn reporting(
     events: Sender<&'static str>,
     upgrades: bool,
@@ -938,7 +938,8 @@ fn check_names_and_routes() {
     ] {
         assert_eq!(status(&format!("{name}:443")), expected, "{name}");
     }
-    // A name with several addresses: the first two drop packets, one is unreachable, the last one works.
+    // A name with several addresses: the first two drop packets, one is unreachable, the last one
+    // works.
     let live = TcpListener::bind("127.0.0.3:0").unwrap();
     let port = live.local_addr().unwrap().port();
     thread::spawn(move || for _ in live.incoming() {});

@@ -15,8 +15,8 @@ use crate::support::{
     upstreamproxy,
 };
 
-/// Starts a gateway over TLS with a test certificate. Also returns the option that makes `serve` trust
-/// it.
+/// Starts a gateway over TLS with a test certificate. Also returns the option that makes `serve`
+/// trust it.
 pub(crate) fn tls_gateway(home: &TempHome) -> (GatewayProcess, String) {
     let ca = TestCa::new("root of the gateway");
     let (certificate, key) = ca.issue("127.0.0.1");
@@ -37,8 +37,8 @@ fn state_file(home: &TempHome) -> std::path::PathBuf {
     home.join(".ccr/upstreamproxy.json")
 }
 
-/// Fails unless the state file contains every value of the ready line of `relay`. It may contain more,
-/// for `env`.
+/// Fails unless the state file contains every value of the ready line of `relay`. It may contain
+/// more, for `env`.
 #[track_caller]
 fn assert_state_of(home: &TempHome, relay: &RelayProcess) {
     let state: Value = serde_json::from_slice(&fs::read(state_file(home)).unwrap()).unwrap();

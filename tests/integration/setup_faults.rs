@@ -13,8 +13,8 @@ use crate::support::{Finished, GatewayProcess, TOKEN, TempHome, binary, finish, 
 
 const OLD_BUNDLE: &str = "the bundle of an earlier session\n";
 
-/// Executes `run` with a child that exits with 42, in an enabled session. `before` is a command prefix,
-/// such as a tracer.
+/// Executes `run` with a child that exits with 42, in an enabled session. `before` is a command
+/// prefix, such as a tracer.
 fn run_behind(home: &TempHome, base_url: &str, before: &[&str]) -> Finished {
     let arguments = [
         before,
@@ -221,7 +221,8 @@ fn a_full_disk_leaves_the_old_bundle_and_no_temporary_file() {
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     fs::create_dir(home.join(".ccr")).unwrap();
-    // The mount disappears with its namespace, so the shell inside the namespace checks what is left.
+    // The mount disappears with its namespace, so the shell inside the namespace checks what is
+    // left.
     let script = "mount -t tmpfs -o size=64k none $HOME/.ccr && echo old > $HOME/.ccr/ca-bundle.crt && \"$@\"; \
         code=$?; cat $HOME/.ccr/ca-bundle.crt; ls $HOME/.ccr | grep -c tmp; exit $code";
     let mut command = home.command("unshare");

@@ -1,8 +1,8 @@
-//! Keepalive: a vanished peer is detected; a peer that is only silent, stopped, or slow is not taken
-//! for a vanished one.
+//! Keepalive: a vanished peer is detected; a peer that is only silent, stopped, or slow is not
+//! taken for a vanished one.
 //!
-//! The keepalive intervals are short here. The long form of the tests uses the default intervals (see
-//! Endurance in the manual).
+//! The keepalive intervals are short here. The long form of the tests uses the default intervals
+//! (see Endurance in the manual).
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -63,8 +63,8 @@ fn print_detected(what: &str, since: Instant) {
     );
 }
 
-/// Starts a gateway on the far side of the network. Returns it, its base URL, and the option that makes
-/// a relay trust it.
+/// Starts a gateway on the far side of the network. Returns it, its base URL, and the option that
+/// makes a relay trust it.
 fn far_gateway(network: &Network, home: &TempHome) -> (Running, String, String) {
     let ca = TestCa::new("root of the far gateway");
     let (certificate, key) = ca.issue(Network::FAR);
@@ -269,8 +269,8 @@ fn any_received_frame_counts_as_activity() {
 
 #[test]
 fn a_process_that_is_stopped_and_continued_loses_no_byte() {
-    // The process that is not stopped keeps the default interval: the pause of up to a minute is shorter
-    // than three of its intervals.
+    // The process that is not stopped keeps the default interval: the pause of up to a minute is
+    // shorter than three of its intervals.
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, keepalive());
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -283,8 +283,8 @@ fn a_process_that_is_stopped_and_continued_loses_no_byte() {
     assert_survives_a_stop(&relay, &relay.running);
 }
 
-/// Stops `process` during a transfer and with an idle tunnel open, for far more than its three keepalive
-/// intervals.
+/// Stops `process` during a transfer and with an idle tunnel open, for far more than its three
+/// keepalive intervals.
 fn assert_survives_a_stop(relay: &RelayProcess, process: &Running) {
     let target = Target::start();
     let pair = || {

@@ -1,8 +1,8 @@
-//! The standby connections for the next CONNECTs: how many there are, when they are opened, and what
-//! happens if one is dead when it is needed.
+//! The standby connections for the next CONNECTs: how many there are, when they are opened, and
+//! what happens if one is dead when it is needed.
 //!
-//! Relay and gateway run inside the test, so that it can read their counters. A forwarder between them
-//! adds latency.
+//! Relay and gateway run inside the test, so that it can read their counters. A forwarder between
+//! them adds latency.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -96,7 +96,8 @@ impl Ends {
         tunnel
     }
 
-    /// Waits until `count` connections are on standby and the gateway has exactly those and `tunnels`.
+    /// Waits until `count` connections are on standby and the gateway has exactly those and
+    /// `tunnels`.
     #[track_caller]
     fn wait_for_standby(&self, count: u64, tunnels: u64) {
         let until = Instant::now() + TIMEOUT;

@@ -1,5 +1,6 @@
-//! Tests the manual page about static binaries: runs its recipes unchanged, compares the sizes of the
-//! binaries with the page, reads their ELF headers, and runs them in an otherwise empty root directory.
+//! Tests the manual page about static binaries: runs its recipes unchanged, compares the sizes of
+//! the binaries with the page, reads their ELF headers, and runs them in an otherwise empty root
+//! directory.
 //!
 //! These tests take minutes, so they are ignored by default. `.ci/run` runs them with
 //! `cargo test --test integration -- --ignored static_binaries`.
@@ -59,11 +60,12 @@ impl Recipe {
 
     /// The binary that the recipe builds. It is built at the first call.
     fn binary(&self) -> PathBuf {
-        // Two recipes write to the same path, so each binary is copied before the next build starts.
+        // Two recipes write to the same path, so each binary is copied before the next build
+        // starts.
         static BUILT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
         let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-        // A separate target directory, because the flags differ. It is inside the usual one, so that
-        // `cargo clean` removes it.
+        // A separate target directory, because the flags differ. It is inside the usual one, so
+        // that `cargo clean` removes it.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
         let copy = target.join(self.name);
         if built.contains(self.name) {
@@ -216,7 +218,8 @@ fn relay_and_gateway_resolve_names_in_an_empty_root_directory() {
     }
 }
 
-/// Runs a gateway and a relay, each in its own root directory, and opens a tunnel to a target by name.
+/// Runs a gateway and a relay, each in its own root directory, and opens a tunnel to a target by
+/// name.
 fn assert_tunnel_by_names(gateway: &Path, relay: &Path) {
     static NAMES: OnceLock<DnsServer> = std::sync::OnceLock::new();
     let names = NAMES.get_or_init(|| DnsServer::start(NAME_SERVER, &[GATEWAY, TARGET]));

@@ -93,8 +93,9 @@ fn a_drain_under_load_loses_no_byte() {
     }
 }
 
-/// A client that connects while a relay drains is refused: by the kernel, by a reset out of the accept
-/// queue, or with 503. A client that connects just before the signal gets the usual answer, here 502.
+/// A client that connects while a relay drains is refused: by the kernel, by a reset out of the
+/// accept queue, or with 503. A client that connects just before the signal gets the usual answer,
+/// here 502.
 fn assert_refused_while_draining(port: u16) {
     let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
         return;
@@ -180,8 +181,8 @@ fn a_signal_at_any_moment_of_set_up_stops_it_soon_and_leaves_no_partial_files() 
     }
 }
 
-/// Checks that there is no temporary file and no partial bundle, and that the token is burnt only if the
-/// bundle is complete.
+/// Checks that there is no temporary file and no partial bundle, and that the token is burnt only
+/// if the bundle is complete.
 #[track_caller]
 fn assert_no_partial_files(home: &TempHome, round: usize) {
     let directory = home.join(".ccr");
@@ -301,8 +302,8 @@ fn bytes_pass_from_pipe_to_pipe_unchanged() {
     assert_eq!(finish(&mut command).succeeded().text(), "same\n");
 }
 
-/// A shell script that prints the name of each of these signals when it receives it, and exits with 5 at
-/// USR2. It prints `{}` when it is ready.
+/// A shell script that prints the name of each of these signals when it receives it, and exits with
+/// 5 at USR2. It prints `{}` when it is ready.
 fn print_signals(signals: &str) -> String {
     format!(
         "for s in {signals}; do trap \"echo '\\\"'$s'\\\"'\" $s; done; trap 'exit 5' USR2; \

@@ -1,5 +1,5 @@
-//! Streams through relay and gateway: every byte arrives, every kind of end is passed on, and waiting
-//! uses no processor time (`manual/protocol.md`, section about the end of a tunnel).
+//! Streams through relay and gateway: every byte arrives, every kind of end is passed on, and
+//! waiting uses no processor time (`manual/protocol.md`, section about the end of a tunnel).
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -78,8 +78,8 @@ impl Pair {
     }
 }
 
-/// A test gateway that speaks version 1; the test handles its `WebSocket`s. Its thread ends with the test
-/// process.
+/// A test gateway that speaks version 1; the test handles its `WebSocket`s. Its thread ends with
+/// the test process.
 pub(crate) struct Version1 {
     port: u16,
     tunnels: Receiver<WebSocket<TcpStream>>,
@@ -111,7 +111,8 @@ impl Version1 {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Opens a tunnel through `relay`; the gateway answers 200. Returns the client's end and the gateway's.
+    /// Opens a tunnel through `relay`; the gateway answers 200. Returns the client's end and the
+    /// gateway's.
     #[track_caller]
     pub(crate) fn tunnel(&self, relay: &RelayProcess) -> (TcpStream, WebSocket<TcpStream>) {
         let port = relay.port();
@@ -183,7 +184,8 @@ fn assert_no_cpu_use(state: &str, stream: &TcpStream, pids: &[u32]) {
     }
 }
 
-/// Writes `data` repeatedly until the other end accepts no more. Returns the number of bytes written.
+/// Writes `data` repeatedly until the other end accepts no more. Returns the number of bytes
+/// written.
 fn fill(mut stream: &TcpStream, data: &[u8]) -> usize {
     stream
         .set_write_timeout(Some(Duration::from_millis(500)))
@@ -282,7 +284,8 @@ fn a_reset_arrives_at_the_other_end_as_a_reset_after_the_data_before_it() {
 
 #[test]
 fn if_neither_end_reads_no_byte_is_lost_and_no_processor_time_used() {
-    // Far more than three keepalive intervals: the peer is slow, and must not be taken for a dead one.
+    // Far more than three keepalive intervals: the peer is slow, and must not be taken for a dead
+    // one.
     let options = ["--keepalive", "1s", "--idle-timeout", "2s"];
     let (pair, target) = (Pair::start(&options, &[]), Target::start());
     let (client, far) = target.tunnel(pair.relay.port());
@@ -421,9 +424,9 @@ fn version_1_tunnel(gateway: &GatewayProcess, target: &Target) -> WebSocket<TcpS
 fn in_version_1_a_slow_reader_gets_everything_that_the_target_sent_before_its_end() {
     let home = TempHome::new();
     let (gateway, target) = (GatewayProcess::start(&home, &[]), Target::start());
-    // The case to test is a size between what the kernel's buffers hold and what the gateway holds in
-    // addition: then the gateway knows of the target's end while data still waits for the reader.
-    // Which sizes these are depends on the kernel, so the test tries many.
+    // The case to test is a size between what the kernel's buffers hold and what the gateway holds
+    // in addition: then the gateway knows of the target's end while data still waits for the
+    // reader. Which sizes these are depends on the kernel, so the test tries many.
     let sizes: Vec<usize> = (8..32).map(|n| n * 200_000 + 17).collect();
     let tunnels: Vec<_> = sizes
         .iter()
@@ -438,7 +441,8 @@ fn in_version_1_a_slow_reader_gets_everything_that_the_target_sent_before_its_en
     thread::sleep(Duration::from_secs(3));
     let mut tunnels: Vec<_> = sizes.into_iter().zip(tunnels).collect();
     for (_, (ws, _)) in &mut tunnels {
-        // If the socket was closed too early, this ping causes a reset, which discards the waiting data.
+        // If the socket was closed too early, this ping causes a reset, which discards the waiting
+        // data.
         ws.send(Message::Ping(b"reading soon".as_slice().into()))
             .unwrap();
     }

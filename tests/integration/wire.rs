@@ -440,7 +440,8 @@ fn a_gateway_that_stops_reading_slows_the_client_and_no_byte_is_lost() {
     assert_eq!(ending, Ending::Eof);
 }
 
-/// Whether the socket accepts bytes within 2 s. A wrong `false` makes the test weaker, but not wrong.
+/// Whether the socket accepts bytes within 2 s. A wrong `false` makes the test weaker, but not
+/// wrong.
 fn writable(stream: &TcpStream) -> bool {
     let mut ready = [PollFd::new(stream, PollFlags::OUT)];
     let timeout = Timespec {
