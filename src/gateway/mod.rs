@@ -302,7 +302,7 @@ fn identity(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
 struct GatewayService(Arc<Shared>);
 
 impl Service for GatewayService {
-    const WHO: &'static str = "gateway";
+    const LOG_NAME: &'static str = "gateway";
     const THREADS: [&'static str; 3] = ["uproxy-gwsuper", "uproxy-gwaccept", "gw"];
 
     fn serve(&self, connection: TcpStream, peer: SocketAddr) -> Outcome {

@@ -1,10 +1,9 @@
-//! The thread that accepts: it never ends on an error, it backs off and goes on.
+//! The thread that accepts connections. It survives every error: it waits and retries.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,32 +12,35 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::lingering_close::LingeringClose;
-use super::workers::{Job, Workers};
-use super::{Eviction, Service, Slot};
+use super::service::{Eviction, Service};
+use super::slot::Slot;
+use super::workers::{Accepted, WorkerPool};
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
 use crate::net::wait::wait;
 
-/// How long the acceptor waits after an error that only time can mend: at first, and at most.
+/// The first and the longest pause after an error such as a lack of descriptors.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// How long a connection waits for the slot of one that is turned out: the acceptor waits with it, so not long.
-const ROOM_PATIENCE: Duration = Duration::from_millis(500);
-/// A complaint of one kind is logged once in this time.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a connection waits for the slot of an evicted one. The acceptor waits with it, so the time
+/// is short.
+const SLOT_TIMEOUT: Duration = Duration::from_millis(500);
+/// The shortest time between two warnings.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What it accepts for, and with.
+/// The state of the acceptor thread.
 pub(super) struct Acceptor<S> {
     pub(super) socket: TcpListener,
     pub(super) service: Arc<S>,
     pub(super) cap: u64,
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,
-    pub(super) workers: Workers<S>,
-    pub(super) leaving: LingeringClose,
-    pub(super) complained: Option<Instant>,
+    pub(super) workers: WorkerPool<S>,
+    pub(super) refused: LingeringClose,
+    pub(super) last_warning: Option<Instant>,
 }
 
 impl<S: Service> Acceptor<S> {
+    /// Accepts until a stop is requested.
     pub(super) fn run(mut self) {
         let mut back_off = BACK_OFF.0;
         while self.stop.requested().is_none() {
@@ -46,29 +48,27 @@ impl<S: Service> Acceptor<S> {
             match accept(&self.socket) {
                 Ok((connection, peer)) => {
                     back_off = BACK_OFF.0;
-                    match slot.or_else(|| self.slot_soon()) {
-                        Some(slot) => self.hand_over(Job {
+                    match slot.or_else(|| self.wait_for_slot()) {
+                        Some(slot) => self.serve(Accepted {
                             connection,
                             peer,
                             slot,
                         }),
                         None => self.refuse(connection),
                     }
-                    self.leaving.tend();
+                    self.refused.drain();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     drop(slot);
-                    self.pause(None);
+                    self.wait(None);
                 }
-                Err(error) if only_time_mends(&error) => {
+                Err(error) if persists(&error) => {
                     drop(slot);
-                    self.complain(&format!(
-                        "cannot accept connections: {error}; going on when it passes"
-                    ));
-                    self.pause(Some(back_off));
+                    self.warn(&format!("cannot accept connections: {error}; retrying"));
+                    self.wait(Some(back_off));
                     back_off = (back_off * 2).min(BACK_OFF.1);
                 }
-                // The connection was gone before it was accepted, or we were interrupted.
+                // The connection was closed before it was accepted, or the call was interrupted.
                 Err(_) => {}
             }
         }
@@ -76,30 +76,22 @@ impl<S: Service> Acceptor<S> {
 
     /// A slot, if one is free.
     fn slot(&self) -> Option<Slot> {
-        let live = &self.counters.live;
-        // Only this thread takes slots, so what was free a moment ago still is.
-        (live.load(Ordering::Acquire) < self.cap).then(|| {
-            live.fetch_add(1, Ordering::AcqRel);
-            Slot {
-                counters: Arc::clone(&self.counters),
-                acceptor: thread::current(),
-            }
-        })
+        Slot::acquire(&self.counters, self.cap)
     }
 
-    /// A slot that the service makes free for a connection which has come already.
-    fn slot_soon(&self) -> Option<Slot> {
-        let until = Instant::now() + ROOM_PATIENCE;
-        let mut room = Eviction::None;
+    /// A slot that becomes free soon, because the service evicts a connection.
+    fn wait_for_slot(&self) -> Option<Slot> {
+        let until = Instant::now() + SLOT_TIMEOUT;
+        let mut eviction = Eviction::None;
         while self.stop.requested().is_none() && Instant::now() < until {
-            // One may have become free by itself: then nobody need be turned out.
+            // If a connection has ended by itself, none needs to be evicted.
             if let Some(slot) = self.slot() {
                 return Some(slot);
             }
-            if room != Eviction::Made {
-                room = self.service.make_room();
+            if eviction != Eviction::Made {
+                eviction = self.service.make_room();
             }
-            let wake = match room {
+            let wake = match eviction {
                 Eviction::None => return None,
                 Eviction::NotBefore(time) => until.min(time),
                 Eviction::Made => until,
@@ -109,26 +101,27 @@ impl<S: Service> Acceptor<S> {
         self.slot()
     }
 
-    fn hand_over(&mut self, job: Job) {
-        if let Err((error, connection)) = self.workers.hand_over(job) {
-            self.complain(&format!(
-                "cannot start a thread for a connection: {error}; answering 503"
+    fn serve(&mut self, accepted: Accepted) {
+        if let Err((error, connection)) = self.workers.serve(accepted) {
+            self.warn(&format!(
+                "cannot start a thread for a connection: {error}; responding with status 503"
             ));
             self.refuse(connection);
         }
     }
 
-    /// Answers without a thread and without waiting.
+    /// Responds without a thread and without waiting.
     fn refuse(&mut self, connection: TcpStream) {
         Counters::add(&self.counters.refused, 1);
-        self.leaving.add(connection, &self.service.refusal());
+        self.refused.add(connection, &self.service.refusal());
     }
 
-    /// Waits for a connection, a stop, or something about those who leave; with `for_long`, not for a connection.
-    fn pause(&mut self, for_long: Option<Duration>) {
-        self.leaving.tend();
+    /// Waits for a stop, input on refused connections, or a connection. With `pause`, for that time at
+    /// most, and not for a connection.
+    fn wait(&mut self, pause: Option<Duration>) {
+        self.refused.drain();
         {
-            let accept = if for_long.is_some() {
+            let accept = if pause.is_some() {
                 PollFlags::empty()
             } else {
                 PollFlags::IN
@@ -137,42 +130,42 @@ impl<S: Service> Acceptor<S> {
                 PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.socket.as_fd(), accept),
             ];
-            let (leaving, until) = self.leaving.wanted();
-            fds.extend(leaving);
-            let over = for_long.map(|long| Instant::now() + long);
-            if wait(&mut fds, over.into_iter().chain(until).min()).is_err() {
-                // ENOMEM, the only one left: no memory to wait with. Wait without the kernel's help.
+            let (refused, until) = self.refused.poll_fds();
+            fds.extend(refused);
+            let pause_ends = pause.map(|pause| Instant::now() + pause);
+            if wait(&mut fds, pause_ends.into_iter().chain(until).min()).is_err() {
+                // ENOMEM, the only error that remains: wait without the kernel's help.
                 thread::sleep(BACK_OFF.0);
             }
         }
-        self.leaving.tend();
+        self.refused.drain();
     }
 
-    fn complain(&mut self, what: &str) {
+    fn warn(&mut self, what: &str) {
         let now = Instant::now();
         if self
-            .complained
-            .is_none_or(|last| now.duration_since(last) >= COMPLAINT_INTERVAL)
+            .last_warning
+            .is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL)
         {
-            self.complained = Some(now);
+            self.last_warning = Some(now);
             log::warn!("{what}");
         }
     }
 }
 
-/// The next connection, non-blocking from the first.
+/// The next connection. It is non-blocking.
 fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (connection, peer) = acceptfrom_with(socket, flags)?;
-    // One without an address was gone before it was accepted.
+    // Without an address, the connection was closed before it was accepted.
     let peer = peer.and_then(|peer| peer.try_into().ok());
     let peer = peer.ok_or(Errno::CONNABORTED)?;
     Ok((connection.into(), peer))
 }
 
-/// Errors of accept(2) after which the next call would fail as well.
-fn only_time_mends(error: &io::Error) -> bool {
-    let gone = [
+/// Whether accept(2) would fail again at once. The other errors concern one connection only.
+fn persists(error: &io::Error) -> bool {
+    let transient = [
         Errno::INTR,
         Errno::CONNABORTED,
         Errno::PROTO,
@@ -181,5 +174,5 @@ fn only_time_mends(error: &io::Error) -> bool {
         Errno::HOSTUNREACH,
     ];
     let errno = error.raw_os_error();
-    !gone.iter().any(|e| Some(e.raw_os_error()) == errno)
+    !transient.iter().any(|e| Some(e.raw_os_error()) == errno)
 }

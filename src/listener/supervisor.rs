@@ -1,4 +1,5 @@
-//! The thread that owns every worker: it takes their outcomes and the request to stop from one channel each, and joins them.
+//! The thread that owns every worker: it receives their outcomes and the request to stop, and joins
+//! the workers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,24 +8,36 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never, select};
 
-use super::{Event, ShutdownReport};
+use super::report::ShutdownReport;
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::control::stop::Stop;
 use crate::sys::memory;
 
-/// How long the supervisor takes no report after the last one: of many connections a second it need not be woken by each.
-const BREATH: Duration = Duration::from_millis(1);
-/// When so many workers have been there and only this part of them is left, what they had of the heap is given back.
-const MANY: usize = 64;
-const FEW_OF_MANY: usize = 4;
+/// How long the supervisor sleeps when it has handled all events. With many connections a second it
+/// then wakes once for several of them.
+const BATCH_DELAY: Duration = Duration::from_millis(1);
+/// Heap memory is returned to the kernel when there were this many workers, and only this fraction of
+/// them is left.
+const MANY_WORKERS: usize = 64;
+const REMAINING_FRACTION: usize = 4;
 
-/// What it hears from, and does with what it hears.
+/// What the acceptor and the workers report.
+pub(super) enum WorkerEvent {
+    /// The acceptor started a worker.
+    Started(u64, JoinHandle<()>),
+    /// A worker has served a connection.
+    Served(Outcome),
+    /// A worker's thread is about to end.
+    Exiting(u64),
+}
+
+/// The state of the supervisor thread.
 pub(super) struct Supervisor {
-    pub(super) who: &'static str,
-    pub(super) reports: Receiver<Event>,
-    pub(super) requested: Receiver<Duration>,
+    pub(super) log_name: &'static str,
+    pub(super) worker_events: Receiver<WorkerEvent>,
+    pub(super) stop_requests: Receiver<Duration>,
     pub(super) acceptor: JoinHandle<()>,
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,
@@ -32,16 +45,16 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Counts every outcome and joins every worker, until a stop was asked for and nobody is left.
+    /// Counts outcomes and joins workers until the acceptor and every worker have ended.
     pub(super) fn run(mut self) -> ShutdownReport {
-        // A worker may be gone before the acceptor has told of it: `None` stands for one that left without a thread.
+        // A worker may exit before the acceptor reports that it started: `None` is such a worker.
         let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
         let mut most = 0;
         let mut report = ShutdownReport::default();
         loop {
             select! {
-                recv(self.reports) -> event => match event {
-                    Ok(Event::Hired(id, thread)) => {
+                recv(self.worker_events) -> event => match event {
+                    Ok(WorkerEvent::Started(id, thread)) => {
                         if workers.remove(&id).is_none() {
                             workers.insert(id, Some(thread));
                             most = most.max(workers.len());
@@ -49,32 +62,32 @@ impl Supervisor {
                             join(thread);
                         }
                     }
-                    Ok(Event::Ended(outcome)) => {
-                        self.note(&outcome);
+                    Ok(WorkerEvent::Served(outcome)) => {
+                        self.record(&outcome);
                         if self.stop.requested().is_some() {
                             count(&outcome, &mut report);
                         }
                     }
-                    Ok(Event::Left(id)) => {
+                    Ok(WorkerEvent::Exiting(id)) => {
                         match workers.remove(&id) {
                             Some(Some(thread)) => join(thread),
                             _ => { workers.insert(id, None); }
                         }
-                        if most >= MANY && workers.len() <= most / FEW_OF_MANY {
+                        if most >= MANY_WORKERS && workers.len() <= most / REMAINING_FRACTION {
                             most = workers.len();
                             memory::give_back_heap();
                         }
                     }
-                    // The acceptor and every worker are gone.
+                    // The acceptor and every worker have ended.
                     Err(_) => break,
                 },
-                recv(self.requested) -> drain => {
-                    self.requested = never();
+                recv(self.stop_requests) -> drain => {
+                    self.stop_requests = never();
                     self.stop.request(Deadline::after(drain.unwrap_or(self.drain)));
                 }
             }
-            if self.reports.is_empty() && self.stop.requested().is_none() {
-                thread::sleep(BREATH);
+            if self.worker_events.is_empty() && self.stop.requested().is_none() {
+                thread::sleep(BATCH_DELAY);
             }
         }
         join(self.acceptor);
@@ -82,7 +95,7 @@ impl Supervisor {
         report
     }
 
-    fn note(&self, outcome: &Outcome) {
+    fn record(&self, outcome: &Outcome) {
         let counters = &self.counters;
         match &outcome.how {
             EndReason::Refused { .. } => Counters::add(&counters.refused, 1),
@@ -91,7 +104,7 @@ impl Supervisor {
             }
             _ => {}
         }
-        outcome.log(self.who);
+        outcome.log(self.log_name);
     }
 }
 
@@ -104,6 +117,6 @@ fn count(outcome: &Outcome, report: &mut ShutdownReport) {
 }
 
 fn join(thread: JoinHandle<()>) {
-    // Workers catch their own panics, and have reported them.
+    // Workers catch their panics and report them.
     let _ = thread.join();
 }

@@ -1,5 +1,6 @@
-//! The threads that serve connections. One that has served its connection waits a little for the next, for starting and
-//! ending a thread costs more than all else that a short tunnel does; with no one waiting, a new thread is started.
+//! The threads that serve connections. A worker that has served its connection waits a short time for
+//! the next one, because starting and ending a thread costs more than the rest of a short tunnel. If no
+//! worker is idle, a new thread is started.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -10,59 +11,62 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::{Event, Service, Slot};
+use super::service::Service;
+use super::slot::Slot;
+use super::supervisor::WorkerEvent;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::sys::memory;
 
-/// How many wait at most: as many as a package manager opens connections at once, and as many that end meanwhile.
-const SPARE_LIMIT: usize = 64;
-/// How long one waits before it ends: from one step of an installation to the next, and no burden on a host at rest.
-const SPARE_TIME: Duration = Duration::from_secs(2);
+/// The most idle workers: a package manager opens this many connections at once.
+const IDLE_LIMIT: usize = 64;
+/// How long a worker waits before it ends: long enough for the next step of an installation, short
+/// enough to use no memory on an idle host.
+const IDLE_TIME: Duration = Duration::from_secs(2);
 
-/// A connection to be served.
-pub(super) struct Job {
+/// A connection with its slot.
+pub(super) struct Accepted {
     pub(super) connection: TcpStream,
     pub(super) peer: SocketAddr,
-    /// Given back when the connection has been served.
+    /// Freed when the connection has been served.
     pub(super) slot: Slot,
 }
 
-/// The acceptor's side. When it is dropped those who wait end at once.
-pub(super) struct Workers<S> {
+/// The acceptor's side of the workers. Dropping it ends idle workers at once.
+pub(super) struct WorkerPool<S> {
     service: Arc<S>,
-    events: Sender<Event>,
-    spare: Arc<Spare>,
-    hired: u64,
+    events: Sender<WorkerEvent>,
+    idle: Arc<IdleWorkers>,
+    started: u64,
 }
 
-impl<S: Service> Workers<S> {
-    pub(super) fn new(service: Arc<S>, events: Sender<Event>) -> Self {
+impl<S: Service> WorkerPool<S> {
+    pub(super) fn new(service: Arc<S>, events: Sender<WorkerEvent>) -> Self {
         Self {
             service,
             events,
-            spare: Arc::default(),
-            hired: 0,
+            idle: Arc::default(),
+            started: 0,
         }
     }
 
-    /// Has the connection served by somebody.
+    /// Passes the connection to an idle worker or a new one.
     ///
     /// # Errors
-    /// Nobody waits and no thread can be started; the connection comes back, its slot is free again.
-    pub(super) fn hand_over(&mut self, job: Job) -> Result<(), (io::Error, TcpStream)> {
-        let Some(job) = self.spare.take(job) else {
+    /// No worker is idle and no thread can be started. Returns the connection; its slot is free again.
+    pub(super) fn serve(&mut self, accepted: Accepted) -> Result<(), (io::Error, TcpStream)> {
+        let Some(accepted) = self.idle.pass(accepted) else {
             return Ok(());
         };
-        self.hired += 1;
-        let id = self.hired;
-        // A thread that does not start must not cost the client its answer: the seat is here too, and the job in it.
-        let seat = Arc::new(Seat::default());
-        seat.call(Call::Serve(job));
+        self.started += 1;
+        let id = self.started;
+        // If the thread does not start, the connection is taken out of the mailbox again.
+        let mailbox = Arc::new(Mailbox::default());
+        mailbox.put(Message::Serve(accepted));
         let worker = Worker {
             service: Arc::clone(&self.service),
             events: self.events.clone(),
-            spare: Arc::clone(&self.spare),
-            seat: Arc::clone(&seat),
+            idle: Arc::clone(&self.idle),
+            mailbox: Arc::clone(&mailbox),
         };
         let spawned = thread::Builder::new()
             .name(format!("{}-{id}", S::THREADS[2]))
@@ -70,94 +74,97 @@ impl<S: Service> Workers<S> {
             .spawn(move || worker.run(id));
         match spawned {
             Ok(thread) => {
-                // The supervisor outlives everybody who reports to it.
-                let _ = self.events.send(Event::Hired(id, thread));
+                // The supervisor outlives all senders.
+                let _ = self.events.send(WorkerEvent::Started(id, thread));
                 Ok(())
             }
-            Err(error) => match seat.wait(Duration::ZERO) {
-                Some(Call::Serve(job)) => Err((error, job.connection)),
+            Err(error) => match mailbox.wait(Duration::ZERO) {
+                Some(Message::Serve(accepted)) => Err((error, accepted.connection)),
                 _ => Ok(()),
             },
         }
     }
 }
 
-impl<S> Drop for Workers<S> {
+impl<S> Drop for WorkerPool<S> {
     fn drop(&mut self) {
-        self.spare.close();
+        self.idle.close();
     }
 }
 
-/// What one who waits is told.
-enum Call {
-    Serve(Job),
-    GoHome,
+/// What an idle worker receives.
+enum Message {
+    Serve(Accepted),
+    Exit,
 }
 
-/// Where one worker waits.
+/// Where one worker waits for its next message.
 #[derive(Default)]
-struct Seat {
-    call: Mutex<Option<Call>>,
-    called: Condvar,
+struct Mailbox {
+    message: Mutex<Option<Message>>,
+    filled: Condvar,
 }
 
-impl Seat {
-    fn call(&self, call: Call) {
-        *lock(&self.call) = Some(call);
-        self.called.notify_one();
+impl Mailbox {
+    fn put(&self, message: Message) {
+        *lock(&self.message) = Some(message);
+        self.filled.notify_one();
     }
 
-    fn wait(&self, at_most: Duration) -> Option<Call> {
-        let call = lock(&self.call);
+    fn wait(&self, at_most: Duration) -> Option<Message> {
+        let message = lock(&self.message);
         let waited = self
-            .called
-            .wait_timeout_while(call, at_most, |call| call.is_none());
+            .filled
+            .wait_timeout_while(message, at_most, |message| message.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.take()
     }
 }
 
-/// Those who wait. The last to come is called first: its stack is still in the processor's cache, and the others get to end.
+/// The mailboxes of idle workers. The last one to become idle is used first: its stack is still in the
+/// processor's cache, and the others reach their idle time and end.
 #[derive(Default)]
-struct Spare(Mutex<Row>);
+struct IdleWorkers(Mutex<IdleList>);
 
 #[derive(Default)]
-struct Row {
-    seats: Vec<Arc<Seat>>,
+struct IdleList {
+    mailboxes: Vec<Arc<Mailbox>>,
     closed: bool,
 }
 
-impl Spare {
-    /// Gives the job to one who waits; it comes back if there is none.
-    fn take(&self, job: Job) -> Option<Job> {
-        let Some(seat) = lock(&self.0).seats.pop() else {
-            return Some(job);
+impl IdleWorkers {
+    /// Passes the connection to an idle worker. Returns it if there is none.
+    fn pass(&self, accepted: Accepted) -> Option<Accepted> {
+        let Some(mailbox) = lock(&self.0).mailboxes.pop() else {
+            return Some(accepted);
         };
-        seat.call(Call::Serve(job));
+        mailbox.put(Message::Serve(accepted));
         None
     }
 
-    /// Whether there is room for one more, who from now on may be called.
-    fn sit_down(&self, seat: &Arc<Seat>) -> bool {
-        let mut row = lock(&self.0);
-        let room = !row.closed && row.seats.len() < SPARE_LIMIT;
-        if room {
-            row.seats.push(Arc::clone(seat));
+    /// Adds an idle worker. `false`: it must end, because there are enough.
+    fn add(&self, mailbox: &Arc<Mailbox>) -> bool {
+        let mut list = lock(&self.0);
+        let accepted = !list.closed && list.mailboxes.len() < IDLE_LIMIT;
+        if accepted {
+            list.mailboxes.push(Arc::clone(mailbox));
         }
-        room
+        accepted
     }
 
-    /// Whether it had not been called yet, and is not from now on.
-    fn stand_up(&self, seat: &Arc<Seat>) -> bool {
-        let mut row = lock(&self.0);
-        let place = row.seats.iter().position(|other| Arc::ptr_eq(other, seat));
-        place.map(|place| row.seats.remove(place)).is_some()
+    /// Removes an idle worker. `false`: a message is already on its way to it.
+    fn remove(&self, mailbox: &Arc<Mailbox>) -> bool {
+        let mailboxes = &mut lock(&self.0).mailboxes;
+        let index = mailboxes
+            .iter()
+            .position(|other| Arc::ptr_eq(other, mailbox));
+        index.map(|index| mailboxes.remove(index)).is_some()
     }
 
     fn close(&self) {
-        let mut row = lock(&self.0);
-        row.closed = true;
-        for seat in row.seats.drain(..) {
-            seat.call(Call::GoHome);
+        let mut list = lock(&self.0);
+        list.closed = true;
+        for mailbox in list.mailboxes.drain(..) {
+            mailbox.put(Message::Exit);
         }
     }
 }
@@ -169,46 +176,45 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The thread's side.
 struct Worker<S> {
     service: Arc<S>,
-    events: Sender<Event>,
-    spare: Arc<Spare>,
-    seat: Arc<Seat>,
+    events: Sender<WorkerEvent>,
+    idle: Arc<IdleWorkers>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl<S: Service> Worker<S> {
     fn run(self, id: u64) {
         memory::find_stack();
-        let mut call = self.seat.wait(Duration::MAX);
-        while let Some(Call::Serve(job)) = call {
-            let outcome = self.serve(job);
-            let _ = self.events.send(Event::Ended(outcome));
-            call = self.next();
+        let mut message = self.mailbox.wait(Duration::MAX);
+        while let Some(Message::Serve(accepted)) = message {
+            let outcome = self.serve(accepted);
+            let _ = self.events.send(WorkerEvent::Served(outcome));
+            message = self.next();
         }
-        let _ = self.events.send(Event::Left(id));
+        let _ = self.events.send(WorkerEvent::Exiting(id));
     }
 
-    /// Serves one connection: a panic ends it, and nothing else.
-    fn serve(&self, job: Job) -> Outcome {
+    /// Serves one connection. A panic ends that connection only.
+    fn serve(&self, accepted: Accepted) -> Outcome {
         let since = Instant::now();
-        let Job {
+        let Accepted {
             connection,
             peer,
             slot,
-        } = job;
+        } = accepted;
         let served = catch_unwind(AssertUnwindSafe(|| self.service.serve(connection, peer)));
         drop(slot);
         served.unwrap_or_else(|_| Outcome::new(since, None, Err(EndReason::Panicked)))
     }
 
-    /// The next connection, if one comes while this thread may wait.
-    fn next(&self) -> Option<Call> {
-        if !self.spare.sit_down(&self.seat) {
+    /// Waits for the next connection. `None`: the worker has been idle for too long.
+    fn next(&self) -> Option<Message> {
+        if !self.idle.add(&self.mailbox) {
             return None;
         }
-        let call = self.seat.wait(SPARE_TIME);
-        if call.is_none() && !self.spare.stand_up(&self.seat) {
-            // It was called just now, and the call is on its way.
-            return self.seat.wait(Duration::MAX);
+        let message = self.mailbox.wait(IDLE_TIME);
+        if message.is_none() && !self.idle.remove(&self.mailbox) {
+            return self.mailbox.wait(Duration::MAX);
         }
-        call
+        message
     }
 }

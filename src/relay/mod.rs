@@ -161,7 +161,7 @@ pub(crate) fn start(
 }
 
 impl Service for Relay {
-    const WHO: &'static str = "relay";
+    const LOG_NAME: &'static str = "relay";
     const THREADS: [&'static str; 3] = ["uproxy-super", "uproxy-accept", "tun"];
 
     fn serve(&self, connection: TcpStream, _: SocketAddr) -> Outcome {

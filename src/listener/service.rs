@@ -1,0 +1,38 @@
+//! What a listener does with its connections.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use crate::control::outcome::Outcome;
+
+/// The purpose of a listener: the relay's or the gateway's connections.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// The prefix of log lines about connections.
+    const LOG_NAME: &'static str;
+
+    /// The names of the supervisor and the acceptor thread, and the start of each worker's name. A
+    /// name has at most 15 bytes.
+    const THREADS: [&'static str; 3];
+
+    /// Serves one connection to its end.
+    fn serve(&self, connection: TcpStream, peer: SocketAddr) -> Outcome;
+
+    /// The response to a connection for which no slot is free.
+    fn refusal(&self) -> Vec<u8>;
+
+    /// Called when no slot is free: evicts a connection that has a slot and is not authenticated yet.
+    fn make_room(&self) -> Eviction {
+        Eviction::None
+    }
+}
+
+/// The result of [`Service::make_room`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Eviction {
+    /// There is no connection that may be evicted.
+    None,
+    /// No connection may be evicted before this time.
+    NotBefore(Instant),
+    /// A connection was evicted. Its slot will be free in a moment.
+    Made,
+}
