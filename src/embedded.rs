@@ -17,7 +17,7 @@ use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
 use crate::http::authority::Pattern;
-use crate::net::resolver::Override;
+use crate::net::address_override::Override;
 use crate::setup::{capacity, hardening, roots};
 use crate::sys::memory;
 

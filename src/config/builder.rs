@@ -9,7 +9,7 @@ use crate::crypto::secret::Secret;
 use crate::http::authority::Pattern;
 use crate::http::base_url::BaseUrl;
 #[cfg(feature = "gateway")]
-use crate::net::resolver::Override;
+use crate::net::address_override::Override;
 
 use super::environment::Environment;
 use super::limits::Limits;

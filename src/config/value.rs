@@ -9,7 +9,7 @@ use std::time::Duration;
 #[cfg(feature = "gateway")]
 use crate::http::authority::Pattern;
 #[cfg(feature = "gateway")]
-use crate::net::resolver::Override;
+use crate::net::address_override::Override;
 
 use super::when::When;
 

@@ -26,7 +26,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 pub use crate::http::authority::{Authority, AuthorityError, Host, Pattern};
-pub use crate::net::resolver::{Override, OverrideError};
+pub use crate::net::address_override::{Override, OverrideError};
 pub use auth::{Sessions, SessionsError};
 
 use crate::config::Limits;
