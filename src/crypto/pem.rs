@@ -1,12 +1,15 @@
-//! Certificates out of PEM text and back into it, by [RFC 7468].
+//! Certificates in PEM text ([RFC 7468]): parsing and writing.
 //!
-//! Pure and total: any bytes give certificates or an error that names the line. It looks at the wrapping only; whether the
-//! DER inside is a certificate that can be used is `setup::bundle`'s to say. Only blocks labelled `CERTIFICATE` count:
-//! `X509 CERTIFICATE` is no synonym ([section 5.1]), and OpenSSL's `TRUSTED CERTIFICATE` holds more than a certificate.
+//! Without I/O: any bytes result in certificates or an error with a line number. Only the encoding
+//! is checked; `setup::roots` and `setup::download` check the certificates. Only blocks with the
+//! label `CERTIFICATE` count: `X509 CERTIFICATE` is not a synonym ([section 5.1]), and OpenSSL's
+//! `TRUSTED CERTIFICATE` contains more than a certificate.
 //!
-//! Lenient where that cannot change the meaning: LF, CRLF and CR end a line, white space inside the base64 and text around
-//! blocks do not count, a byte order mark at the start neither, lines may have any length, and a `BEGIN` may stand right
-//! behind an `END` (files joined without a newline between them). Strict everywhere else.
+//! Lenient where that cannot change the meaning: LF, CRLF and CR end a line; white space inside the
+//! base64, text around blocks and a byte order mark at the start are ignored; lines may have any
+//! length; a `BEGIN` may follow an `END` in the same line (files that were joined without a
+//! newline). Strict everywhere else. The parser of `rustls-pki-types` has no line numbers, ignores
+//! a wrong label at the end of a block, and fails at the first broken block.
 //!
 //! [RFC 7468]: https://www.rfc-editor.org/rfc/rfc7468
 //! [section 5.1]: https://www.rfc-editor.org/rfc/rfc7468#section-5.1
@@ -19,7 +22,7 @@ use rustls_pki_types::CertificateDer;
 
 /// The label of a certificate.
 const CERTIFICATE: &[u8] = b"CERTIFICATE";
-/// How an encapsulation boundary begins, and how every one ends.
+/// The start and the end of an encapsulation boundary.
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";
@@ -28,18 +31,20 @@ const DASHES: &[u8] = b"-----";
 /// [section 2]: https://www.rfc-editor.org/rfc/rfc7468#section-2
 const COLUMNS: usize = 64;
 
-/// Every certificate in `text`, in order; other blocks are skipped. None at all is no error.
+/// All certificates in `text`, in order. Other blocks are skipped. A text without certificates is
+/// not an error.
 ///
 /// # Errors
-/// The first block that is cut, badly bounded, or not base64: such a text is not to be trusted in part.
+/// The first block that is cut off, has a broken boundary, or is not base64: no part of such a text
+/// is trusted.
 pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     Blocks::of(text)
         .filter_map(|block| block.and_then(Block::certificate).transpose())
         .collect()
 }
 
-/// Every certificate in `text` that can be read, and the errors of the blocks that cannot: for files of the system, where
-/// one broken block among hundreds must not cost all the others.
+/// All certificates in `text` that can be parsed, and the errors of the other blocks. For system
+/// files, where one broken block must not cost the rest.
 pub(crate) fn readable_certificates(text: &[u8]) -> (Vec<CertificateDer<'static>>, Vec<PemError>) {
     let mut certificates = Vec::new();
     let mut errors = Vec::new();
@@ -52,15 +57,15 @@ pub(crate) fn readable_certificates(text: &[u8]) -> (Vec<CertificateDer<'static>
     (certificates, errors)
 }
 
-/// Whether `text` has the beginning of a private key of any kind, be the block whole or not.
-pub(crate) fn holds_private_key(text: &[u8]) -> bool {
+/// Whether `text` contains the start of a private key of any kind, even if the block is cut off.
+pub(crate) fn contains_private_key(text: &[u8]) -> bool {
     const NAME: &[u8] = b"PRIVATE KEY";
     text.split(|&byte| byte == b'\n' || byte == b'\r')
         .filter(|line| contains(line, BEGIN.trim_ascii_end()))
         .any(|line| contains(&line.to_ascii_uppercase(), NAME))
 }
 
-/// The certificates of all groups in their order, each once: two are the same when their DER is.
+/// The certificates of all groups in order, each once. Certificates with the same DER are equal.
 pub(crate) fn merge(groups: &[Vec<CertificateDer<'static>>]) -> Vec<CertificateDer<'static>> {
     let mut seen: HashSet<&CertificateDer<'_>> = HashSet::new();
     let all = groups.iter().flatten();
@@ -69,7 +74,7 @@ pub(crate) fn merge(groups: &[Vec<CertificateDer<'static>>]) -> Vec<CertificateD
         .collect()
 }
 
-/// The certificates as PEM text with LF line ends, the last line ended too.
+/// The certificates as PEM text. Every line ends with LF.
 pub(crate) fn encode(certificates: &[CertificateDer<'_>]) -> String {
     let mut text = String::new();
     for certificate in certificates {
@@ -87,38 +92,39 @@ pub(crate) fn encode(certificates: &[CertificateDer<'_>]) -> String {
     text
 }
 
-/// Why some text is not PEM, and in which line (the first is 1).
+/// Why a text is not PEM, and the number of the line (the first is 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PemError {
-    /// A block that begins in this line and does not end before the text does or the next block begins.
+    /// A block begins in this line and has no end before the next block or the end of the text.
     NotEnded { line: usize },
-    /// The end of a block that never began.
+    /// The line ends a block that did not begin.
     NotBegun { line: usize },
-    /// A line that begins as a boundary and does not go on as one, or an end whose label is not that of its beginning.
+    /// A boundary is incomplete, or the label at the end of a block differs from the one at its
+    /// start.
     Boundary { line: usize },
-    /// A certificate, begun in this line, that is not base64.
+    /// A certificate begins in this line and is not base64.
     Base64 { line: usize },
-    /// A certificate block with nothing in it.
+    /// A certificate begins in this line and is empty.
     Empty { line: usize },
 }
 
 impl fmt::Display for PemError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotEnded { line } => write!(f, "the block begun in line {line} is cut off"),
-            Self::NotBegun { line } => write!(f, "line {line} ends a block that never began"),
+            Self::NotEnded { line } => write!(f, "the block that begins in line {line} is cut off"),
+            Self::NotBegun { line } => write!(f, "line {line} ends a block that has no beginning"),
             Self::Boundary { line } => write!(f, "line {line} is a broken block boundary"),
             Self::Base64 { line } => {
-                write!(f, "the certificate begun in line {line} is not base64")
+                write!(f, "the certificate in line {line} is not base64")
             }
-            Self::Empty { line } => write!(f, "the certificate begun in line {line} is empty"),
+            Self::Empty { line } => write!(f, "the certificate in line {line} is empty"),
         }
     }
 }
 
 impl std::error::Error for PemError {}
 
-/// One block: what stands between a pair of boundaries.
+/// One block: the text between two boundaries.
 struct Block<'a> {
     label: &'a [u8],
     content: &'a [u8],
@@ -126,7 +132,7 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The certificate, if that is what the label says.
+    /// The certificate, if that is the label.
     fn certificate(self) -> Result<Option<CertificateDer<'static>>, PemError> {
         if self.label != CERTIFICATE {
             return Ok(None);
@@ -144,10 +150,10 @@ impl Block<'_> {
     }
 }
 
-/// Reads `text` line by line and gives its blocks; after an error it goes on with the next block.
+/// Iterates over the blocks of a text. After an error it continues with the next block.
 struct Blocks<'a> {
     rest: &'a [u8],
-    /// The number of the line that `rest` begins in.
+    /// The number of the line in which `rest` begins.
     line: usize,
 }
 
@@ -159,13 +165,13 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The next line without its end, left where it is; `None` when there is no more.
+    /// The next line without its end. `None` at the end of the text.
     fn peek(&self) -> Option<&'a [u8]> {
         let end = self.rest.iter().position(|&b| b == b'\n' || b == b'\r');
         (!self.rest.is_empty()).then(|| self.rest.split_at(end.unwrap_or(self.rest.len())).0)
     }
 
-    /// Goes on behind `line`, which `peek` gave, and behind its end.
+    /// Skips `line`, which `peek` returned, and its end.
     fn pass(&mut self, line: &[u8]) {
         let rest = self.rest.get(line.len()..).unwrap_or_default();
         self.rest = rest
@@ -175,7 +181,7 @@ impl<'a> Blocks<'a> {
         self.line += 1;
     }
 
-    /// Reads on to the end of the block whose `BEGIN` has been passed.
+    /// Reads to the end of a block whose `BEGIN` line was skipped.
     fn block(&mut self, begin: usize, label: &'a [u8]) -> Result<Block<'a>, PemError> {
         let from = self.rest;
         while let Some(text) = self.peek() {
@@ -189,17 +195,14 @@ impl<'a> Blocks<'a> {
                 continue;
             }
             let found = boundary(text, END);
-            let behind = found.map_or(&[][..], |(_, behind)| behind);
-            if behind.starts_with(BEGIN) {
+            let rest = found.map_or(&[][..], |(_, rest)| rest);
+            if rest.starts_with(BEGIN) {
                 // Stay in this line: a file without a final newline was joined to another one.
-                self.rest = self
-                    .rest
-                    .get(text.len() - behind.len()..)
-                    .unwrap_or_default();
+                self.rest = self.rest.get(text.len() - rest.len()..).unwrap_or_default();
             } else {
                 self.pass(text);
             }
-            let whole = behind.starts_with(BEGIN) || behind.trim_ascii().is_empty();
+            let whole = rest.starts_with(BEGIN) || rest.trim_ascii().is_empty();
             return match found {
                 Some((end, _)) if end == label && whole => Ok(Block {
                     label,
@@ -226,9 +229,7 @@ impl<'a> Iterator for Blocks<'a> {
             }
             if text.starts_with(BEGIN) {
                 return Some(match boundary(text, BEGIN) {
-                    Some((label, behind)) if behind.trim_ascii().is_empty() => {
-                        self.block(line, label)
-                    }
+                    Some((label, rest)) if rest.trim_ascii().is_empty() => self.block(line, label),
                     _ => Err(PemError::Boundary { line }),
                 });
             }
@@ -236,7 +237,8 @@ impl<'a> Iterator for Blocks<'a> {
     }
 }
 
-/// The label of a boundary that begins with `opening`, and what stands behind the boundary in the same line.
+/// The label of a boundary that begins with `opening`, and the text after the boundary in the same
+/// line.
 fn boundary<'a>(line: &'a [u8], opening: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let label = line.strip_prefix(opening)?;
     let end = label.windows(DASHES.len()).position(|w| w == DASHES)?;
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_cut_or_broken_block_by_its_line() {
+    fn reports_the_line_of_a_cut_or_broken_block() {
         for (text, error) in [
             (
                 "x\n-----BEGIN CERTIFICATE-----\nAQID\n".to_owned(),
@@ -333,7 +335,7 @@ mod tests {
         ] {
             let result = read(&text);
             if text.contains("AQ==") {
-                assert_eq!(result, Ok(vec![vec![1]]), "padding is no fault");
+                assert_eq!(result, Ok(vec![vec![1]]), "padding is allowed");
             } else {
                 assert_eq!(result, Err(error), "{text}");
             }
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_block_costs_a_system_file_that_block_only() {
+    fn a_broken_block_is_left_out_of_a_system_file() {
         let text = format!(
             "{}-----BEGIN CERTIFICATE-----\ncut\n{TWO}",
             ONE.replace("AQID", "A")
@@ -363,13 +365,13 @@ mod tests {
             "OPENSSH PRIVATE KEY",
             "private key",
         ] {
-            assert!(holds_private_key(
+            assert!(contains_private_key(
                 format!("{ONE} -----BEGIN {label}").as_bytes()
             ));
         }
-        assert!(!holds_private_key(ONE.as_bytes()));
-        assert!(!holds_private_key(b"this file has no PRIVATE KEY\n"));
-        assert!(!holds_private_key(b""));
+        assert!(!contains_private_key(ONE.as_bytes()));
+        assert!(!contains_private_key(b"this file has no PRIVATE KEY\n"));
+        assert!(!contains_private_key(b""));
     }
 
     #[test]
@@ -403,7 +405,7 @@ mod tests {
             let (lenient, errors) = readable_certificates(&text);
             prop_assert_eq!(strict.is_ok(), errors.is_empty());
             prop_assert!(strict.is_err() || strict == Ok(lenient));
-            holds_private_key(&text);
+            contains_private_key(&text);
         }
 
         #[test]
@@ -421,7 +423,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_written_reads_back_the_same(ders in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..5)) {
+        fn written_certificates_read_back_the_same(ders in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..5)) {
             let written: Vec<_> = ders.into_iter().map(CertificateDer::from).collect();
             prop_assert_eq!(certificates(encode(&written).as_bytes()), Ok(written));
         }

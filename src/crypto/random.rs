@@ -7,18 +7,17 @@ use zeroize::Zeroizing;
 
 use crate::crypto::tls::provider;
 
-/// Fills `bytes` with randomness that nobody can foresee: the provider's, which asks the kernel itself and so needs no
-/// device file, as an empty root of a static binary has none.
+/// Fills `bytes` with cryptographically secure random bytes. The provider asks the kernel directly
+/// and needs no device file, which the empty root directory of a static binary does not have.
 ///
 /// # Errors
-///
-/// The kernel gives none.
+/// The kernel has no randomness.
 pub(crate) fn fill(bytes: &mut [u8]) -> io::Result<()> {
     let filled = provider().secure_random.fill(bytes);
-    filled.map_err(|_| io::Error::other("the kernel gives no randomness"))
+    filled.map_err(|_| io::Error::other("the kernel has no randomness"))
 }
 
-/// So many random bytes, as text of twice the length.
+/// `N` random bytes in hexadecimal.
 pub(crate) fn hex<const N: usize>() -> io::Result<Zeroizing<String>> {
     let mut bytes = Zeroizing::new([0; N]);
     fill(bytes.as_mut_slice())?;

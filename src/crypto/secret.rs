@@ -1,6 +1,8 @@
-//! A secret that cannot be shown by accident: redacted in `Debug`, compared in constant time, zeroised on drop.
+//! A secret that cannot be shown by accident: redacted in `Debug`, compared in constant time, wiped
+//! when dropped.
 //!
-//! It is not a vault: the bytes lie in ordinary heap memory, which `setup::hardening` keeps other processes from reading.
+//! The bytes are in ordinary heap memory. `setup::hardening` prevents other processes from reading
+//! it.
 
 use std::fmt;
 use std::str::Utf8Error;
@@ -25,12 +27,12 @@ impl Secret {
         Self(text)
     }
 
-    /// The secret itself, for the wire and for nothing else.
+    /// The secret text. Only for sending it.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether `candidate` is this secret, in a time that depends on the lengths only.
+    /// Whether `candidate` equals this secret. The time depends on the lengths only.
     pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(candidate).into()
     }
@@ -64,10 +66,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who we are towards the gateway: the session, and the token that proves it.
+/// The session and its token, with which a relay authenticates to the gateway.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    /// The session id; not a secret.
+    /// The session ID. It is not a secret.
     pub session_id: String,
     /// The session token.
     pub token: Secret,

@@ -1,7 +1,8 @@
-//! rustls configurations: what this program trusts and offers wherever it speaks TLS itself, as client and as server.
+//! rustls configurations for all TLS of this program, as client and as server.
 //!
-//! Every configuration names its provider: nothing here needs, or sets, a provider for the whole process, which belongs
-//! to whoever embeds the library. Certificates and keys arrive parsed; reading files is the caller's.
+//! Every configuration names its provider: this code neither needs nor sets a provider for the
+//! whole process, which belongs to the host. It takes parsed certificates and keys, and reads no
+//! files.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -23,8 +24,9 @@ use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, Serve
 
 use crate::http::authority::Host;
 
-/// In the order in which they are preferred. AES-128 stands first: behind a tunnel the gateway encrypts every byte once
-/// more, AES instructions are wherever a sandbox runs, and a 128-bit key costs four rounds less than a 256-bit one.
+/// The cipher suites in the order of preference. AES-128 is first: inside a tunnel the gateway
+/// encrypts every byte a second time, AES instructions are available wherever a sandbox runs, and a
+/// 128-bit key needs four rounds less than a 256-bit key.
 const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS13_AES_128_GCM_SHA256,
     cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -37,7 +39,7 @@ const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
 
-/// The one cryptography provider of this program: ring, with the cipher suites in our order.
+/// The cryptography provider of this program: ring, with this order of cipher suites.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let provider = PROVIDER.get_or_init(|| {
@@ -49,20 +51,19 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::clone(provider)
 }
 
-/// A client that trusts `roots` and nothing else; TLS 1.2 and 1.3, no ALPN.
+/// A client that trusts only `roots`. TLS 1.2 and 1.3, no ALPN.
 ///
-/// A root that webpki cannot read is skipped: distributions ship such certificates, and the others are still good.
+/// A root that webpki cannot parse is skipped: distributions ship such certificates.
 ///
 /// # Errors
-///
-/// No usable root at all: every handshake would fail, and better here than there.
+/// There is no usable root, so every handshake would fail.
 pub(crate) fn client_config(
     roots: &[CertificateDer<'_>],
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut store = RootCertStore::empty();
     let (added, skipped) = store.add_parsable_certificates(roots.iter().cloned());
     if skipped > 0 {
-        log::debug!("tls: {added} roots taken, {skipped} that cannot be read skipped");
+        log::debug!("tls: {added} roots, {skipped} unreadable ones skipped");
     }
     if added == 0 {
         let what = format!("none of {} root certificates can be used", roots.len());
@@ -72,22 +73,22 @@ pub(crate) fn client_config(
         .with_safe_default_protocol_versions()?
         .with_root_certificates(store)
         .with_no_client_auth();
-    config.resumption = Resumption::store(Arc::<Sessions>::default());
+    config.resumption = Resumption::store(Arc::<SessionCache>::default());
     Ok(Arc::new(config))
 }
 
-/// `config` with another ALPN list, in order of preference; both share one memory of sessions to resume.
+/// `config` with another ALPN list, in order of preference. Both share one session cache.
 pub(crate) fn with_alpn(config: &ClientConfig, alpn: Vec<Vec<u8>>) -> Arc<ClientConfig> {
     let mut config = config.clone();
     config.alpn_protocols = alpn;
     Arc::new(config)
 }
 
-/// A server that shows `chain`, and that no client authenticates to by certificate; TLS 1.2 and 1.3, no ALPN.
+/// A server with the certificates `chain` and no client authentication. TLS 1.2 and 1.3, no ALPN.
 ///
 /// # Errors
-///
-/// The chain is empty or cannot be read, the key is of a kind that is not supported, or it is not the first certificate's.
+/// The chain is empty or cannot be parsed, the kind of key is not supported, or the key does not
+/// belong to the first certificate.
 pub(crate) fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -95,12 +96,12 @@ pub(crate) fn server_config(
     let certified = CertifiedKey::from_der(chain, key, &provider())?;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
     let mut config = server_config_showing(resolver)?;
-    // Tickets that need no memory here: however many relays come back, each resumes.
+    // Stateless tickets: any number of relays can resume.
     config.ticketer = Ticketer::new()?;
     Ok(Arc::new(config))
 }
 
-/// A server that shows what `resolver` says, still open to changes: the interception sets ALPN and tickets for itself.
+/// A server whose certificates come from `resolver`. The interception sets ALPN and tickets itself.
 pub(crate) fn server_config_showing(
     resolver: Arc<dyn ResolvesServerCert>,
 ) -> Result<ServerConfig, rustls::Error> {
@@ -110,11 +111,10 @@ pub(crate) fn server_config_showing(
         .with_cert_resolver(resolver))
 }
 
-/// The name that a certificate of `host` must carry.
+/// The name that a certificate of `host` must have.
 ///
 /// # Errors
-///
-/// A host that resolvers may know and no certificate can name, such as `0177.0.0.1`.
+/// A host that resolvers may accept but no certificate can name, for example `0177.0.0.1`.
 pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, InvalidDnsNameError> {
     match host {
         Host::Name(name) => ServerName::try_from(name.clone()),
@@ -122,22 +122,23 @@ pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, InvalidDns
     }
 }
 
-/// What is wrong with a server's certificate, as the end of a sentence that begins with it, and what to do about it.
+/// The reason why a server's certificate was rejected, as the rest of a sentence that begins with
+/// the certificate, and a remedy.
 pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, &'static str) {
     const CLOCK: &str =
-        "set this machine's clock if it is wrong, else tell the upstream's operator";
+        "set this machine's clock if it is wrong, else report it to the upstream's operator";
     let today = time::OffsetDateTime::now_utc().date();
     match error {
         CertificateError::UnknownIssuer => (
             "was not issued by a CA that is trusted here".into(),
-            "if the upstream has a CA of its own, name its certificate with --upstream-ca",
+            "if the upstream has its own CA, name its certificate with --upstream-ca",
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
-            format!("has expired by this machine's clock, which says {today}").into(),
+            format!("has expired by this machine's clock, which shows {today}").into(),
             CLOCK,
         ),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
-            format!("is not valid yet by this machine's clock, which says {today}").into(),
+            format!("is not valid yet by this machine's clock, which shows {today}").into(),
             CLOCK,
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
@@ -146,29 +147,30 @@ pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, 
         ),
         other => (
             format!("is not acceptable: {other:?}").into(),
-            "tell the upstream's operator, or name the CA that issued it with --upstream-ca",
+            "report it to the upstream's operator, or name the CA that issued it with --upstream-ca",
         ),
     }
 }
 
-/// How many TLS 1.3 tickets a client remembers, over all servers: each is good for one handshake, and a package manager begins
-/// dozens before the first new ticket has come in. rustls' own memory keeps eight for a server.
+/// How many TLS 1.3 tickets a client keeps, for all servers. Each is used for one handshake, and a
+/// package manager begins dozens before the first new ticket arrives. rustls' own cache keeps eight
+/// per server.
 const TICKETS: usize = 64;
 
-/// A client's memory of sessions to resume: rustls' own, with room for more tickets.
-struct Sessions {
+/// The session cache of a client: rustls' own, with room for more tickets.
+struct SessionCache {
     hints: ClientSessionMemoryCache,
     /// The oldest first.
     tickets: Mutex<VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>>,
 }
 
-impl Sessions {
+impl SessionCache {
     fn tickets(&self) -> MutexGuard<'_, VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Default for Sessions {
+impl Default for SessionCache {
     fn default() -> Self {
         Self {
             hints: ClientSessionMemoryCache::new(256),
@@ -177,13 +179,13 @@ impl Default for Sessions {
     }
 }
 
-impl fmt::Debug for Sessions {
+impl fmt::Debug for SessionCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").finish_non_exhaustive()
+        f.debug_struct("SessionCache").finish_non_exhaustive()
     }
 }
 
-impl ClientSessionStore for Sessions {
+impl ClientSessionStore for SessionCache {
     fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
         self.hints.set_kx_hint(server, group);
     }
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_that_cannot_be_read_are_skipped_while_one_is_good() {
+    fn unreadable_roots_are_skipped_if_one_is_usable() {
         let (root, _) = certificate();
         let garbage = CertificateDer::from(b"no certificate".as_slice());
         assert!(client_config(&[garbage.clone(), root]).is_ok());
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_certificate_makes_no_server() {
+    fn a_key_of_another_certificate_is_rejected() {
         let (chain, key) = certificate();
         let (_, other) = certificate();
         assert!(server_config(vec![chain.clone()], key).is_ok());
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_becomes_the_name_or_the_address_that_certificates_carry() {
+    fn a_host_becomes_the_name_or_the_address_in_certificates() {
         let name = |text: &str| server_name(&Host::parse(text).unwrap());
         assert!(matches!(name("example.com"), Ok(ServerName::DnsName(_))));
         assert!(matches!(name("_x.example"), Ok(ServerName::DnsName(_))));
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn another_alpn_list_leaves_the_first_configuration_as_it_was() {
+    fn another_alpn_list_does_not_change_the_first_configuration() {
         let config = client_config(&[certificate().0]).unwrap();
         let other = with_alpn(&config, vec![b"h2".to_vec()]);
         assert!(config.alpn_protocols.is_empty());
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_certificate_has_a_remedy_of_its_own() {
+    fn each_certificate_flaw_has_a_remedy() {
         for (error, what, remedy) in [
             (
                 CertificateError::UnknownIssuer,
@@ -298,19 +300,19 @@ mod tests {
             (
                 CertificateError::BadSignature,
                 "BadSignature",
-                "tell the upstream's operator",
+                "the upstream's operator",
             ),
         ] {
-            let (flaw, mend) = certificate_flaw(&error);
+            let (flaw, advice) = certificate_flaw(&error);
             assert!(
-                flaw.contains(what) && mend.contains(remedy),
-                "{flaw}; {mend}"
+                flaw.contains(what) && advice.contains(remedy),
+                "{flaw}; {advice}"
             );
         }
     }
 
-    /// A handshake in memory, tickets included. Returns whether it was a resumed one.
-    fn shake_hands(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> bool {
+    /// A handshake in memory, including tickets. Returns whether it was resumed.
+    fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> bool {
         let name = ServerName::try_from("localhost").unwrap();
         let mut client = rustls::ClientConnection::new(Arc::clone(client), name).unwrap();
         let mut server = rustls::ServerConnection::new(Arc::clone(server)).unwrap();
@@ -339,36 +341,36 @@ mod tests {
     }
 
     #[test]
-    fn every_handshake_after_the_first_is_resumed_and_each_brings_a_ticket_more() {
+    fn every_handshake_after_the_first_is_resumed_and_brings_a_new_ticket() {
         let (root, key) = certificate();
         let server = server_config(vec![root.clone()], key).unwrap();
         let client = client_config(&[root]).unwrap();
-        assert!(!shake_hands(&client, &server));
+        assert!(!handshake(&client, &server));
         for _ in 0..100 {
-            assert!(shake_hands(&client, &server));
+            assert!(handshake(&client, &server));
         }
     }
 
     #[test]
-    fn tickets_are_kept_up_to_the_limit_and_given_out_once_to_their_own_server() {
+    fn tickets_are_kept_up_to_the_limit_and_used_once_for_their_server() {
         let (root, key) = certificate();
         let server = server_config(vec![root.clone()], key).unwrap();
-        let sessions = Arc::new(Sessions::default());
+        let sessions = Arc::new(SessionCache::default());
         let mut client = (*client_config(&[root]).unwrap()).clone();
         client.resumption = Resumption::store(Arc::clone(&sessions) as Arc<dyn ClientSessionStore>);
         let client = Arc::new(client);
         for _ in 0..TICKETS {
-            shake_hands(&client, &server);
+            handshake(&client, &server);
         }
         assert_eq!(sessions.tickets().len(), TICKETS);
-        let (ours, other) = (
+        let (server_name, other) = (
             ServerName::try_from("localhost").unwrap(),
             ServerName::try_from("other").unwrap(),
         );
         assert!(sessions.take_tls13_ticket(&other).is_none());
         for _ in 0..TICKETS {
-            assert!(sessions.take_tls13_ticket(&ours).is_some());
+            assert!(sessions.take_tls13_ticket(&server_name).is_some());
         }
-        assert!(sessions.take_tls13_ticket(&ours).is_none());
+        assert!(sessions.take_tls13_ticket(&server_name).is_none());
     }
 }

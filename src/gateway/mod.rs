@@ -35,7 +35,7 @@ use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::tls;
-use crate::http::head::Reply;
+use crate::http::reply::Reply;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;

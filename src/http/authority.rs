@@ -1,6 +1,8 @@
-//! `host:port` as [RFC 3986, section 3.2] has it and as CONNECT asks for it ([RFC 9110, section 9.3.6]): parsed once, printed back from its parts.
+//! `host:port` of [RFC 3986, section 3.2] as CONNECT uses it ([RFC 9110, section 9.3.6]). Parsed
+//! once, and printed from its parts.
 //!
-//! Pure and total: any bytes give an authority or an error. Whether an address may be reached is the gateway's `policy`, not ours.
+//! Without I/O: any bytes result in an authority or an error. The gateway's `policy` decides which
+//! addresses may be dialled.
 //!
 //! [RFC 3986, section 3.2]: https://www.rfc-editor.org/rfc/rfc3986#section-3.2
 //! [RFC 9110, section 9.3.6]: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
@@ -13,7 +15,7 @@ use std::str::FromStr;
 ///
 /// [RFC 1035, section 2.3.4]: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4
 const NAME_LIMIT: usize = 253;
-/// The longest label of a name, by the same section.
+/// The longest label of a name, from the same section.
 const LABEL_LIMIT: usize = 63;
 
 /// The host of an authority.
@@ -30,7 +32,7 @@ impl Host {
     pub fn parse(text: &str) -> Result<Self, AuthorityError> {
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or(AuthorityError::Brackets)?;
-            // `Ipv6Addr` knows no zone, which is what we want: a zone means nothing to another machine.
+            // `Ipv6Addr` rejects a zone, as it should: a zone means nothing on another machine.
             return Ipv6Addr::from_str(inner)
                 .map(|address| Self::Address(address.into()))
                 .map_err(|_| AuthorityError::Brackets);
@@ -38,7 +40,8 @@ impl Host {
         if text.contains([':', ']']) {
             return Err(AuthorityError::Brackets);
         }
-        // The final dot before the address: `192.0.2.1.` is no name either, and must not print as one and read back as the other.
+        // Remove the final dot first: otherwise `192.0.2.1.` would be parsed as a name and print as
+        // an address.
         let name = text.strip_suffix('.').unwrap_or(text);
         if let Ok(address) = name.parse() {
             return Ok(Self::Address(IpAddr::V4(address)));
@@ -66,10 +69,10 @@ impl fmt::Display for Host {
     }
 }
 
-/// A host and a port, as a CONNECT request names its target.
+/// A host and a port, as in a CONNECT request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Authority {
-    /// Where to.
+    /// The host.
     pub host: Host,
     /// The TCP port, never 0.
     pub port: u16,
@@ -93,7 +96,7 @@ impl fmt::Display for Authority {
     }
 }
 
-/// A port from 1 to 65535 in decimal digits, without sign or leading zero.
+/// Parses a port from 1 to 65535: decimal digits without a sign or a leading zero.
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if !digits || text.starts_with('0') {
@@ -102,7 +105,7 @@ pub(crate) fn parse_port(text: &str) -> Option<u16> {
     text.parse().ok()
 }
 
-/// Why some text is no authority.
+/// Why a text is not an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AuthorityError {
@@ -110,7 +113,7 @@ pub enum AuthorityError {
     Port,
     /// Brackets that do not hold an IPv6 address, or an IPv6 address without them.
     Brackets,
-    /// A name that is empty, too long, or has a byte that no host name has.
+    /// A name that is empty, too long, or contains a byte that is not allowed in a host name.
     Name,
 }
 
@@ -118,7 +121,9 @@ impl fmt::Display for AuthorityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Port => "the port is missing or not a number from 1 to 65535",
-            Self::Brackets => "an IPv6 address stands in brackets, and nothing else does",
+            Self::Brackets => {
+                "an IPv6 address needs brackets, and only an IPv6 address may have them"
+            }
             Self::Name => "the host is not a name that can be looked up",
         })
     }
@@ -126,7 +131,8 @@ impl fmt::Display for AuthorityError {
 
 impl std::error::Error for AuthorityError {}
 
-/// A pattern for authorities: `*`, `example.com`, `*.example.com` (subdomains only), an address; each with `:PORT` or for any port.
+/// A pattern for authorities: `*`, `example.com`, `*.example.com` (subdomains only) or an address,
+/// each with `:PORT` or for any port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     host: HostPattern,
@@ -141,7 +147,7 @@ enum HostPattern {
 }
 
 impl Pattern {
-    /// Every host on one port.
+    /// All hosts on one port.
     pub fn any_on(port: u16) -> Self {
         Self {
             host: HostPattern::Any,
@@ -149,7 +155,7 @@ impl Pattern {
         }
     }
 
-    /// Whether `authority` is one of those meant.
+    /// Whether the pattern matches `authority`.
     pub fn matches(&self, authority: &Authority) -> bool {
         let host = match (&self.host, &authority.host) {
             (HostPattern::Any, _) => true,
@@ -167,7 +173,7 @@ impl FromStr for Pattern {
     type Err = AuthorityError;
 
     fn from_str(text: &str) -> Result<Self, AuthorityError> {
-        // An IPv6 literal is in brackets, so a colon after the last bracket is the port's.
+        // An IPv6 literal is in brackets, so a colon after the last bracket begins the port.
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !port.contains(']') => {
                 let port = parse_port(port).ok_or(AuthorityError::Port)?;
@@ -214,7 +220,8 @@ mod tests {
             ("[::1]:443", "[::1]:443"),
             ("[::ffff:127.0.0.1]:443", "[::ffff:127.0.0.1]:443"),
             ("xn--bcher-kva.example:443", "xn--bcher-kva.example:443"),
-            // No `IpAddr`, yet resolvers know it: policy looks at the address after resolution.
+            // Not an `IpAddr`, but resolvers accept it: the gateway's policy checks the resolved
+            // address.
             ("0177.0.0.1:443", "0177.0.0.1:443"),
         ] {
             assert_eq!(parse(text).as_deref(), Ok(printed), "{text}");
@@ -222,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_authority() {
+    fn rejects_a_text_that_is_not_an_authority() {
         for text in [
             "",
             ":",
@@ -283,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_patterns_that_mean_nothing() {
+    fn rejects_invalid_patterns() {
         for text in ["", "*.", "a*", "*.127.0.0.1", "a:0", "a:b", "*:", "::1"] {
             assert!(text.parse::<Pattern>().is_err(), "{text:?}");
         }

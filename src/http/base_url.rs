@@ -1,8 +1,10 @@
-//! The upstream's base URL: parsed once, and from then on the only source of addresses, paths and `Host` for our own connections.
+//! The upstream's base URL. Parsed once; then the only source of addresses, paths and `Host` for
+//! this program's own connections.
 //!
-//! Pure and total: any text gives a base URL or an error, and no error repeats the text, for a URL is where people leave
-//! passwords. No general URL parser: a base has no query, no fragment and no userinfo. The syntax is
-//! [RFC 3986, section 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
+//! Without I/O: any text results in a base URL or an error. No error repeats the text, because URLs
+//! often contain passwords. This is not a general URL parser: a base URL has no query, no fragment
+//! and no userinfo. The syntax is [RFC 3986,
+//! section 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,12 +12,12 @@ use std::str::FromStr;
 
 use crate::http::authority::{Authority, AuthorityError, Host, parse_port};
 
-/// Below the base: where the upstream's CA certificates are served.
+/// The path of the upstream's CA certificates below the base URL.
 pub(crate) const CA_CERT_PATH: &str = "/v1/code/upstreamproxy/ca-cert";
-/// Below the base: where tunnels are opened.
+/// The path below the base URL at which tunnels are opened.
 pub(crate) const WS_PATH: &str = "/v1/code/upstreamproxy/ws";
 
-/// The longest base URL. It goes into a request head of at most 16 KiB beside a token; no real one comes near.
+/// The longest base URL. It is part of a request head of at most 16 KiB, with a token.
 const LENGTH_LIMIT: usize = 2048;
 
 /// The base URL of the upstream: `https://host[:port][/path]`, or `http://` for a loopback host.
@@ -45,10 +47,10 @@ enum Scheme {
 }
 
 impl BaseUrl {
-    /// Parses `text`, whose outer white space and trailing slashes do not count.
+    /// Parses `text`. White space around it and trailing slashes are ignored.
     ///
     /// # Errors
-    /// Whatever is not `https://host[:port][/path]`, or the same with `http` and a loopback host.
+    /// The text is not `https://host[:port][/path]`, or the same with `http` and a loopback host.
     pub(crate) fn parse(text: &str) -> Result<Self, BaseUrlError> {
         let text = text.trim();
         if text.len() > LENGTH_LIMIT {
@@ -78,12 +80,12 @@ impl BaseUrl {
         })
     }
 
-    /// Whether connections to it are TLS: https and wss rather than http and ws.
+    /// Whether connections use TLS (https and wss instead of http and ws).
     pub(crate) fn secure(&self) -> bool {
         self.scheme == Scheme::Https
     }
 
-    /// The host and port to dial; the scheme's own port where the URL names none.
+    /// The host and port to dial. Without a port in the URL, the default port of the scheme.
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -98,7 +100,8 @@ impl BaseUrl {
         format!("{}{WS_PATH}", self.path)
     }
 
-    /// The value of `Host`: the port is named only where it is not the scheme's own ([RFC 9110, section 7.2]).
+    /// The value of `Host`: it has a port only if that is not the default of the scheme ([RFC 9110,
+    /// section 7.2]).
     ///
     /// [RFC 9110, section 7.2]: https://www.rfc-editor.org/rfc/rfc9110#section-7.2
     pub(crate) fn host_header(&self) -> String {
@@ -155,7 +158,8 @@ impl Scheme {
     }
 }
 
-/// `host` or `host:port`; a colon inside the brackets of an IPv6 address is not the port's.
+/// Parses `host` or `host:port`. A colon inside the brackets of an IPv6 address does not begin a
+/// port.
 fn parse_authority(text: &str, default_port: u16) -> Result<Authority, BaseUrlError> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => {
@@ -167,17 +171,19 @@ fn parse_authority(text: &str, default_port: u16) -> Result<Authority, BaseUrlEr
     Ok(Authority { host, port })
 }
 
-/// The hosts for which plain http is accepted: what is said to them stays on this machine.
+/// Whether plain http is accepted for `host`: its traffic stays on this machine.
 fn is_loopback(host: &Host) -> bool {
     match host {
         Host::Name(name) => name == "localhost",
-        // Not `IpAddr::to_canonical`: a mapped address in a base URL is more likely a trick than a wish.
+        // Not `IpAddr::to_canonical`: a mapped address in a base URL is more likely an attack than
+        // intended.
         Host::Address(IpAddr::V4(address)) => address.is_loopback(),
         Host::Address(IpAddr::V6(address)) => address.is_loopback(),
     }
 }
 
-/// Whether `text` has only what a path may have ([RFC 3986, section 3.3]), so that it can stand in a request line as it is.
+/// Whether `text` contains only characters of a path ([RFC 3986, section 3.3]), so that a request
+/// line can contain it unchanged.
 ///
 /// [RFC 3986, section 3.3]: https://www.rfc-editor.org/rfc/rfc3986#section-3.3
 fn is_path(text: &str) -> bool {
@@ -197,13 +203,13 @@ fn is_path(text: &str) -> bool {
     true
 }
 
-/// Why some text is no base URL. Nothing of the text is in it.
+/// Why a text is not a base URL. Contains nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BaseUrlError {
     /// Longer than any base URL needs to be.
     TooLong,
-    /// Neither `http://` nor `https://` stands at the beginning.
+    /// It does not begin with `http://` or `https://`.
     Scheme,
     /// A user name or a password before the host.
     Userinfo,
@@ -211,11 +217,11 @@ pub enum BaseUrlError {
     Host(AuthorityError),
     /// The port is not a number from 1 to 65535.
     Port,
-    /// A byte in the path that would have to be percent-encoded.
+    /// A byte in the path must be percent-encoded.
     Path,
-    /// A query or a fragment, which could not stand before the paths that we append.
+    /// A query or a fragment: the paths of the endpoints could not be appended.
     QueryOrFragment,
-    /// `http` to another machine: the token would travel in the clear.
+    /// `http` to another machine: the token would be sent in the clear.
     PlainHttp,
 }
 
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_every_address_that_a_connection_needs() {
+    fn has_every_address_that_a_connection_needs() {
         let base = parse("https://h.example/tenant/7/");
         assert!(base.secure());
         assert_eq!(base.authority().to_string(), "h.example:443");
@@ -301,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_base_url_and_says_why() {
+    fn rejects_a_text_that_is_not_a_base_url_and_reports_why() {
         use AuthorityError::{Brackets, Name};
         use BaseUrlError::{
             Host, Path, PlainHttp, Port, QueryOrFragment, Scheme, TooLong, Userinfo,

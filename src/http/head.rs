@@ -1,17 +1,16 @@
-//! HTTP/1.x heads ([RFC 9112]): bytes to a request or response head, and the replies that we write ourselves.
+//! HTTP/1.x heads ([RFC 9112]): parses request and response heads.
 //!
-//! Pure and total: any bytes give a head, a wish for more, or an error. `httparse` does the grammar; what it is lenient
-//! about (bare LF) is refused here, as two readers of one head must not disagree about where it ends.
+//! Without I/O: any bytes result in a head, a request for more bytes, or an error. `httparse`
+//! parses the grammar. Where it is lenient (bare LF), this parser rejects, because two readers of
+//! one head must agree about its end.
 //!
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 
 use std::fmt;
 
-use crate::control::phase::Phase;
-
-/// The longest head that is read, in bytes, its empty line included.
+/// The longest head in bytes, including its empty line.
 pub(crate) const HEAD_LIMIT: usize = 16 << 10;
-/// The most fields in one head; a head of [`HEAD_LIMIT`] with more is not one that a client of ours sends.
+/// The most fields in one head. No usual client sends more in [`HEAD_LIMIT`] bytes.
 const FIELD_LIMIT: usize = 128;
 
 /// The fields of a head, in their order.
@@ -19,7 +18,7 @@ const FIELD_LIMIT: usize = 128;
 pub(crate) struct Fields(Vec<(String, Vec<u8>)>);
 
 impl fmt::Debug for Fields {
-    /// The names, and how long the values are: among them are credentials.
+    /// Shows the names and the lengths of the values, because some values are credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fields = self.0.iter().map(|(name, value)| (name, value.len()));
         f.debug_map().entries(fields).finish()
@@ -35,7 +34,7 @@ impl Fields {
         )
     }
 
-    /// Every value of the field, whose name is given in lower case.
+    /// Every value of a field. `name` is in lower case.
     pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.0
             .iter()
@@ -43,7 +42,7 @@ impl Fields {
             .map(|(_, value)| value.as_slice())
     }
 
-    /// The field's value if it is there exactly once.
+    /// The value of a field that occurs exactly once.
     pub(crate) fn one(&self, name: &str) -> Option<&[u8]> {
         let mut all = self
             .0
@@ -54,12 +53,13 @@ impl Fields {
         all.next().is_none().then_some(first)
     }
 
-    /// Whether the field is there at all.
+    /// Whether the field occurs.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.all(name).next().is_some()
     }
 
-    /// The elements of a comma-separated list field, over all its lines, trimmed ([RFC 9110, section 5.6.1]).
+    /// The elements of a comma-separated list field, of all its lines, trimmed ([RFC 9110, section
+    /// 5.6.1]).
     ///
     /// [RFC 9110, section 5.6.1]: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.1
     pub(crate) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
@@ -90,10 +90,10 @@ pub(crate) struct ResponseHead {
     pub(crate) fields: Fields,
 }
 
-/// Why bytes are no head.
+/// Why bytes are not a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeadError {
-    /// Not the grammar of RFC 9112.
+    /// They do not match the grammar of RFC 9112.
     Malformed(&'static str),
     /// More than [`HEAD_LIMIT`] bytes or [`FIELD_LIMIT`] fields.
     TooLarge,
@@ -111,12 +111,14 @@ impl fmt::Display for HeadError {
     }
 }
 
-/// Reads a request head off the front of `bytes`: the head and its length, or `None` when more bytes are needed.
+/// Parses a request head at the start of `bytes`. Returns the head and its length, or `None` if
+/// more bytes are needed.
 pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, HeadError> {
-    // A client that speaks another protocol waits for our answer: it gets it before a whole head has come.
+    // A client that speaks another protocol waits for a response, so it is rejected before a whole
+    // head has arrived.
     let method = bytes.iter().take_while(|&&b| b != b' ');
     if !method.clone().all(|&b| is_token(b)) || method.count() > 32 {
-        return Err(HeadError::Malformed("this is no HTTP request"));
+        return Err(HeadError::Malformed("this is not an HTTP request"));
     }
     let Some(len) = whole(bytes)? else {
         return Ok(None);
@@ -129,7 +131,7 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Head
     };
     if status != httparse::Status::Complete(len) {
         return Err(HeadError::Malformed(
-            "the head does not end where its empty line is",
+            "the head does not end at its empty line",
         ));
     }
     let head = RequestHead {
@@ -140,9 +142,10 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Head
     Ok(Some((head, len)))
 }
 
-/// Reads the head of the final response off the front of `bytes`, with all interim ones before it ([RFC 9110, section 15.2]: "A
-/// client MUST be able to parse one or more 1xx responses received prior to a final response"): the head, and the length of
-/// all, which together are no longer than one head may be. A 101 is a final one: what follows it is no HTTP.
+/// Parses the head of the final response at the start of `bytes`, after any interim responses ([RFC
+/// 9110, section 15.2]: "A client MUST be able to parse one or more 1xx responses received prior to
+/// a final response"). Returns the head and the length of all of them, which together must not
+/// exceed [`HEAD_LIMIT`]. A 101 is final, because another protocol follows it.
 ///
 /// [RFC 9110, section 15.2]: https://www.rfc-editor.org/rfc/rfc9110#section-15.2
 pub(crate) fn final_response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, HeadError> {
@@ -162,12 +165,13 @@ pub(crate) fn final_response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize
     Ok(None)
 }
 
-/// Reads a response head off the front of `bytes`: the head and its length, or `None` when more bytes are needed.
+/// Parses a response head at the start of `bytes`. Returns the head and its length, or `None` if
+/// more bytes are needed.
 pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, HeadError> {
     const START: &[u8] = b"HTTP/1.";
     let known = bytes.len().min(START.len());
     if bytes[..known] != START[..known] {
-        return Err(HeadError::Malformed("this is no HTTP response"));
+        return Err(HeadError::Malformed("this is not an HTTP response"));
     }
     let Some(len) = whole(bytes)? else {
         return Ok(None);
@@ -187,7 +191,7 @@ pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, He
     }
 }
 
-/// The length of the head with its empty line, once that is there.
+/// The length of the head with its empty line, if that has arrived.
 fn whole(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
     let within = &bytes[..bytes.len().min(HEAD_LIMIT)];
     let mut line_start = 0;
@@ -196,7 +200,8 @@ fn whole(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
         .position(|&b| b == b'\n')
         .map(|n| line_start + n)
     {
-        // RFC 9112, section 2.2, lets a recipient take a bare LF for a line's end; we do not, so that no one reads it otherwise.
+        // RFC 9112, section 2.2, allows a recipient to accept a bare LF as the end of a line. This
+        // parser does not, so that no other reader finds a different end.
         if lf == 0 || within[lf - 1] != b'\r' {
             return Err(HeadError::Malformed("a line ends with LF alone, not CRLF"));
         }
@@ -217,7 +222,7 @@ fn malformed(error: httparse::Error) -> HeadError {
         httparse::Error::TooManyHeaders => HeadError::TooLarge,
         httparse::Error::Version => HeadError::Malformed("the HTTP version is neither 1.0 nor 1.1"),
         httparse::Error::HeaderName | httparse::Error::HeaderValue => {
-            HeadError::Malformed("a field has a byte that must not be there, or is folded")
+            HeadError::Malformed("a field has an invalid byte, or is folded")
         }
         _ => HeadError::Malformed("the start line is not HTTP"),
     }
@@ -226,103 +231,6 @@ fn malformed(error: httparse::Error) -> HeadError {
 /// `tchar` of [RFC 9110, section 5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// A reply that ends the connection: a refusal, with its reason as plain text.
-#[derive(Clone, Debug)]
-pub(crate) struct Reply {
-    /// The status code.
-    pub(crate) status: u16,
-    /// What happened and what to do, in one sentence; never a byte of the request.
-    pub(crate) sentence: String,
-    /// The `Proxy-Status` error type ([RFC 9209, section 2.3](https://www.rfc-editor.org/rfc/rfc9209#section-2.3)) and the phase.
-    pub(crate) proxy_status: Option<(&'static str, Phase)>,
-    /// One more field: name and value.
-    pub(crate) field: Option<(&'static str, &'static str)>,
-    /// The connection stays open for another request.
-    pub(crate) stays: bool,
-}
-
-impl Reply {
-    /// A reply of `status` with its sentence.
-    pub(crate) fn new(status: u16, sentence: impl Into<String>) -> Self {
-        Self {
-            status,
-            sentence: sentence.into(),
-            proxy_status: None,
-            field: None,
-            stays: false,
-        }
-    }
-
-    /// A sentence taken apart: what happened, and behind the last semicolon what to do.
-    pub(crate) fn parts(sentence: &str) -> (&str, &str) {
-        sentence
-            .rsplit_once("; ")
-            .unwrap_or((sentence, "look at the relay's log"))
-    }
-
-    /// Names the kind of error, and the phase it happened in.
-    pub(crate) fn because(mut self, error: &'static str, phase: Phase) -> Self {
-        self.proxy_status = Some((error, phase));
-        self
-    }
-
-    /// Adds one field.
-    pub(crate) fn with(mut self, name: &'static str, value: &'static str) -> Self {
-        self.field = Some((name, value));
-        self
-    }
-
-    /// Leaves the connection open for another request.
-    pub(crate) fn staying(mut self) -> Self {
-        self.stays = true;
-        self
-    }
-
-    /// The reply as it goes over the wire.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        use std::fmt::Write;
-        let body = format!("{}\n", self.sentence);
-        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
-        if let Some((error, phase)) = self.proxy_status {
-            // Writing to a `String` cannot fail.
-            let _ = write!(
-                head,
-                "Proxy-Status: upstreamproxy; error={error}; details=\"{phase}\"\r\n"
-            );
-        }
-        if let Some((name, value)) = self.field {
-            let _ = write!(head, "{name}: {value}\r\n");
-        }
-        let _ = write!(
-            head,
-            "Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
-            body.len(),
-            if self.stays { "keep-alive" } else { "close" }
-        );
-        head.into_bytes()
-    }
-}
-
-/// The reason phrase of a status that we send ([RFC 9110, section 15](https://www.rfc-editor.org/rfc/rfc9110#section-15)).
-fn reason(status: u16) -> &'static str {
-    match status {
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        407 => "Proxy Authentication Required",
-        408 => "Request Timeout",
-        426 => "Upgrade Required",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "Refused",
-    }
 }
 
 #[cfg(test)]
@@ -339,10 +247,10 @@ mod tests {
         let mut with_more = CONNECT.to_vec();
         with_more.extend(b"early data\n\n");
         for n in 0..CONNECT.len() {
-            assert!(request(&with_more[..n]).expect("no fault").is_none(), "{n}");
+            assert!(request(&with_more[..n]).expect("no error").is_none(), "{n}");
         }
         for n in CONNECT.len()..=with_more.len() {
-            let (head, len) = request(&with_more[..n]).expect("no fault").expect("whole");
+            let (head, len) = request(&with_more[..n]).expect("no error").expect("whole");
             assert_eq!(
                 (head.method.as_str(), head.target.as_str(), len),
                 ("CONNECT", "example.com:443", CONNECT.len())
@@ -357,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_two_readers_could_read_differently() {
+    fn rejects_heads_that_two_readers_could_parse_differently() {
         for head in [
             &b"CONNECT a:1 HTTP/1.1\nHost: a\n\n"[..],
             b"CONNECT a:1 HTTP/1.1\r\nHost: a\n\r\n",
@@ -381,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn another_protocol_is_refused_by_its_first_bytes() {
+    fn another_protocol_is_rejected_by_its_first_bytes() {
         for bytes in [
             &b"\x16\x03\x01\x02\x00"[..],
             b"\x05\x01\x00",
@@ -397,14 +305,14 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_bounded_in_bytes_and_in_fields() {
+    fn a_head_is_limited_in_bytes_and_in_fields() {
         let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
         head.resize(HEAD_LIMIT - 4, b'x');
         head.extend(b"\r\n\r\n");
-        assert!(request(&head).expect("no fault").is_some());
+        assert!(request(&head).expect("no error").is_some());
         assert!(
             request(&head[..HEAD_LIMIT - 1])
-                .expect("no fault")
+                .expect("no error")
                 .is_none()
         );
         head.insert(30, b'x');
@@ -417,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn reads_response_heads_and_refuses_what_is_none() {
+    fn parses_response_heads_and_rejects_other_bytes() {
         let (head, len) = response(b"HTTP/1.1 200 Connection Established\r\n\r\nrest")
-            .expect("no fault")
+            .expect("no error")
             .expect("whole");
         assert_eq!((head.status, len), (200, 39));
         assert!(
             response(b"HTTP/1.0 403\r\n\r\n")
-                .expect("no fault")
+                .expect("no error")
                 .is_some()
         );
-        assert!(response(b"HTT").expect("no fault").is_none());
+        assert!(response(b"HTT").expect("no error").is_none());
         for bytes in [
             &b"\x16\x03"[..],
             b"HTTP/2 200\r\n\r\n",
@@ -438,26 +346,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_reply_says_what_happened_and_closes() {
-        let reply = Reply::new(503, "all tunnels are in use, try again")
-            .because("connection_limit_reached", Phase::Head);
-        let bytes = reply.with("Retry-After", "1").to_bytes();
-        let (head, len) = response(&bytes).expect("no fault").expect("whole");
-        assert_eq!(head.status, 503);
-        assert_eq!(head.fields.one("retry-after"), Some(&b"1"[..]));
-        assert_eq!(head.fields.one("connection"), Some(&b"close"[..]));
-        let length = String::from_utf8_lossy(head.fields.one("content-length").unwrap_or_default())
-            .into_owned();
-        assert_eq!(length, (bytes.len() - len).to_string());
-        let status = head.fields.one("proxy-status").map(String::from_utf8_lossy);
-        assert_eq!(
-            status.as_deref(),
-            Some("upstreamproxy; error=connection_limit_reached; details=\"head\"")
-        );
-    }
-
-    /// Heads as clients send them, and some that none should: a start line, fields, an empty line.
+    /// Heads as clients send them, and some invalid ones: a start line, fields, an empty line.
     fn any_head(start: &'static str) -> impl Strategy<Value = Vec<u8>> {
         let line_end = || prop_oneof![20 => Just("\r\n"), 1 => Just("\n"), 1 => Just("\r"), 1 => Just(" \r\n")];
         let field = (
@@ -476,7 +365,8 @@ mod tests {
         })
     }
 
-    /// `read` gives, for every front of `bytes` from some length on, one and the same answer, and none before.
+    /// For every prefix of `bytes` from some length on, `read` returns the same result, and none
+    /// before.
     fn is_settled_once(
         bytes: &[u8],
         read: impl Fn(&[u8]) -> Option<String>,
@@ -516,7 +406,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_give_a_head_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_result_in_a_head_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             for bytes in [bytes.clone(), [b"CONNECT ", &bytes[..]].concat(), [b"HTTP/1.1 ", &bytes[..], b"\r\n\r\n"].concat()] {
                 if let Ok(Some((_, len))) = request(&bytes) {
                     prop_assert!(len <= bytes.len());

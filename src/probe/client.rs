@@ -10,7 +10,8 @@ use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::authority::{Authority, Host};
-use crate::http::head::{self, Fields, Reply};
+use crate::http::head::{self, Fields};
+use crate::http::reply::Reply;
 use crate::probe::problem::Problem;
 use crate::tunnel::opening;
 

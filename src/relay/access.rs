@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::control::phase::Phase;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
-use crate::http::head::{Fields, Reply};
+use crate::http::head::Fields;
+use crate::http::reply::Reply;
 
 /// The user part of the proxy URL; nobody is told apart by it.
 const USER: &str = "upstreamproxy";

@@ -28,7 +28,7 @@ use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
-use crate::http::head::Reply;
+use crate::http::reply::Reply;
 use crate::listener::{self, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::sockets::probe_every;

@@ -140,7 +140,7 @@ mod tests {
         let expected = [&scene.base_root.der, &mine.der, &other.der, &upstream.der];
         assert_eq!(certificates_in(&trust.bundle), expected.map(Clone::clone));
         let text = fs::read_to_string(&trust.bundle).unwrap();
-        assert!(!pem::holds_private_key(text.as_bytes()));
+        assert!(!pem::contains_private_key(text.as_bytes()));
         assert_eq!(trust.roots, [scene.base_root.der]);
     }
 

@@ -1,8 +1,10 @@
-//! How many tunnels may live at once, by default: few enough that their threads, descriptors and mappings leave the host room.
+//! The default limit on tunnels: few enough that their threads, descriptors and mappings leave room
+//! for the host.
 //!
-//! This cap is what keeps the process alive, not a nicety: a Rust process whose thread stacks cannot be mapped aborts
-//! ([rust-lang/rust#78497]), and no error is returned that could be answered. It is taken once, at the start, from what the
-//! system allows; what others use of that meanwhile is not looked at (`manual/operations.md`, limits and tuning).
+//! The limit keeps the process alive: a Rust process that cannot map a thread's stack aborts
+//! ([rust-lang/rust#78497]) instead of returning an error. It is computed once, at the start, from
+//! the limits of the system. What other processes use of them later is not considered
+//! (`manual/operations.md`, limits and tuning).
 //!
 //! [rust-lang/rust#78497]: https://github.com/rust-lang/rust/issues/78497
 
@@ -12,42 +14,44 @@ use std::str::FromStr;
 
 use rustix::process::{Resource, getrlimit};
 
-/// More than this is no default for anybody: whoever needs it says so with `--max-tunnels`.
-const MOST: u64 = 1024;
+/// The largest default. An operator who needs more sets `--max-tunnels`.
+const LARGEST_DEFAULT: u64 = 1024;
 
-/// A tunnel is one thread; three quarters of them are left to the host and its children.
+/// A tunnel uses one thread. Three quarters are left to the host and its children.
 const SHARE_OF_THREADS: u64 = 4;
-/// A tunnel is two sockets; half of the descriptors are left.
+/// A tunnel uses two sockets. Half of the descriptors are left.
 const SHARE_OF_FILES: u64 = 4;
-/// A thread is four mappings (stack, guard, signal stack and its guard); three quarters are left.
+/// A thread uses four mappings (stack, guard, signal stack and its guard). Three quarters are left.
 const SHARE_OF_MAPPINGS: u64 = 16;
-/// A thread's first allocation reserves 64 MiB of addresses for glibc's malloc, whether it uses them or not; half is left.
+/// With glibc, a thread's first allocation reserves 64 MiB of addresses, used or not. Half of the
+/// address space is left.
 const SHARE_OF_ADDRESSES: u64 = 128 << 20;
 
-/// Live tunnels at once: the number that was `asked` for, else what the limits of this process allow. At least 1, and never
-/// so many that the process would abort.
+/// The limit on tunnels at once: `requested`, else the default for this process. At least 1, and
+/// never so many that the process would abort.
 ///
-/// `embedded`: relay and gateway share the process, so what a client sees as one tunnel is one in each.
-pub(crate) fn tunnels(asked: Option<usize>, embedded: bool) -> usize {
+/// `embedded`: relay and gateway share the process, so one tunnel of a client uses two threads.
+pub(crate) fn tunnels(requested: Option<usize>, embedded: bool) -> usize {
     let limits = ProcessLimits::of_this_process();
-    let Some(asked) = asked else {
+    let Some(requested) = requested else {
         return limits.tunnels(embedded);
     };
     let most = limits.survivable(embedded);
-    if asked > most {
+    if requested > most {
         log::warn!(
-            "{asked} tunnels would abort this process under its limit on mappings or address space; it takes {most}"
+            "{requested} tunnels would abort this process, because of its limit on mappings or address space; at most {most} are allowed"
         );
     }
-    asked.clamp(1, most)
+    requested.clamp(1, most)
 }
 
-/// What the system lets this process have; `None` is no limit, or none that could be read.
+/// The limits of this process. `None`: no limit, or one that cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct ProcessLimits {
-    /// Threads and processes in our control group (`pids.max`).
+    /// Threads and processes in the control group (`pids.max`).
     group_threads: Option<u64>,
-    /// Threads and processes of our user (`RLIMIT_NPROC`; the kernel exempts root, this does not).
+    /// Threads and processes of the user (`RLIMIT_NPROC`). The kernel exempts root, this program
+    /// does not.
     user_threads: Option<u64>,
     /// Open descriptors (`RLIMIT_NOFILE`).
     files: Option<u64>,
@@ -70,8 +74,8 @@ impl ProcessLimits {
         }
     }
 
-    /// The most that anybody may ask for: a thread or a descriptor too many is an error that is answered, a mapping too
-    /// many is the end of the process.
+    /// The largest limit that a setting may choose. One thread or descriptor too many is an error
+    /// that is handled; one mapping too many ends the process.
     fn survivable(self, embedded: bool) -> usize {
         let limits = [
             (self.mappings, SHARE_OF_MAPPINGS / 2),
@@ -88,11 +92,12 @@ impl ProcessLimits {
             (self.mappings, SHARE_OF_MAPPINGS),
             (self.addresses, SHARE_OF_ADDRESSES),
         ];
-        smallest(limits, MOST, embedded)
+        smallest(limits, LARGEST_DEFAULT, embedded)
     }
 }
 
-/// The smallest of the shares, at most `most`; half of it for each of two ends in one process, and at least 1.
+/// The smallest of the shares, at most `most`. Half of it for each of two ends in one process. At
+/// least 1.
 fn smallest<const N: usize>(shares: [(Option<u64>, u64); N], most: u64, embedded: bool) -> usize {
     let allowed = shares
         .into_iter()
@@ -102,11 +107,13 @@ fn smallest<const N: usize>(shares: [(Option<u64>, u64); N], most: u64, embedded
     each.max(1) as usize
 }
 
-/// The smallest `pids.max` on the way from our control group up to the root of its hierarchy, mounted below `mounts`.
+/// The smallest `pids.max` from this process's control group up to the root of its hierarchy. The
+/// hierarchies are mounted below `mounts`.
 ///
-/// `groups` is `/proc/self/cgroup`: lines of `ID:CONTROLLERS:PATH`, see [cgroups(7)]. Without a namespace of its own a
-/// container sees the host's path there, but mounts only its own part of the tree: folders of the path that do not exist set
-/// no limit, and the mount point itself is then the container's group.
+/// `groups` is `/proc/self/cgroup`: lines of `ID:CONTROLLERS:PATH`, see [cgroups(7)]. Without a
+/// cgroup namespace, a container sees the host's path there, but mounts only its part of the tree.
+/// So directories of the path that do not exist set no limit, and the mount point is then the
+/// container's group.
 ///
 /// [cgroups(7)]: https://man7.org/linux/man-pages/man7/cgroups.7.html
 fn group_threads(groups: &str, mounts: &Path) -> Option<u64> {
@@ -118,15 +125,15 @@ fn group_threads(groups: &str, mounts: &Path) -> Option<u64> {
         })
         .filter_map(|(controllers, path)| {
             if controllers.is_empty() {
-                // Version 2, alone or ("hybrid") beside version 1.
-                let alone = smallest_on_the_way(mounts, path);
-                let beside = smallest_on_the_way(&mounts.join("unified"), path);
+                // Version 2, alone or beside version 1 ("hybrid").
+                let alone = smallest_on_path(mounts, path);
+                let beside = smallest_on_path(&mounts.join("unified"), path);
                 alone.into_iter().chain(beside).min()
             } else if controllers
                 .split(',')
                 .any(|controller| controller == "pids")
             {
-                smallest_on_the_way(&mounts.join("pids"), path)
+                smallest_on_path(&mounts.join("pids"), path)
             } else {
                 None
             }
@@ -134,9 +141,10 @@ fn group_threads(groups: &str, mounts: &Path) -> Option<u64> {
         .min()
 }
 
-fn smallest_on_the_way(root: &Path, path: &str) -> Option<u64> {
+fn smallest_on_path(root: &Path, path: &str) -> Option<u64> {
     let path = Path::new(path.trim_start_matches('/'));
-    // A group outside our namespace is shown as `/../other`; of that way only the root is ours to see.
+    // A group outside the namespace is shown as `/../other`. Only the root of its path is visible
+    // here.
     let inside = path
         .components()
         .all(|component| matches!(component, Component::Normal(_)));
@@ -146,7 +154,7 @@ fn smallest_on_the_way(root: &Path, path: &str) -> Option<u64> {
         .min()
 }
 
-/// The number in a file of one; `max`, anything else and no file are `None`.
+/// The number in a file. `max`, any other text and a missing file are `None`.
 fn number_in(path: &Path) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     u64::from_str(text.trim()).ok()
@@ -156,12 +164,12 @@ fn number_in(path: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A tree of control groups below a temporary folder: each file, and what is in it.
+    /// A tree of control groups below a temporary directory: each file and its content.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a temporary folder");
+        let root = tempfile::tempdir().expect("a temporary directory");
         for (path, content) in files {
             let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("a folder")).expect("its folder");
+            fs::create_dir_all(path.parent().expect("a parent")).expect("its directory");
             fs::write(path, content).expect("its file");
         }
         root
@@ -176,7 +184,7 @@ mod tests {
     };
 
     #[test]
-    fn what_would_abort_the_process_is_not_taken_whoever_asks() {
+    fn a_number_that_would_abort_the_process_is_reduced() {
         let tight = ProcessLimits {
             mappings: Some(2000),
             ..PLENTY
@@ -193,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn the_number_asked_for_is_taken_as_it_is_but_never_zero() {
+    fn a_requested_number_is_used_but_never_zero() {
         assert_eq!(tunnels(Some(5000), false), 5000);
         assert_eq!(tunnels(Some(7), true), 7);
         assert_eq!(tunnels(Some(0), false), 1);
     }
 
     #[test]
-    fn this_process_may_have_between_one_and_the_most() {
+    fn the_default_is_between_one_and_the_largest() {
         let alone = tunnels(None, false);
         let embedded = tunnels(None, true);
         assert!((1..=1024).contains(&alone), "{alone}");
@@ -208,12 +216,12 @@ mod tests {
         let limits = ProcessLimits::of_this_process();
         assert_eq!(limits.files, getrlimit(Resource::Nofile).current);
         if cfg!(target_os = "linux") {
-            assert!(limits.mappings.is_some(), "every Linux has this one");
+            assert!(limits.mappings.is_some(), "every Linux has this limit");
         }
     }
 
     #[test]
-    fn no_limit_at_all_is_still_the_most() {
+    fn without_limits_the_default_is_the_largest() {
         assert_eq!(ProcessLimits::default().tunnels(false), 1024);
         assert_eq!(ProcessLimits::default().tunnels(true), 512);
         assert_eq!(PLENTY.tunnels(false), 1024);
@@ -276,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_limit_on_the_way_up_counts_in_version_2() {
+    fn the_smallest_limit_up_to_the_root_counts_in_version_2() {
         let root = tree(&[
             ("a/b/c/pids.max", "max\n"),
             ("a/b/pids.max", "300\n"),
@@ -309,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_mounts_only_its_own_group_finds_its_limit() {
+    fn a_container_that_mounts_only_its_group_finds_its_limit() {
         let root = tree(&[("pids.max", "200\n"), ("pids/pids.max", "100\n")]);
         let host_path = "docker/0123456789abcdef";
         let version_2 = format!("0::/{host_path}");
@@ -320,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_as_a_limit_is_none() {
+    fn a_text_that_is_not_a_number_is_no_limit() {
         let root = tree(&[
             ("max/pids.max", "max"),
             ("empty/pids.max", ""),

@@ -65,7 +65,7 @@ fn accept(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
     if body.trim_ascii().is_empty() {
         return Err(Rejection::Empty);
     }
-    if pem::holds_private_key(body) {
+    if pem::contains_private_key(body) {
         return Err(Rejection::PrivateKey);
     }
     let certificates = pem::certificates(body).map_err(Rejection::Pem)?;

@@ -1,21 +1,21 @@
-//! Keeps other processes of the same user out of our memory, before the token is in it.
+//! Makes this process non-dumpable, before it reads the token.
 //!
-//! What it buys: no debugger attaches to us, nobody but root reads `/proc/<pid>/mem` or `/proc/<pid>/environ`, and a crash
-//! leaves no core file with the token inside. It lasts until we call `exec`: children that run a program of their own are as
-//! dumpable as they would have been without us.
+//! Effect: no debugger of this user can attach, only root can read `/proc/<pid>/mem` and
+//! `/proc/<pid>/environ`, and a crash writes no core file with the token. It lasts until `exec`: a
+//! child that runs another program is as dumpable as usual.
 //!
-//! What it does not buy: nothing against root or `CAP_SYS_PTRACE`, nothing against code inside this process, nothing against
-//! memory going to swap, and nothing against whoever was attached before. It lasts for the whole process, which is why a host
-//! that embeds the library may decline it. See [prctl(2), `PR_SET_DUMPABLE`].
+//! No effect: against root or `CAP_SYS_PTRACE`, code inside this process, memory in swap, and a
+//! debugger that was attached before. The whole process is affected, so a host that embeds the
+//! library can turn it off. See [prctl(2), `PR_SET_DUMPABLE`].
 //!
 //! [prctl(2), `PR_SET_DUMPABLE`]: https://man7.org/linux/man-pages/man2/pr_set_dumpable.2const.html
 
 use std::io;
 
-/// Makes this process non-dumpable, before there is a secret in it. [`start`](crate::start) does it by itself.
+/// Makes this process non-dumpable. [`start`](crate::start) calls it.
 ///
 /// # Errors
-/// What the kernel says; on other systems than Linux `Unsupported`.
+/// An error of the kernel; `Unsupported` on other systems than Linux.
 #[cfg(target_os = "linux")]
 pub(crate) fn protect() -> io::Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -26,7 +26,7 @@ pub(crate) fn protect() -> io::Result<()> {
 /// Makes this process non-dumpable.
 ///
 /// # Errors
-/// `Unsupported`: there is no such switch on this system.
+/// `Unsupported`: this system has no such switch.
 #[cfg(not(target_os = "linux"))]
 pub fn protect() -> io::Result<()> {
     Err(io::Error::new(
@@ -45,23 +45,25 @@ mod tests {
         DumpableBehavior, Resource, Rlimit, dumpable_behavior, getrlimit, setrlimit,
     };
 
-    /// Tells `acts_in_a_process_of_its_own` what to do there.
+    /// The role of `acts_in_a_separate_process`.
     const ROLE: &str = "UPSTREAMPROXY_TEST_HARDENING_ROLE";
 
-    /// What `protect` does lasts for a whole process, so each role is played in one of its own; as a test this does nothing.
+    /// `protect` affects the whole process, so each role runs in a process of its own. Without a
+    /// role this test does nothing.
     #[test]
-    fn acts_in_a_process_of_its_own() {
+    fn acts_in_a_separate_process() {
         match std::env::var(ROLE).as_deref() {
             Ok("crash protected") => {
                 protect().expect("protect");
                 crash();
             }
-            // By hand: the same without protection, to see the core that the test above does not find.
+            // For manual use: without protection, to see the core file that the test above does not
+            // find.
             Ok("crash bare") => crash(),
             Ok("run a program protected") => {
                 protect().expect("protect");
                 assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
-                assert!(play("be the program").success());
+                assert!(run_role("be the program").success());
             }
             Ok("be the program") => {
                 assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable));
@@ -80,13 +82,13 @@ mod tests {
         std::process::abort();
     }
 
-    fn play(role: &str) -> ExitStatus {
-        let folder = tempfile::tempdir().expect("a folder for the core");
+    fn run_role(role: &str) -> ExitStatus {
+        let directory = tempfile::tempdir().expect("a directory for the core file");
         Command::new(std::env::current_exe().expect("this test binary"))
-            .arg("setup::hardening::tests::acts_in_a_process_of_its_own")
+            .arg("setup::hardening::tests::acts_in_a_separate_process")
             .arg("--exact")
             .env(ROLE, role)
-            .current_dir(&folder)
+            .current_dir(&directory)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()
@@ -94,16 +96,17 @@ mod tests {
     }
 
     #[test]
-    fn a_protected_process_leaves_no_core() {
-        let protected = play("crash protected");
-        // 6 is SIGABRT: it got as far as the crash.
+    fn a_protected_process_writes_no_core_file() {
+        let protected = run_role("crash protected");
+        // 6 is SIGABRT: the process reached the crash.
         assert_eq!(protected.signal(), Some(6));
-        // `man 5 core`: where cores are written at all, a process that does not protect itself leaves one here.
+        // `man 5 core`: where core files are written at all, an unprotected process leaves one
+        // here.
         assert!(!protected.core_dumped());
     }
 
     #[test]
-    fn a_program_that_a_protected_process_runs_is_as_dumpable_as_ever() {
-        assert!(play("run a program protected").success());
+    fn a_program_that_a_protected_process_runs_is_dumpable() {
+        assert!(run_role("run a program protected").success());
     }
 }

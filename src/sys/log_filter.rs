@@ -1,27 +1,29 @@
-//! What of the log may be seen, and how a record becomes one line: for whoever sets up a logger, the command line among them.
+//! Which log records may be shown, and their text as one line: for every logger, including the
+//! command line's.
 //!
-//! Other crates log what must not be seen (tungstenite the upgrade request with its token, at trace), so that nothing of
-//! theirs below `warn` passes.
+//! Other crates log secrets below `warn`: tungstenite logs the upgrade request with its token at
+//! `trace`.
 
 use std::fmt;
 
 use log::{LevelFilter, Metadata};
 
-/// The crate whose records may be seen at every level; library and binary bear the same name.
-const OURS: &str = "upstreamproxy";
-/// What of other crates may be seen.
-const OTHERS: LevelFilter = LevelFilter::Warn;
+/// The crate whose records may be shown at every level. The library and the binary have the same
+/// name.
+const THIS_CRATE: &str = "upstreamproxy";
+/// The most detailed level of other crates that may be shown.
+const OTHER_CRATES: LevelFilter = LevelFilter::Warn;
 
-/// Whether a logger may show such a record: one of ours, or of another crate at `warn` or above. Others tell tokens below that.
+/// Whether a logger may show the record: one of this crate, or of another crate at `warn` or above.
 pub(crate) fn may_be_shown(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let ours = target
-        .strip_prefix(OURS)
+    let this_crate = target
+        .strip_prefix(THIS_CRATE)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
-    ours || metadata.level() <= OTHERS
+    this_crate || metadata.level() <= OTHER_CRATES
 }
 
-/// A record's text without control characters, so that it is one line whatever it holds.
+/// The text of a record on one line: control characters are escaped.
 pub(crate) fn one_line(text: &fmt::Arguments<'_>) -> String {
     let mut line = String::new();
     for c in text.to_string().chars() {
@@ -45,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn other_crates_are_heard_from_warn_upwards_only() {
+    fn records_of_other_crates_are_shown_from_warn_only() {
         for target in [
             "tungstenite::handshake",
             "ureq",

@@ -1,8 +1,12 @@
-//! Memory that is in use no more, given back to the kernel (`manual/architecture.md`, Memory). The pages of a worker's stack: a
-//! handshake goes deep, and the tunnel after it sits for hours in a call that does not. And the C library's free memory, once
-//! most of many tunnels have ended: between what is still in use it keeps all of it.
+//! Returns unused memory to the kernel (`manual/architecture.md`, Memory).
 //!
-//! One of the two places with `unsafe` code of ours (the other is the border of the C API), for the two calls that need it.
+//! This covers the pages of a worker's stack: a handshake uses a deep stack, and the tunnel after
+//! it waits for hours in a shallow one. It also covers the free memory of the C library after most
+//! of many tunnels have ended, because the C library keeps all of it between the blocks that are
+//! still in use.
+//!
+//! One of the two places with `unsafe` code (the other is the FFI of the C API), for the calls that
+//! need it.
 
 #![allow(unsafe_code)]
 
@@ -10,22 +14,25 @@ use std::cell::Cell;
 #[cfg(target_os = "linux")]
 use std::mem::MaybeUninit;
 
-/// What a worker's stack is made with; the C library takes what it keeps for the thread out of it.
+/// The stack size of a worker. The C library takes its own part out of it.
 pub(crate) const STACK: usize = 256 << 10;
-/// What is left alone below the present frame, for the calls from here down to the kernel. Far over the red zone.
+/// The bytes below the current frame that are kept, for the calls from here down to the kernel.
+/// Much larger than the red zone.
 const MARGIN: usize = 2 << 10;
 
 thread_local! {
-    /// Where the stack of a worker ends, below; on every other thread above all addresses, so that nothing lies between.
+    /// The lowest address of a worker's stack. On every other thread it is above all addresses, so
+    /// the range to release is empty.
     static LOWEST: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// Finds out where this thread's stack ends, for [`give_back_stack`].
+/// Finds the lower end of this thread's stack, for [`give_back_stack`].
 pub(crate) fn find_stack() {
     LOWEST.set(lowest().unwrap_or(usize::MAX));
 }
 
-/// Gives the kernel back what lies below the present frame. On a thread that never called [`find_stack`] it does nothing.
+/// Returns the pages below the current frame to the kernel. Does nothing on a thread that never
+/// called [`find_stack`].
 pub(crate) fn give_back_stack() {
     let Some(page) = page_size() else { return };
     let Some(from) = LOWEST.get().checked_next_multiple_of(page) else {
@@ -37,20 +44,20 @@ pub(crate) fn give_back_stack() {
     }
 }
 
-/// The lower end of this thread's stack, by the C library's word.
+/// The lower end of this thread's stack, from the C library.
 #[cfg(target_os = "linux")]
 fn lowest() -> Option<usize> {
     let mut attributes = MaybeUninit::uninit();
     let (mut low, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: `attributes` is written by the first call, and the others are made only when that says so; `low` and `size`
-    // are ours to be written to.
+    // SAFETY: `attributes` is initialised by the first call, and the others run only if that call
+    // succeeded; `low` and `size` are local variables.
     unsafe {
         if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
             return None;
         }
-        let told = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size);
+        let result = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size);
         libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        (told == 0).then(|| low.addr())
+        (result == 0).then(|| low.addr())
     }
 }
 
@@ -59,14 +66,14 @@ fn lowest() -> Option<usize> {
     None
 }
 
-/// The kernel's own: it rounds lengths up to it, so that a range must end at one.
+/// The page size. The kernel rounds lengths up to it, so a range must end at a page boundary.
 fn page_size() -> Option<usize> {
-    // SAFETY: sysconf(3) may be called on any thread at any time, and has no arguments but this number.
-    let told = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(told).ok().filter(|size| *size > 0)
+    // SAFETY: sysconf(3) may be called on any thread at any time, and takes only this number.
+    let result = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(result).ok().filter(|size| *size > 0)
 }
 
-/// An address in the frame of the caller, or a little below it.
+/// An address in the frame of the caller, or slightly below it.
 #[inline(never)]
 fn here() -> usize {
     let local = 0_u8;
@@ -78,27 +85,29 @@ fn forget(from: usize, to: usize) {
     use rustix::mm::{Advice, madvise};
 
     let pages = std::ptr::without_provenance_mut(from);
-    // SAFETY: the range lies in this thread's own stack: it begins no lower than that does (where the guard is counted in,
-    // that has no content to lose), ends `MARGIN` below the present frame, and consists of whole pages. Stacks grow downwards
-    // here, so no frame and with it no object is in there, and none comes to be before the call returns, as the calls to it
-    // need far less than the margin. A signal's handler, whenever it comes, is through before this thread goes on. Pages that were given back
-    // are there again, zeroed, when they are next touched.
+    // SAFETY: the range is inside this thread's own stack: it begins no lower than the stack (if
+    // the guard is included, that has no content), ends `MARGIN` below the current frame, and
+    // consists of whole pages. Stacks grow downwards here, so the range contains no frame and no
+    // object, and none is created before the call returns, because the calls to it need far less
+    // than the margin. A signal handler has returned before this thread continues. Released pages
+    // are zeroed pages when they are used again.
     //
-    // A kernel that refuses keeps the pages, and nothing is lost but memory.
+    // If the kernel refuses, the pages stay, and nothing is lost except memory.
     let _ = unsafe { madvise(pages, to - from, Advice::LinuxDontNeed) };
 }
 
 #[cfg(not(target_os = "linux"))]
 fn forget(_: usize, _: usize) {}
 
-/// Gives the kernel back what the C library holds without anybody's using it. It takes milliseconds where there is much.
+/// Returns the free memory of the C library to the kernel. With much memory this takes
+/// milliseconds.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn give_back_heap() {
-    // SAFETY: malloc_trim(3) may be called on any thread at any time; it touches free memory only.
+    // SAFETY: malloc_trim(3) may be called on any thread at any time, and changes free memory only.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other C libraries have no such call, or need none.
+/// Other C libraries have no such function, or do not need one.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn give_back_heap() {}
 
@@ -106,16 +115,16 @@ pub(crate) fn give_back_heap() {}
 mod tests {
     use super::*;
 
-    /// Touches a good part of the stack.
+    /// Uses a large part of the stack.
     #[inline(never)]
     #[allow(clippy::large_stack_arrays)]
-    fn dive() -> u8 {
+    fn use_much_stack() -> u8 {
         let mut deep = [1_u8; 128 << 10];
         std::hint::black_box(&mut deep);
         deep[deep.len() - 1]
     }
 
-    /// How many KiB of the mapping that holds this frame are resident.
+    /// The resident KiB of the mapping that contains this frame.
     fn resident() -> usize {
         let here = here();
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -130,18 +139,18 @@ mod tests {
                 return rest.trim().trim_end_matches(" kB").parse().unwrap();
             }
         }
-        panic!("no mapping holds this frame");
+        panic!("no mapping contains this frame");
     }
 
     #[test]
-    fn what_a_deep_call_took_is_given_back_and_can_be_taken_again() {
+    fn the_stack_of_a_deep_call_is_returned_and_can_be_used_again() {
         let thread = std::thread::Builder::new().stack_size(STACK);
         let checked = thread.spawn(|| {
             find_stack();
             let kept = [7_u8; 512];
             std::hint::black_box(&kept);
             for _ in 0..3 {
-                assert_eq!(dive(), 1);
+                assert_eq!(use_much_stack(), 1);
                 assert!(resident() >= 128, "{}", resident());
                 give_back_stack();
                 assert!(resident() < 96, "{}", resident());
@@ -152,9 +161,9 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_is_no_worker_is_left_alone() {
-        let before = dive();
+    fn a_thread_that_is_not_a_worker_keeps_its_stack() {
+        let before = use_much_stack();
         give_back_stack();
-        assert_eq!(dive(), before);
+        assert_eq!(use_much_stack(), before);
     }
 }

@@ -25,6 +25,7 @@ const WITHOUT_IO: [&str; 13] = [
     "http/authority",
     "http/base_url",
     "http/head",
+    "http/reply",
     "crypto/pem",
     "tunnel/buffer",
     "tunnel/chunk",

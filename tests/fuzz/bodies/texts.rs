@@ -138,7 +138,7 @@ pub(super) fn pem(bytes: &[u8]) {
     assert!(found.iter().all(|certificate| merged.contains(certificate)));
     let text = pem::encode(&merged);
     assert_eq!(pem::certificates(text.as_bytes()).as_ref(), Ok(&merged));
-    assert!(!pem::holds_private_key(text.as_bytes()));
+    assert!(!pem::contains_private_key(text.as_bytes()));
     assert!(text.lines().all(|line| line.len() <= 64));
     // Two files that were joined without a newline between them.
     let joined = [text.trim_end(), text.as_str()].concat();
