@@ -1,38 +1,29 @@
-//! The download of the upstream's CA certificates (`manual/protocol.md`, Endpoints): one GET under one deadline, with nothing of ureq's
-//! defaults left that could send it elsewhere, and an answer that is taken whole or not at all.
+//! The download of the upstream's CA certificates (`manual/protocol.md`, Endpoints).
 //!
-//! No credentials go out here, and nothing is written: `ca` merges, `bundle` writes. An answer without a length ends with its
-//! connection, and ureq does not tell an orderly end from a cut: one inside a certificate is found, one between two is not.
+//! One GET request with one deadline and without credentials. The response is accepted as a whole or
+//! not at all. Nothing is written here: `ca` merges, `bundle` writes.
+//!
+//! A response without a length ends with its connection, and ureq does not distinguish a clean end from
+//! a cut connection. A cut inside a certificate is detected, one between two certificates is not.
 
-use std::fmt;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+mod agent;
+mod error;
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use ureq::config::AutoHeaderValue;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
-use ureq::unversioned::transport::{
-    ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, Transport,
-};
 
 use crate::config::Config;
-use crate::control::deadline::Deadline;
-use crate::crypto::pem::{self, PemError};
-use crate::crypto::tls;
-use crate::error::{Error, ErrorKind, Stage};
-use crate::http::authority::Host;
+use crate::crypto::pem;
+use crate::error::Error;
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
+use agent::{DownloadStep, StepRecorder, agent};
+use error::BadContent;
 
-/// The largest answer. The certificates of a whole distribution are a quarter of that.
+/// The largest response. The certificates of a whole distribution have a quarter of that.
 const BODY_LIMIT: u64 = 1024 * 1024;
-/// How many addresses of the upstream are tried; ureq has room for 16.
-const ADDRESS_LIMIT: usize = 16;
 
-/// Downloads the upstream's CA certificates over a connection that trusts `roots` only. Writes nothing.
+/// Downloads the upstream's CA certificates over a connection that trusts `roots` only.
 pub(crate) fn download(
     config: &Config,
     base: &BaseUrl,
@@ -40,323 +31,83 @@ pub(crate) fn download(
     roots: &[CertificateDer<'static>],
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
     let limit = config.limits.ca_timeout;
-    let progress = Progress::default();
-    let agent = agent(limit, resolver, roots, &progress);
-    let failed = |error: &ureq::Error| explain(error, progress.step(), base, limit);
+    let recorder = StepRecorder::default();
+    let agent = agent(limit, resolver, roots, &recorder);
+    let failed = |error: ureq::Error| error::failed(&error, recorder.step(), base, limit);
 
-    let request = agent.get(base.ca_cert_url());
-    let mut response = request.call().map_err(|error| failed(&error))?;
+    let mut response = agent.get(base.ca_cert_url()).call().map_err(failed)?;
     let status = response.status().as_u16();
     if status != 200 {
-        return Err(refused(base, status));
+        return Err(error::status(base, status));
     }
     let encoding = response.headers().get("content-encoding");
     if encoding.is_some_and(|coding| coding != "identity") {
-        return Err(rejected(base, &Rejection::Compressed));
+        return Err(
+            BadContent::by_operator("is compressed, although that was not requested").at(base),
+        );
     }
-    progress.reach(Step::Body);
+    recorder.record(DownloadStep::Body);
     let body = response.body_mut().with_config().limit(BODY_LIMIT);
-    let body = body.read_to_vec().map_err(|error| failed(&error))?;
-    accept(&body).map_err(|rejection| rejected(base, &rejection))
+    let body = body.read_to_vec().map_err(failed)?;
+    accept(&body).map_err(|content| content.at(base))
 }
 
-/// The certificates of an answer: at least one, all of them X.509, and no private key beside them.
-fn accept(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
+/// The certificates in a body: at least one, all of them X.509, and no private key.
+fn accept(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, BadContent> {
     if body.trim_ascii().is_empty() {
-        return Err(Rejection::Empty);
+        return Err(BadContent::by_operator("is empty"));
     }
     if pem::contains_private_key(body) {
-        return Err(Rejection::PrivateKey);
+        return Err(BadContent::new(
+            "contains a private key, and is rejected as a whole",
+            "report it to the upstream's operator at once: that key must be replaced",
+        ));
     }
-    let certificates = pem::certificates(body).map_err(Rejection::Pem)?;
+    let certificates = pem::certificates(body)
+        .map_err(|error| BadContent::by_operator(format!("is not valid PEM: {error}")))?;
     if certificates.is_empty() {
         let markup = body.trim_ascii_start().starts_with(b"<");
         return Err(if markup {
-            Rejection::Html
+            BadContent::new(
+                "is a web page instead of certificates",
+                "check the base URL, and whether a login page of the network (a captive portal) responds instead",
+            )
         } else {
-            Rejection::NoCertificate
+            BadContent::new("contains no certificate", error::CHECK_SERVER)
         });
     }
     let mut parsed = RootCertStore::empty();
-    for (index, certificate) in certificates.iter().enumerate() {
-        let number = index + 1;
-        parsed
-            .add(certificate.clone())
-            .map_err(|_| Rejection::Certificate { number })?;
+    for (certificate, number) in certificates.iter().zip(1..) {
+        parsed.add(certificate.clone()).map_err(|_| {
+            let what =
+                format!("is not usable: its certificate {number} is not an X.509 certificate");
+            BadContent::by_operator(what)
+        })?;
     }
     Ok(certificates)
-}
-
-/// Why an answer with status 200 is not what was asked for.
-#[derive(Debug, PartialEq, Eq)]
-enum Rejection {
-    Empty,
-    Compressed,
-    Html,
-    NoCertificate,
-    PrivateKey,
-    Pem(PemError),
-    Certificate { number: usize },
-}
-
-fn rejected(base: &BaseUrl, rejection: &Rejection) -> Error {
-    const OPERATOR: &str = "tell the upstream's operator";
-    let (what, remedy) = match rejection {
-        Rejection::Empty => ("is empty".to_owned(), OPERATOR),
-        Rejection::Compressed => (
-            "is compressed, which was not asked for".to_owned(),
-            OPERATOR,
-        ),
-        Rejection::Html => (
-            "is a web page instead of certificates".to_owned(),
-            "check the base URL, and whether a login page of the network (a captive portal) answers in its place",
-        ),
-        Rejection::NoCertificate => (
-            "holds no certificate".to_owned(),
-            "check the base URL, and what answers there",
-        ),
-        Rejection::PrivateKey => (
-            "holds a private key; all of it is rejected".to_owned(),
-            "tell the upstream's operator at once: that key must be replaced",
-        ),
-        Rejection::Pem(error) => (format!("is not whole PEM: {error}"), OPERATOR),
-        Rejection::Certificate { number } => (
-            format!("is not usable: its certificate {number} is no X.509 certificate"),
-            OPERATOR,
-        ),
-    };
-    let what = format!("the answer of {base} to the CA download {what}");
-    Error::new(Stage::Ca, ErrorKind::InvalidData, what, remedy)
-}
-
-fn refused(base: &BaseUrl, status: u16) -> Error {
-    let remedy = match status {
-        301..=303 | 307 | 308 => {
-            "give the base URL that it leads to, if that is right: redirects are not followed"
-        }
-        404 => "check the base URL: there is no CA download below it",
-        429 | 500..=599 => "try again later",
-        _ => "check the base URL, and what answers there",
-    };
-    let what = format!("{base} answered the CA download with status {status} instead of 200");
-    Error::new(Stage::Ca, ErrorKind::Rejected, what, remedy)
-}
-
-/// Every setting of ureq that decides where the request goes and how long it takes.
-fn agent(
-    limit: Duration,
-    resolver: &Resolver,
-    roots: &[CertificateDer<'static>],
-    progress: &Progress,
-) -> ureq::Agent {
-    let roots = roots.iter().map(|root| Certificate::from_der(root));
-    let roots: Vec<_> = roots.map(|root| root.to_owned()).collect();
-    let tls = TlsConfig::builder()
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(RootCerts::Specific(Arc::new(roots)))
-        .build();
-    let config = ureq::Agent::config_builder()
-        .timeout_global(Some(limit))
-        .max_redirects(0)
-        .http_status_as_error(false)
-        .proxy(None)
-        .max_idle_connections(0)
-        .accept_encoding(AutoHeaderValue::None)
-        .tls_config(tls)
-        .build();
-    let connector =
-        ().chain(TcpConnector::default())
-            .chain(progress.mark(Step::Tls))
-            .chain(RustlsConnector::default())
-            .chain(progress.mark(Step::Answer));
-    let resolver = NamedThreads {
-        resolver: resolver.clone(),
-        progress: progress.clone(),
-    };
-    ureq::Agent::with_parts(config, connector, resolver)
-}
-
-/// What the download is at, for its errors: ureq says only that the time is up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Step {
-    #[default]
-    Resolve,
-    Connect,
-    Tls,
-    Answer,
-    Body,
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Resolve => "looking its name up",
-            Self::Connect => "connecting to it",
-            Self::Tls => "the TLS handshake",
-            Self::Answer => "waiting for its answer",
-            Self::Body => "reading its answer",
-        })
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Progress(Arc<Mutex<Step>>);
-
-impl Progress {
-    fn reach(&self, step: Step) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
-    }
-
-    fn step(&self) -> Step {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn mark(&self, step: Step) -> Mark {
-        Mark {
-            step,
-            progress: self.clone(),
-        }
-    }
-}
-
-/// A link in ureq's chain of connectors that notes how far it has come.
-#[derive(Debug)]
-struct Mark {
-    step: Step,
-    progress: Progress,
-}
-
-impl<In: Transport> Connector<In> for Mark {
-    type Out = In;
-
-    fn connect(
-        &self,
-        _: &ConnectionDetails<'_>,
-        chained: Option<In>,
-    ) -> Result<Option<In>, ureq::Error> {
-        self.progress.reach(self.step);
-        Ok(chained)
-    }
-}
-
-/// Our resolver in ureq's place for one: its own would start an unnamed thread and leave it behind.
-#[derive(Debug)]
-struct NamedThreads {
-    resolver: Resolver,
-    progress: Progress,
-}
-
-impl UreqResolver for NamedThreads {
-    fn resolve(
-        &self,
-        uri: &ureq::http::Uri,
-        _: &ureq::config::Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let secure = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let host = uri.host().and_then(|host| Host::parse(host).ok());
-        let host = host.ok_or(ureq::Error::HostNotFound)?;
-        // "Never" is a length of time that no clock reaches, and so no deadline.
-        let deadline = Deadline::after(*timeout.after);
-        let found = match self.resolver.resolve(&host, port, deadline) {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(ureq::Error::Timeout(timeout.reason));
-            }
-            found => found?,
-        };
-        self.progress.reach(Step::Connect);
-        let mut addresses = self.empty();
-        for address in found.into_iter().take(ADDRESS_LIMIT) {
-            addresses.push(address);
-        }
-        Ok(addresses)
-    }
-}
-
-/// What went wrong in the words of somebody who can mend it.
-fn explain(error: &ureq::Error, step: Step, base: &BaseUrl, limit: Duration) -> Error {
-    let fault =
-        |what: String, remedy: &str| Error::new(Stage::Ca, ErrorKind::Unreachable, what, remedy);
-    let unusable =
-        |what: String, remedy: &str| Error::new(Stage::Ca, ErrorKind::InvalidData, what, remedy);
-    match error {
-        ureq::Error::Timeout(_) => fault(
-            format!("the CA download from {base} took longer than {limit:?}: it ended at {step}"),
-            "check whether the upstream can be reached from here",
-        ),
-        ureq::Error::BodyExceedsLimit(_) => unusable(
-            format!("the answer of {base} to the CA download is larger than {BODY_LIMIT} bytes"),
-            "check the base URL, and what answers there",
-        ),
-        ureq::Error::Rustls(error) => tls_fault(error, base),
-        ureq::Error::Io(error) => {
-            let inner = error.get_ref().and_then(|e| e.downcast_ref());
-            if let Some(error) = inner {
-                return tls_fault(error, base);
-            }
-            let what = format!("the CA download from {base} failed at {step}: {error}");
-            match (step, error.kind()) {
-                (Step::Resolve, _) => fault(what, "check the base URL and this machine's DNS"),
-                (Step::Connect, io::ErrorKind::ConnectionRefused) => {
-                    fault(what, "check the base URL: nothing listens there")
-                }
-                _ => fault(what, "check whether the upstream can be reached from here"),
-            }
-        }
-        ureq::Error::HostNotFound => fault(
-            format!("the host of {base} cannot be looked up"),
-            "check the base URL",
-        ),
-        ureq::Error::Protocol(_) | ureq::Error::Http(_) | ureq::Error::LargeResponseHeader(..) => {
-            unusable(
-                format!("what {base} answered to the CA download is not HTTP"),
-                "check the base URL, and what answers there",
-            )
-        }
-        other => fault(
-            format!("the CA download from {base} failed at {step}: {other}"),
-            "check the base URL, and what answers there",
-        ),
-    }
-}
-
-fn tls_fault(error: &rustls::Error, base: &BaseUrl) -> Error {
-    let rustls::Error::InvalidCertificate(certificate) = error else {
-        return Error::new(
-            Stage::Ca,
-            ErrorKind::Tls,
-            format!("the TLS handshake with {base} failed: {error}"),
-            "check the base URL, and whether TLS is spoken there",
-        );
-    };
-    let (flaw, remedy) = tls::certificate_flaw(certificate);
-    Error::new(
-        Stage::Ca,
-        ErrorKind::Tls,
-        format!("the certificate of {base} {flaw}"),
-        remedy,
-    )
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::error::Stage;
     use crate::setup::ca::prepare;
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
     use std::fs;
-    use std::io::{Read, Write};
+    use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::path::Path;
+    use std::sync::Arc;
     use std::thread::{self, JoinHandle};
+    use std::time::Duration;
     use tempfile::TempDir;
 
     const LONG: Duration = Duration::from_secs(60);
-    /// Long enough to come to the step that stalls on a busy machine.
+    /// Long enough to reach the step that stalls, on a busy machine too.
     const SHORT: Duration = Duration::from_millis(500);
 
-    /// A CA made for a test.
+    /// A CA for a test.
     pub(in crate::setup) struct Ca {
         pub(in crate::setup) der: CertificateDer<'static>,
         issuer: Issuer<'static, KeyPair>,
@@ -364,7 +115,7 @@ pub(super) mod tests {
 
     pub(in crate::setup) fn ca() -> Ca {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        // Two CAs of one name would be taken for each other until a signature fails.
+        // With the same name, one CA could be used in place of the other until a signature fails.
         let mut random = [0; 8];
         crate::crypto::random::fill(&mut random).unwrap();
         let name = format!("test CA {:016x}", u64::from_ne_bytes(random));
@@ -382,7 +133,7 @@ pub(super) mod tests {
             pem::encode(std::slice::from_ref(&self.der))
         }
 
-        /// A server's TLS settings with a certificate for `name`, changed as told.
+        /// The TLS settings of a server with a certificate for `name`, modified by `change`.
         fn server(
             &self,
             name: &str,
@@ -411,7 +162,7 @@ pub(super) mod tests {
         Arc::new(config)
     }
 
-    /// Serves that many connections one after the other on a port of its own.
+    /// Serves this many connections, one after the other.
     pub(in crate::setup) fn serve(
         connections: usize,
         mut answer: impl FnMut(TcpStream) + Send + 'static,
@@ -435,7 +186,7 @@ pub(super) mod tests {
         String::from_utf8_lossy(&head).into_owned()
     }
 
-    /// A whole response with a length.
+    /// A complete response with a length.
     pub(in crate::setup) fn response(status: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
         let body = body.as_ref();
         let head = format!(
@@ -445,7 +196,7 @@ pub(super) mod tests {
         [head.as_bytes(), body].concat()
     }
 
-    /// Reads the request, answers with these bytes, and closes once the client has.
+    /// Reads the request, sends these bytes, and closes after the client.
     pub(in crate::setup) fn answering(
         bytes: impl AsRef<[u8]> + Send + 'static,
     ) -> impl Fn(TcpStream) + Send + 'static {
@@ -478,12 +229,12 @@ pub(super) mod tests {
         }
     }
 
-    /// Keeps the connection open, silent, until the client gives it up.
+    /// Keeps the connection open and silent until the client closes it.
     fn hold(mut stream: &TcpStream) {
         io::copy(&mut stream, &mut io::sink()).ok();
     }
 
-    /// A home folder, base roots, and settings that name both.
+    /// A home directory, base roots, and settings that name both.
     pub(in crate::setup) struct Scene {
         pub(in crate::setup) directory: TempDir,
         pub(in crate::setup) config: Config,
@@ -523,8 +274,8 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::setup) fn files_in(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder)
+    pub(in crate::setup) fn files_in(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -532,8 +283,8 @@ pub(super) mod tests {
         names
     }
 
-    /// The stage fails with `words` in its error, once in an empty home, which stays empty, and once where there is a
-    /// bundle, which stays as it is.
+    /// The stage fails with `words` in its error. It leaves an empty home directory empty, and an
+    /// existing bundle unchanged.
     fn fails(
         scheme: &str,
         limit: Duration,
@@ -546,10 +297,10 @@ pub(super) mod tests {
         scene.config.limits.ca_timeout = limit;
         let started = std::time::Instant::now();
         for bundle in [None, Some("old bundle")] {
-            let folder = scene.home().join(".ccr");
+            let directory = scene.home().join(".ccr");
             if let Some(text) = bundle {
-                fs::create_dir(&folder).unwrap();
-                fs::write(folder.join("ca-bundle.crt"), text).unwrap();
+                fs::create_dir(&directory).unwrap();
+                fs::write(directory.join("ca-bundle.crt"), text).unwrap();
             }
             let error = scene.prepare(&base).unwrap_err();
             assert_eq!(error.stage(), Stage::Ca);
@@ -557,8 +308,8 @@ pub(super) mod tests {
             match bundle {
                 None => assert_eq!(files_in(&scene.home()), [""; 0]),
                 Some(text) => {
-                    assert_eq!(files_in(&folder), ["ca-bundle.crt"]);
-                    let kept = fs::read_to_string(folder.join("ca-bundle.crt")).unwrap();
+                    assert_eq!(files_in(&directory), ["ca-bundle.crt"]);
+                    let kept = fs::read_to_string(directory.join("ca-bundle.crt")).unwrap();
                     assert_eq!(kept, text);
                 }
             }
@@ -574,10 +325,10 @@ pub(super) mod tests {
     #[test]
     fn asks_for_the_certificates_once_and_without_credentials() {
         let root = ca();
-        let (tell, told) = crossbeam_channel::unbounded();
+        let (report, reported) = crossbeam_channel::unbounded();
         let pem = root.pem();
         let (port, server) = serve(1, move |mut stream| {
-            tell.send(read_head(&mut stream)).unwrap();
+            report.send(read_head(&mut stream)).unwrap();
             stream.write_all(&response("200 OK", &pem)).unwrap();
         });
         let base = format!("http://127.0.0.1:{port}/some/path/")
@@ -586,7 +337,7 @@ pub(super) mod tests {
         let found = download(&scene().config, &base, &Resolver::new(), &[]).unwrap();
         assert_eq!(found, [root.der]);
         server.join().unwrap();
-        let head = told.recv().unwrap().to_lowercase();
+        let head = reported.recv().unwrap().to_lowercase();
         assert!(head.starts_with("get /some/path/v1/code/upstreamproxy/ca-cert http/1.1\r\n"));
         for field in ["authorization", "cookie", "accept-encoding"] {
             assert!(!head.contains(field), "{head}");
@@ -594,7 +345,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_answer_with_any_status_but_200_is_refused_by_its_number() {
+    fn a_response_with_another_status_than_200_is_rejected_with_its_number() {
         for status in ["204 No Content", "304 Not Modified"] {
             let bytes = format!("HTTP/1.1 {status}\r\n\r\n");
             fails("http", LONG, &status[..3], answering(bytes));
@@ -626,19 +377,19 @@ pub(super) mod tests {
                 format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
             fails("http", LONG, &status[..3], answering(bytes));
         }
-        let nobody = elsewhere.accept().unwrap_err();
-        assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+        let error = elsewhere.accept().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
-    fn a_body_that_is_not_whole_certificates_is_rejected_whole() {
+    fn a_body_with_anything_broken_is_rejected_as_a_whole() {
         let good = ca().pem();
         let key = KeyPair::generate().unwrap().serialize_pem();
         let half = &good[..good.len() / 2];
         fails_on_body("is empty", "");
         fails_on_body("is empty", " \r\n");
         fails_on_body("a web page", "<!DOCTYPE html><title>Log in</title>");
-        fails_on_body("no certificate", "certificates? never heard of them");
+        fails_on_body("no certificate", "not certificates");
         fails_on_body(
             "no certificate",
             good.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
@@ -648,7 +399,7 @@ pub(super) mod tests {
         fails_on_body("not base64", good.replacen("MI", "M*", 1));
         fails_on_body("private key", format!("{good}{key}"));
         let nonsense = pem::encode(&[vec![0x30, 3, 1, 2, 3].into()]);
-        fails_on_body("certificate 2 is no X.509", format!("{good}{nonsense}"));
+        fails_on_body("certificate 2 is not an X.509", format!("{good}{nonsense}"));
     }
 
     #[test]
@@ -659,7 +410,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_body_beyond_the_limit_is_cut_off() {
+    fn a_body_over_the_limit_is_rejected() {
         let large = usize::try_from(BODY_LIMIT).unwrap() + 1;
         fails_on_body("larger than 1048576 bytes", vec![b'a'; large]);
         fails("http", LONG, "larger than", |mut stream| {
@@ -676,7 +427,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_body_of_exactly_the_limit_is_taken() {
+    fn a_body_of_exactly_the_limit_is_accepted() {
         let mut body = ca().pem().into_bytes();
         body.resize(usize::try_from(BODY_LIMIT).unwrap(), b'\n');
         let (port, server) = serve(1, answering(response("200 OK", body)));
@@ -686,7 +437,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_http_is_refused() {
+    fn a_response_that_is_not_http_is_rejected() {
         fails(
             "http",
             LONG,
@@ -713,7 +464,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_dribble_does_not_put_the_deadline_off() {
+    fn slow_input_does_not_extend_the_deadline() {
         for head in [
             "HTTP/1.1 200 OK\r\nX: ",
             "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
@@ -723,14 +474,14 @@ pub(super) mod tests {
                 stream.write_all(head.as_bytes()).ok();
                 let pause = Duration::from_millis(5);
                 stream.set_read_timeout(Some(pause)).unwrap();
-                // Each read waits for the client to give up, and lasts one pause when it does not.
+                // Each read waits for the client to close, for one pause at most.
                 while stream.read(&mut [0]).is_err() && stream.write_all(b"H").is_ok() {}
             });
         }
     }
 
     #[test]
-    fn a_refused_connection_and_an_unknown_name_are_told_apart() {
+    fn a_refused_connection_and_an_unknown_name_have_different_errors() {
         let port = {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             listener.local_addr().unwrap().port()
@@ -748,7 +499,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tls_is_trusted_by_upstream_ca_and_the_download_is_not_trusted_for_it() {
+    fn upstream_ca_is_trusted_for_the_download_and_the_downloaded_ca_is_not() {
         let (upstream, downloaded) = (ca(), ca());
         let config = upstream.server("localhost", |_| {});
         let bytes = response("200 OK", downloaded.pem());
@@ -765,8 +516,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_certificate_that_does_not_verify_is_explained() {
-        // The base roots of a scene are a fresh CA's, so a server of another CA is unknown to them.
+    fn an_unverifiable_certificate_is_explained() {
+        // The base roots of a scene are a new CA, so they do not include the CA of this server.
         let unknown = ca().server("localhost", |_| {});
         let serving = |config| answering_in_tls(config, response("200 OK", ""), true);
         fails("https", LONG, "not issued by a CA", serving(&unknown));
@@ -780,7 +531,7 @@ pub(super) mod tests {
         fails(
             "https",
             LONG,
-            "whether TLS is spoken there",
+            "whether that server uses TLS",
             |mut stream| {
                 stream.write_all(&response("400 Bad Request", "")).ok();
                 hold(&stream);
@@ -789,7 +540,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_trusted_certificate_of_the_wrong_time_or_name_is_explained() {
+    fn a_trusted_certificate_with_the_wrong_time_or_name_is_explained() {
         type Change = fn(&mut CertificateParams);
         let cases: [(&str, &str, Change); 3] = [
             (
