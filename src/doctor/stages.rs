@@ -16,7 +16,7 @@ use crate::probe::options::RunningServe;
 use crate::probe::prepared::{Prepared, read_token, session, trusted};
 use crate::probe::problem::Problem;
 use crate::setup::gate::Session;
-use crate::setup::token::TokenFile;
+use crate::setup::token_file::TokenFile;
 use crate::setup::{bundle, ca, download, roots};
 
 /// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is

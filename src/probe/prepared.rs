@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::setup::gate::{self, Gate, Session};
-use crate::setup::token::{self, TokenFile};
+use crate::setup::token_file::{self, TokenFile};
 use crate::setup::{hardening, roots};
 
 /// What the later steps need; `None` where the stage failed.
@@ -58,7 +58,7 @@ pub(crate) fn read_token(config: &Config) -> Result<TokenFile, Error> {
     {
         log::debug!("other processes of this user can read this process: {error}");
     }
-    token::read_file(&config.token_file)
+    token_file::read(&config.token_file)
 }
 
 /// The roots for connections to the upstream.

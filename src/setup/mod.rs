@@ -1,11 +1,12 @@
 //! The steps of set-up, one blocking step per file. No step depends on the next one: `orchestrator`
 //! runs them in order.
 //!
-//! `gate`, `token` and `ca` are stages (`manual/operations.md`). `ca` uses `roots`, `download`,
+//! `gate`, `token`, `ca` and `burn` are stages (`manual/operations.md`). `token` uses `token_file`, `ca` uses `roots`, `download`,
 //! `bundle` and `wgetrc`. `child_env` has the variables for children. `hardening` changes the
 //! process, `capacity` reads the limits of the system.
 
 pub(crate) mod bundle;
+mod burn;
 pub(crate) mod ca;
 pub(crate) mod capacity;
 pub(crate) mod child_env;
@@ -14,4 +15,5 @@ pub(crate) mod gate;
 pub(crate) mod hardening;
 pub(crate) mod roots;
 pub(crate) mod token;
+pub(crate) mod token_file;
 mod wgetrc;
