@@ -26,7 +26,8 @@ const CERTIFICATE: &[u8] = b"CERTIFICATE";
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";
-/// "Generators MUST wrap the base64-encoded lines so that each line consists of exactly 64 characters" ([section 2]).
+/// "Generators MUST wrap the base64-encoded lines so that each line consists of exactly 64
+/// characters" ([section 2]).
 ///
 /// [section 2]: https://www.rfc-editor.org/rfc/rfc7468#section-2
 const COLUMNS: usize = 64;

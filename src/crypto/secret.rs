@@ -76,7 +76,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// The value of `Proxy-Authorization` in the opening: `Basic base64(session_id ":" token)` ([RFC 7617, section 2]).
+    /// The value of `Proxy-Authorization` in the opening: `Basic base64(session_id ":" token)`
+    /// ([RFC 7617, section 2]).
     ///
     /// [RFC 7617, section 2]: https://www.rfc-editor.org/rfc/rfc7617#section-2
     pub(crate) fn basic(&self) -> Zeroizing<String> {

@@ -3,8 +3,8 @@
 //!
 //! Without I/O: any text results in a base URL or an error. No error repeats the text, because URLs
 //! often contain passwords. This is not a general URL parser: a base URL has no query, no fragment
-//! and no userinfo. The syntax is [RFC 3986,
-//! section 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
+//! and no userinfo. The syntax is [RFC 3986, section
+//! 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! Parsers of HTTP texts, without I/O: authorities, base URLs, message heads, and the
-//! responses that this program generates.
+//! Parsers of HTTP texts, without I/O: authorities, base URLs, message heads, and the responses
+//! that this program generates.
 
 pub(crate) mod authority;
 pub(crate) mod base_url;

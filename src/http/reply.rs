@@ -9,7 +9,8 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     /// What happened and what to do, in one sentence. Contains no byte of the request.
     pub(crate) sentence: String,
-    /// The `Proxy-Status` error type ([RFC 9209, section 2.3](https://www.rfc-editor.org/rfc/rfc9209#section-2.3)) and the phase.
+    /// The `Proxy-Status` error type ([RFC 9209, section
+    /// 2.3](https://www.rfc-editor.org/rfc/rfc9209#section-2.3)) and the phase.
     pub(crate) proxy_status: Option<(&'static str, Phase)>,
     /// One more field: name and value.
     pub(crate) field: Option<(&'static str, &'static str)>,

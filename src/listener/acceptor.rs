@@ -21,8 +21,8 @@ use crate::net::wait::wait;
 
 /// The first and the longest pause after an error such as a lack of descriptors.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// How long a connection waits for the slot of an evicted one. The acceptor waits with it, so the time
-/// is short.
+/// How long a connection waits for the slot of an evicted one. The acceptor waits with it, so the
+/// time is short.
 const SLOT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The shortest time between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
@@ -116,8 +116,8 @@ impl<S: Service> Acceptor<S> {
         self.refused.add(connection, &self.service.refusal());
     }
 
-    /// Waits for a stop, input on refused connections, or a connection. With `pause`, for that time at
-    /// most, and not for a connection.
+    /// Waits for a stop, input on refused connections, or a connection. With `pause`, for that time
+    /// at most, and not for a connection.
     fn wait(&mut self, pause: Option<Duration>) {
         self.refused.drain();
         {

@@ -29,8 +29,8 @@ struct Closing {
 }
 
 impl LingeringClose {
-    /// Sends `response` on a non-blocking connection and shuts its write side down. If there are too
-    /// many connections, the oldest is dropped.
+    /// Sends `response` on a non-blocking connection and shuts its write side down. If there are
+    /// too many connections, the oldest is dropped.
     pub(super) fn add(&mut self, connection: TcpStream, response: &[u8]) {
         if (&connection).write_all(response).is_err() {
             return;

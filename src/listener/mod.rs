@@ -33,8 +33,8 @@ use workers::WorkerPool;
 pub use report::ShutdownReport;
 pub(crate) use service::{Eviction, Service};
 
-/// How many connections may wait in the kernel. The 128 of std are too few for a package manager that
-/// opens dozens at once.
+/// How many connections may wait in the kernel. The 128 of std are too few for a package manager
+/// that opens dozens at once.
 const BACKLOG: i32 = 1024;
 
 /// Binds a non-blocking socket to `address` and listens.
@@ -79,7 +79,8 @@ impl Listening {
         Abort::of(&self.stop)
     }
 
-    /// Stops accepting, gives open connections `drain` to end, and returns when every thread is joined.
+    /// Stops accepting, gives open connections `drain` to end, and returns when every thread is
+    /// joined.
     pub(crate) fn shutdown(mut self, drain: Duration) -> ShutdownReport {
         self.stop(drain)
     }

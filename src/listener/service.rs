@@ -20,7 +20,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// The response to a connection for which no slot is free.
     fn refusal(&self) -> Vec<u8>;
 
-    /// Called when no slot is free: evicts a connection that has a slot and is not authenticated yet.
+    /// Called when no slot is free: evicts a connection that has a slot and is not authenticated
+    /// yet.
     fn make_room(&self) -> Eviction {
         Eviction::None
     }

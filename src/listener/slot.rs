@@ -6,16 +6,16 @@ use std::thread::{self, Thread};
 
 use crate::control::metrics::Counters;
 
-/// One connection's slot. Dropping it frees the slot, however the worker ends, and wakes the acceptor,
-/// which may be waiting for one.
+/// One connection's slot. Dropping it frees the slot, however the worker ends, and wakes the
+/// acceptor, which may be waiting for one.
 pub(super) struct Slot {
     counters: Arc<Counters>,
     acceptor: Thread,
 }
 
 impl Slot {
-    /// A slot, if fewer than `cap` are in use. Only the acceptor thread may call this: the check and the
-    /// increment are not one atomic step.
+    /// A slot, if fewer than `cap` are in use. Only the acceptor thread may call this: the check
+    /// and the increment are not one atomic step.
     pub(super) fn acquire(counters: &Arc<Counters>, cap: u64) -> Option<Self> {
         (counters.live.load(Ordering::Acquire) < cap).then(|| {
             counters.live.fetch_add(1, Ordering::AcqRel);

@@ -18,8 +18,8 @@ use crate::sys::memory;
 /// How long the supervisor sleeps when it has handled all events. With many connections a second it
 /// then wakes once for several of them.
 const BATCH_DELAY: Duration = Duration::from_millis(1);
-/// Heap memory is returned to the kernel when there were this many workers, and only this fraction of
-/// them is left.
+/// Heap memory is returned to the kernel when there were this many workers, and only this fraction
+/// of them is left.
 const MANY_WORKERS: usize = 64;
 const REMAINING_FRACTION: usize = 4;
 

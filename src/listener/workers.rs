@@ -1,6 +1,6 @@
-//! The threads that serve connections. A worker that has served its connection waits a short time for
-//! the next one, because starting and ending a thread costs more than the rest of a short tunnel. If no
-//! worker is idle, a new thread is started.
+//! The threads that serve connections. A worker that has served its connection waits a short time
+//! for the next one, because starting and ending a thread costs more than the rest of a short
+//! tunnel. If no worker is idle, a new thread is started.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -52,7 +52,8 @@ impl<S: Service> WorkerPool<S> {
     /// Passes the connection to an idle worker or a new one.
     ///
     /// # Errors
-    /// No worker is idle and no thread can be started. Returns the connection; its slot is free again.
+    /// No worker is idle and no thread can be started. Returns the connection; its slot is free
+    /// again.
     pub(super) fn serve(&mut self, accepted: Accepted) -> Result<(), (io::Error, TcpStream)> {
         let Some(accepted) = self.idle.pass(accepted) else {
             return Ok(());
@@ -120,8 +121,8 @@ impl Mailbox {
     }
 }
 
-/// The mailboxes of idle workers. The last one to become idle is used first: its stack is still in the
-/// processor's cache, and the others reach their idle time and end.
+/// The mailboxes of idle workers. The last one to become idle is used first: its stack is still in
+/// the processor's cache, and the others reach their idle time and end.
 #[derive(Default)]
 struct IdleWorkers(Mutex<IdleList>);
 

@@ -1,8 +1,9 @@
 //! Name lookups on a limited number of threads named `uproxy-dns`.
 //!
-//! `getaddrinfo` cannot be cancelled. So it runs on its own thread, and the caller stops waiting at its
-//! deadline; the thread serves the next name when the lookup returns. Threads start on demand and end
-//! after a short idle time. Dropping the pool joins every thread that is not inside a lookup.
+//! `getaddrinfo` cannot be cancelled. So it runs on its own thread, and the caller stops waiting at
+//! its deadline; the thread serves the next name when the lookup returns. Threads start on demand
+//! and end after a short idle time. Dropping the pool joins every thread that is not inside a
+//! lookup.
 
 use std::fmt;
 use std::io;
@@ -37,8 +38,8 @@ pub(super) struct LookupPool {
 /// What the pool and its threads share.
 #[derive(Default)]
 struct PoolState {
-    /// Idle threads minus queued names. A request is counted before it is sent. So no thread ends, and
-    /// none is left unstarted, while a name is on its way to it.
+    /// Idle threads minus queued names. A request is counted before it is sent. So no thread ends,
+    /// and none is left unstarted, while a name is on its way to it.
     idle: isize,
     /// Threads that have not decided to end.
     running: usize,
@@ -79,8 +80,8 @@ impl LookupPool {
     /// The addresses of `name`, each with `port`.
     ///
     /// # Errors
-    /// `TimedOut` at `deadline`, `Interrupted` soon after `wanted` has become false, `NotFound` if the
-    /// name has no address.
+    /// `TimedOut` at `deadline`, `Interrupted` soon after `wanted` has become false, `NotFound` if
+    /// the name has no address.
     pub(super) fn look_up(
         &self,
         name: &str,
@@ -121,13 +122,15 @@ impl LookupPool {
         match result {
             Ok(addresses) if addresses.is_empty() => Err(not_found(name, "no address")),
             Ok(addresses) => Ok(addresses),
-            // std gives errors of getaddrinfo no kind. Errors of the operating system have a number.
+            // std gives errors of getaddrinfo no kind. Errors of the operating system have a
+            // number.
             Err(error) if error.raw_os_error().is_none() => Err(not_found(name, &error)),
             Err(error) => Err(error),
         }
     }
 
-    /// Reserves an idle thread, or starts one, or else leaves the name to the next thread that is free.
+    /// Reserves an idle thread, or starts one, or else leaves the name to the next thread that is
+    /// free.
     fn reserve_thread(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         if state.idle > 0 || state.running >= self.limit {
@@ -173,8 +176,8 @@ impl LookupPool {
 impl Drop for LookupPool {
     fn drop(&mut self) {
         self.requests = None;
-        // A lookup begins under this lock, and none begins after `closed` is set: a thread that is not
-        // in a lookup now will not enter one.
+        // A lookup begins under this lock, and none begins after `closed` is set: a thread that is
+        // not in a lookup now will not enter one.
         let joinable: Vec<_> = {
             let mut state = lock(&self.state);
             state.closed = true;
@@ -219,8 +222,8 @@ impl Looker {
     }
 
     fn serve(&self, request: &Request) {
-        // After its deadline no caller waits for the result. After the pool was dropped, there is no
-        // caller.
+        // After its deadline no caller waits for the result. After the pool was dropped, there is
+        // no caller.
         let wanted = {
             let state = lock(&self.state);
             let wanted = !state.closed && !request.deadline.passed();

@@ -17,8 +17,8 @@ use crate::net::lookup_pool::{Lookup, LookupPool};
 
 /// How many lookups of a relay run at once. It resolves the name of one gateway again and again.
 const RELAY_LOOKUPS: usize = 4;
-/// How many lookups of a gateway run at once: the unresolvable names of one session must not delay the
-/// names of the others.
+/// How many lookups of a gateway run at once: the unresolvable names of one session must not delay
+/// the names of the others.
 #[cfg(feature = "gateway")]
 const GATEWAY_LOOKUPS: usize = 32;
 /// How long a thread waits for the next name before it ends.
@@ -39,8 +39,8 @@ impl Resolver {
         Self::with_lookup(Vec::new(), Arc::new(ask_system), RELAY_LOOKUPS)
     }
 
-    /// The resolver of a gateway, with overrides. Of two for the same host and port, the later one is
-    /// used.
+    /// The resolver of a gateway, with overrides. Of two for the same host and port, the later one
+    /// is used.
     #[cfg(feature = "gateway")]
     pub(crate) fn with_overrides(overrides: Vec<Override>) -> Self {
         Self::with_lookup(overrides, Arc::new(ask_system), GATEWAY_LOOKUPS)
@@ -83,10 +83,9 @@ impl Resolver {
         }
         match host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
-            // "Name resolution APIs and libraries [...] SHOULD always return the IP loopback address"
-            // (RFC 6761, section 6.3). So no hosts file can send loopback traffic, perhaps in the
-            // clear, to another machine.
-            // https://www.rfc-editor.org/rfc/rfc6761#section-6.3
+            // "Name resolution APIs and libraries [...] SHOULD always return the IP loopback
+            // address" (RFC 6761, section 6.3). So no hosts file can send loopback traffic, perhaps
+            // in the clear, to another machine. https://www.rfc-editor.org/rfc/rfc6761#section-6.3
             Host::Name(name) if name == "localhost" => Ok(vec![
                 SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
                 SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port),

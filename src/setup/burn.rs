@@ -1,4 +1,5 @@
-//! Stage `burn`: deletes the token file after the relay has started (`manual/operations.md`, row burn).
+//! Stage `burn`: deletes the token file after the relay has started (`manual/operations.md`, row
+//! burn).
 //!
 //! The file that is deleted is the one that was read. Another file at its path is left alone.
 
@@ -26,12 +27,12 @@ impl TokenFile {
         })
     }
 
-    /// Deletes the file, if it is still the one that was read. A file that is already deleted is not an
-    /// error.
+    /// Deletes the file, if it is still the one that was read. A file that is already deleted is
+    /// not an error.
     ///
     /// # Errors
-    /// The token is, or may be, still on the disk: the file cannot be deleted, has a second name, or
-    /// was moved; or another file is at its path, which is not deleted.
+    /// The token is, or may be, still on the disk: the file cannot be deleted, has a second name,
+    /// or was moved; or another file is at its path, which is not deleted.
     pub(crate) fn burn(self) -> Result<(), Error> {
         let opened = fstat(&self.file).map_err(|errno| self.not_burnt("examined", errno))?;
         match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -39,9 +40,9 @@ impl TokenFile {
                 "is not the file that was read; it is not deleted",
                 "find the file that was read, and delete it",
             )),
-            // Between the check and the deletion another process may replace the file: no system call
-            // deletes by descriptor. Such a process can write to this directory, so it only causes the
-            // deletion of a file that it put there.
+            // Between the check and the deletion another process may replace the file: no system
+            // call deletes by descriptor. Such a process can write to this directory, so it only
+            // causes the deletion of a file that it put there.
             Ok(_) => match unlinkat(&self.directory, &self.name, AtFlags::empty()) {
                 Ok(()) if opened.st_nlink > 1 => Err(self.left_over(
                     "is deleted, but was a hard link: the token is still on the disk under another name",
@@ -164,8 +165,8 @@ mod tests {
         let (directory, path, token) = read_token();
         let number = fs::metadata(&path).expect("its metadata").ino();
         fs::remove_file(&path).expect("deleting");
-        // File systems such as ext4 give a freed number to the next file. The open descriptor prevents
-        // that.
+        // File systems such as ext4 give a freed number to the next file. The open descriptor
+        // prevents that.
         for other in 0..64 {
             let other = directory.path().join(other.to_string());
             fs::write(&other, "other").expect("another file");

@@ -1,10 +1,11 @@
-//! Where child processes are told to go: the one table of variables, from which `env`, `run`, the tests and the
-//! documentation are drawn (`manual/operations.md`).
+//! The variables of child processes: one table, from which `env`, `run`, the tests and the
+//! documentation take them (`manual/operations.md`).
 //!
-//! Nothing here changes the environment of this process, and nothing secret is in any value. What is not in the table stays
-//! as inherited. `HTTP_PROXY` and `ALL_PROXY` are not in it: the listener speaks CONNECT only, and a tool that sends an
-//! absolute-form request would be refused. `JAVA_TOOL_OPTIONS` is not in it: a JVM that is sent through an intercepting
-//! gateway without a trust store of ours fails where it worked before.
+//! The environment of this process is not changed, and no value contains a secret, except the URL
+//! of a relay with a password. Variables that are not in the table keep their inherited values.
+//! `HTTP_PROXY` and `ALL_PROXY` are not in it: the relay accepts only CONNECT, and would reject a
+//! request in absolute form. `JAVA_TOOL_OPTIONS` is not in it: without a trust store, a JVM behind
+//! an intercepting gateway would fail where it works without the proxy.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,191 +13,70 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::Environment;
+use crate::setup::no_proxy;
+use ChildValue::{Bundle, NoProxy, On, Proxy, Wgetrc};
 
-/// What never goes through the upstream: this machine, its cloud's metadata service, and private networks. The names and
-/// addresses come first, for clients that know no CIDR; registries are missing because reaching them is what we are for.
-const NO_PROXY: [&str; 11] = [
-    "localhost",
-    "127.0.0.1",
-    "::1",
-    "0.0.0.0",
-    "169.254.169.254",
-    "metadata.google.internal",
-    ".local",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
+/// Every variable that is set, in the order in which `env` prints them: names with the same value,
+/// the value, and its purpose.
+#[rustfmt::skip]
+const TABLE: &[(&[&str], ChildValue, &str)] = &[
+    // Go prefers the upper case, curl and Python the lower case. Both have the same value.
+    (&["HTTPS_PROXY", "https_proxy"], Proxy, "the proxy of nearly every tool"),
+    (&["NO_PROXY", "no_proxy"], NoProxy, "hosts reached directly, not through the proxy"),
+    (&["NODE_USE_ENV_PROXY"], On, "makes Node's built-in http and fetch use the proxy variables"),
+    (&["YARN_HTTPS_PROXY"], Proxy, "the proxy of Yarn 2 and later, which reads no other"),
+    (&["GLOBAL_AGENT_HTTPS_PROXY"], Proxy, "the proxy of Node programs that use global-agent"),
+    (&["GLOBAL_AGENT_NO_PROXY"], NoProxy, "the exceptions of global-agent"),
+    (&["grpc_proxy"], Proxy, "the proxy of gRPC"),
+    (&["no_grpc_proxy"], NoProxy, "the exceptions of gRPC"),
+    (&["SSL_CERT_FILE"], Bundle, "the roots of OpenSSL, Go, rustls and Python's ssl module"),
+    (&["REQUESTS_CA_BUNDLE"], Bundle, "the roots of Python's requests"),
+    (&["CURL_CA_BUNDLE"], Bundle, "the roots of curl"),
+    (&["GIT_SSL_CAINFO"], Bundle, "the roots of git"),
+    (&["PIP_CERT"], Bundle, "the roots of pip"),
+    (&["CARGO_HTTP_CAINFO"], Bundle, "the roots of cargo"),
+    (&["AWS_CA_BUNDLE"], Bundle, "the roots of the AWS command line and SDKs"),
+    (&["NIX_SSL_CERT_FILE"], Bundle, "the roots of Nix"),
+    (&["CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"], Bundle, "the roots of gcloud"),
+    (&["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"], Bundle, "the roots of gRPC"),
+    (&["BUNDLE_SSL_CA_CERT"], Bundle, "the roots of Ruby's Bundler"),
+    (&["npm_config_cafile"], Bundle, "the roots of npm"),
+    (&["YARN_HTTPS_CA_FILE_PATH"], Bundle, "the roots of Yarn 2 and later"),
+    (&["PERL_LWP_SSL_CA_FILE"], Bundle, "the roots of Perl's LWP"),
+    (&["NODE_EXTRA_CA_CERTS"], Bundle, "roots that Node, npm and bun add to their own"),
+    (&["DENO_CERT"], Bundle, "roots that Deno adds to its own"),
+    (&["WGETRC"], Wgetrc, "a settings file that names the roots, for a wget built with GnuTLS; only if the user has none"),
 ];
-
-/// The entry that means every host.
-const EVERY_HOST: &str = "*";
-
-/// Every variable that we set, in the order in which `env` prints them.
-const TABLE: &[Row] = &[
-    // Go reads the upper case first, curl and Python the lower: both, and identical.
-    Row {
-        names: &["HTTPS_PROXY", "https_proxy"],
-        value: Value::Proxy,
-        purpose: "the proxy of nearly every tool",
-    },
-    Row {
-        names: &["NO_PROXY", "no_proxy"],
-        value: Value::NoProxy,
-        purpose: "hosts reached directly, not through the proxy",
-    },
-    Row {
-        names: &["NODE_USE_ENV_PROXY"],
-        value: Value::On,
-        purpose: "makes Node's own http and fetch look at the proxy variables",
-    },
-    Row {
-        names: &["YARN_HTTPS_PROXY"],
-        value: Value::Proxy,
-        purpose: "the proxy of Yarn 2 and later, which reads no other",
-    },
-    Row {
-        names: &["GLOBAL_AGENT_HTTPS_PROXY"],
-        value: Value::Proxy,
-        purpose: "the proxy of Node programs that use global-agent",
-    },
-    Row {
-        names: &["GLOBAL_AGENT_NO_PROXY"],
-        value: Value::NoProxy,
-        purpose: "the exceptions of global-agent",
-    },
-    Row {
-        names: &["grpc_proxy"],
-        value: Value::Proxy,
-        purpose: "the proxy of gRPC",
-    },
-    Row {
-        names: &["no_grpc_proxy"],
-        value: Value::NoProxy,
-        purpose: "the exceptions of gRPC",
-    },
-    Row {
-        names: &["SSL_CERT_FILE"],
-        value: Value::Bundle,
-        purpose: "the roots of OpenSSL, Go, rustls and Python's ssl module",
-    },
-    Row {
-        names: &["REQUESTS_CA_BUNDLE"],
-        value: Value::Bundle,
-        purpose: "the roots of Python's requests",
-    },
-    Row {
-        names: &["CURL_CA_BUNDLE"],
-        value: Value::Bundle,
-        purpose: "the roots of curl",
-    },
-    Row {
-        names: &["GIT_SSL_CAINFO"],
-        value: Value::Bundle,
-        purpose: "the roots of git",
-    },
-    Row {
-        names: &["PIP_CERT"],
-        value: Value::Bundle,
-        purpose: "the roots of pip",
-    },
-    Row {
-        names: &["CARGO_HTTP_CAINFO"],
-        value: Value::Bundle,
-        purpose: "the roots of cargo",
-    },
-    Row {
-        names: &["AWS_CA_BUNDLE"],
-        value: Value::Bundle,
-        purpose: "the roots of the AWS command line and SDKs",
-    },
-    Row {
-        names: &["NIX_SSL_CERT_FILE"],
-        value: Value::Bundle,
-        purpose: "the roots of Nix",
-    },
-    Row {
-        names: &["CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"],
-        value: Value::Bundle,
-        purpose: "the roots of gcloud",
-    },
-    Row {
-        names: &["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"],
-        value: Value::Bundle,
-        purpose: "the roots of gRPC",
-    },
-    Row {
-        names: &["BUNDLE_SSL_CA_CERT"],
-        value: Value::Bundle,
-        purpose: "the roots of Ruby's Bundler",
-    },
-    Row {
-        names: &["npm_config_cafile"],
-        value: Value::Bundle,
-        purpose: "the roots of npm",
-    },
-    Row {
-        names: &["YARN_HTTPS_CA_FILE_PATH"],
-        value: Value::Bundle,
-        purpose: "the roots of Yarn 2 and later",
-    },
-    Row {
-        names: &["PERL_LWP_SSL_CA_FILE"],
-        value: Value::Bundle,
-        purpose: "the roots of Perl's LWP",
-    },
-    Row {
-        names: &["NODE_EXTRA_CA_CERTS"],
-        value: Value::Bundle,
-        purpose: "roots that Node, npm and bun add to their own",
-    },
-    Row {
-        names: &["DENO_CERT"],
-        value: Value::Bundle,
-        purpose: "roots that Deno adds to its own",
-    },
-    Row {
-        names: &["WGETRC"],
-        value: Value::Wgetrc,
-        purpose: "a settings file that names the roots, for a wget built with GnuTLS; only where there is none yet",
-    },
-];
-
-/// One row: names that share a value, and what that is for.
-struct Row {
-    names: &'static [&'static str],
-    value: Value,
-    purpose: &'static str,
-}
 
 /// What a variable is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
-    /// The relay's URL; by default without userinfo, which the JVM, Volta, Yarn and undici stumble over.
+enum ChildValue {
+    /// The URL of the relay. By default without userinfo, which the JVM, Volta, Yarn and undici
+    /// cannot parse.
     Proxy,
-    /// [`NO_PROXY`], merged with what was inherited.
+    /// The exceptions of [`no_proxy`], with the inherited ones.
     NoProxy,
     /// `1`.
     On,
     /// The path of the merged CA bundle.
     Bundle,
-    /// The path of the wget settings file, where we wrote one.
+    /// The path of the settings file for wget, if it was written.
     Wgetrc,
 }
 
-/// What the variables of a child process are made from.
+/// The values for a child process.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ChildEnv {
-    /// The relay's URL.
+    /// The URL of the relay.
     pub(crate) proxy: String,
     /// The merged CA bundle, an absolute path.
     pub(crate) bundle: PathBuf,
-    /// The wget settings file; `None` where the user has one of their own.
+    /// The settings file for wget. `None` if the user has one.
     pub(crate) wgetrc: Option<PathBuf>,
 }
 
 impl fmt::Debug for ChildEnv {
-    /// Without the URL, which may hold a password.
+    /// Without the URL, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChildEnv")
             .field("bundle", &self.bundle)
@@ -205,37 +85,39 @@ impl fmt::Debug for ChildEnv {
 }
 
 impl ChildEnv {
-    /// The variables to set for a child that would otherwise see `inherited`, in the order of the table.
+    /// The variables to set for a child that otherwise has the environment `inherited`, in the
+    /// order of the table.
     ///
-    /// `NO_PROXY` grows, everything else is replaced. Building on an environment that has our variables already changes
-    /// nothing in it.
+    /// Entries are added to `NO_PROXY`; all other values are replaced. For an environment that
+    /// already has these variables, the result is the same values.
     pub(crate) fn variables(&self, inherited: &Environment) -> Vec<(String, OsString)> {
         let mut variables = Vec::new();
-        for row in TABLE {
-            for &name in row.names {
-                let value = match row.value {
-                    Value::Proxy => Some(self.proxy.clone().into()),
-                    Value::NoProxy => Some(no_proxy_for(name, inherited).into()),
-                    Value::On => Some("1".into()),
-                    Value::Bundle => Some(self.bundle.clone().into_os_string()),
-                    Value::Wgetrc => self.wgetrc.clone().map(PathBuf::into_os_string),
+        for (names, value, _) in TABLE {
+            for &name in *names {
+                let value = match value {
+                    Proxy => Some(self.proxy.clone().into()),
+                    NoProxy => Some(no_proxy::merged(name, inherited).into()),
+                    On => Some("1".into()),
+                    Bundle => Some(self.bundle.clone().into_os_string()),
+                    Wgetrc => self.wgetrc.clone().map(PathBuf::into_os_string),
                 };
                 variables.extend(value.map(|value| (name.to_owned(), value)));
             }
         }
-        let every_host = |(name, value): &(String, OsString)| {
-            name == "NO_PROXY" && value.to_str().is_some_and(|v| v.split(',').any(is_star))
-        };
-        if variables.iter().any(every_host) {
+        let no_proxy = variables.iter().find(|(name, _)| name == "NO_PROXY");
+        let no_proxy = no_proxy.and_then(|(_, value)| value.to_str());
+        if no_proxy.is_some_and(no_proxy::includes_every_host) {
             log::warn!(
-                "the inherited NO_PROXY has the entry *, which keeps many tools from using any proxy; it is kept"
+                "the inherited NO_PROXY contains the entry *, so many tools will not use any proxy; remove it if \
+                 they should"
             );
         }
         variables
     }
 }
 
-/// `http://127.0.0.1:PORT`, or the loopback address that the relay was told to listen on; `userinfo` where the relay asks for it.
+/// The URL of a relay that listens on `listener`, with `userinfo` if the relay requires it. An
+/// unspecified address becomes the loopback address.
 pub(crate) fn proxy_url(listener: SocketAddr, userinfo: Option<&str>) -> String {
     let address = match listener.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -249,53 +131,27 @@ pub(crate) fn proxy_url(listener: SocketAddr, userinfo: Option<&str>) -> String 
     )
 }
 
-/// The variables that name a CA file: the roots in the inherited ones go into the bundle that replaces them.
+/// The variables that name a CA file. The bundle contains the roots of the inherited files.
 pub(crate) fn ca_variables() -> impl Iterator<Item = &'static str> {
-    names_of(Value::Bundle)
+    names_of(Bundle)
 }
 
 /// The variables that name the proxy.
+#[cfg(feature = "cli")]
 pub(crate) fn proxy_variables() -> impl Iterator<Item = &'static str> {
-    names_of(Value::Proxy)
+    names_of(Proxy)
 }
 
-fn names_of(value: Value) -> impl Iterator<Item = &'static str> {
-    let rows = TABLE.iter().filter(move |row| row.value == value);
-    rows.flat_map(|row| row.names.iter().copied())
+fn names_of(value: ChildValue) -> impl Iterator<Item = &'static str> {
+    let rows = TABLE.iter().filter(move |(_, of_row, _)| *of_row == value);
+    rows.flat_map(|(names, ..)| names.iter().copied())
 }
 
-/// Every variable that may be set and what it is for, in order: what the documentation has to say.
+/// Every variable that may be set and its purpose, in order, for the documentation.
+#[cfg(any(test, feature = "cli"))]
 pub fn documentation() -> impl Iterator<Item = (&'static str, &'static str)> {
     let rows = TABLE.iter();
-    rows.flat_map(|row| row.names.iter().map(|&name| (name, row.purpose)))
-}
-
-/// Our exceptions, then the general ones that were inherited, then what this variable had beyond them; each once.
-fn no_proxy_for(variable: &str, inherited: &Environment) -> String {
-    let found: Vec<&str> = ["NO_PROXY", "no_proxy", variable]
-        .into_iter()
-        .filter_map(|name| inherited.text(name))
-        .flat_map(|list| list.split(|c: char| c == ',' || c.is_whitespace()))
-        .filter(|entry| !entry.is_empty())
-        .collect();
-    // Beside other entries curl and Python no longer take it for every host: what is wanted is no proxy at all.
-    if !found.is_empty() && found.iter().copied().all(is_star) {
-        return EVERY_HOST.to_owned();
-    }
-    let mut entries: Vec<&str> = Vec::new();
-    for entry in NO_PROXY.into_iter().chain(found) {
-        if !entries
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(entry))
-        {
-            entries.push(entry);
-        }
-    }
-    entries.join(",")
-}
-
-fn is_star(entry: &str) -> bool {
-    entry == EVERY_HOST
+    rows.flat_map(|(names, _, purpose)| names.iter().map(|&name| (name, *purpose)))
 }
 
 #[cfg(test)]
@@ -320,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn no_variable_stands_in_the_table_twice_and_each_says_what_it_is_for() {
+    fn every_variable_is_in_the_table_once_and_has_a_purpose() {
         let mut names = HashSet::new();
         for (name, purpose) in documentation() {
             assert!(names.insert(name), "{name}");
@@ -335,8 +191,8 @@ mod tests {
         ] {
             assert!(!names.contains(never), "{never}");
         }
-        for left_alone in ["SSL_CERT_DIR", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS"] {
-            assert!(!names.contains(left_alone), "{left_alone}");
+        for unchanged in ["SSL_CERT_DIR", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS"] {
+            assert!(!names.contains(unchanged), "{unchanged}");
         }
     }
 
@@ -371,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn wgetrc_is_set_only_where_we_wrote_one() {
+    fn wgetrc_is_set_only_if_the_file_was_written() {
         let without = ChildEnv {
             wgetrc: None,
             ..child_env()
@@ -385,25 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_keeps_what_was_inherited_in_its_order_and_without_repeats() {
-        let all = variables(&[
-            (
-                "NO_PROXY",
-                "b.example, LOCALHOST,,a.example:8080 10.0.0.0/8",
-            ),
-            ("no_proxy", "a.example:8080,c.example,B.example"),
-            ("no_grpc_proxy", "d.example,c.example"),
-        ]);
-        let ours = NO_PROXY.join(",");
-        let merged = format!("{ours},b.example,a.example:8080,c.example");
-        assert_eq!(all.text("NO_PROXY"), Some(&*merged));
-        assert_eq!(all.text("GLOBAL_AGENT_NO_PROXY"), Some(&*merged));
-        let for_grpc = format!("{merged},d.example");
-        assert_eq!(all.text("no_grpc_proxy"), Some(&*for_grpc));
-    }
-
-    #[test]
-    fn doing_it_twice_changes_nothing() {
+    fn applying_the_variables_twice_changes_nothing() {
         for inherited in [
             &[][..],
             &[("NO_PROXY", "a.example"), ("no_proxy", "b.example")],
@@ -422,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_star_stays_alone() {
+    fn a_single_star_stays_single() {
         let all = variables(&[("no_proxy", " * ")]);
         assert_eq!(all.text("NO_PROXY"), Some("*"));
         assert_eq!(all.text("no_proxy"), Some("*"));
     }
 
     #[test]
-    fn the_proxy_is_where_the_relay_listens_and_never_the_unspecified_address() {
+    fn the_proxy_url_has_the_address_of_the_relay_and_never_the_unspecified_one() {
         for (listener, url) in [
             ("[::1]:8", "http://[::1]:8"),
             ("127.0.0.2:8", "http://127.0.0.2:8"),

@@ -1,37 +1,40 @@
-//! Stage `gate`: whether the settings ask for proxying, and whether they name a session and an upstream that can be used.
+//! Stage `gate`: whether the settings request proxying, and whether they name a usable session and
+//! upstream (`manual/operations.md`, row gate).
 //!
-//! It looks at settings only: no file is touched, no name looked up. Nor does it log: a gate that is closed on purpose is
-//! told apart from settings that are at fault, and the caller gives each its own level. `manual/operations.md`, row gate.
+//! Only settings are checked: no file is opened and no name is looked up. Nothing is logged here,
+//! because a gate that is closed on purpose and a wrong setting have different log levels, which
+//! the caller chooses.
 
 use crate::config::{Config, DEFAULT_BASE_URL, Source, When};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 
-/// What the gate found.
+/// The decision of the gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
-    /// Go on, for this session.
+    /// Set-up continues with this session.
     Open(Session),
-    /// Nobody asked for us: the silent case, worth a debug line.
+    /// Proxying was not requested. This is logged at debug level only.
     Closed {
-        /// What would have to be switched on, in a few words without a full stop.
+        /// Which switches are off, in a few words without a full stop.
         reason: String,
     },
 }
 
-/// Whose session it is, and where its upstream is.
+/// The session and its upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
-    /// The session id: visible ASCII without a colon, so that it can stand in a header and before one.
+    /// The session ID: visible ASCII without a colon, so that it can be the user-id of Basic
+    /// credentials.
     pub(crate) id: String,
     /// The upstream.
     pub(crate) base: BaseUrl,
 }
 
-/// Decides whether to go on.
+/// Decides whether set-up continues.
 ///
 /// # Errors
-/// The gate was asked to open, and a setting that it needs is missing or cannot be used.
+/// Proxying was requested, and a required setting is missing or unusable.
 pub(crate) fn check(config: &Config) -> Result<Gate, Error> {
     match config.when {
         When::Never => {
@@ -45,7 +48,7 @@ pub(crate) fn check(config: &Config) -> Result<Gate, Error> {
         }
         When::Always => {}
     }
-    // Only now: a value that nobody asked us to use is nobody's problem.
+    // Not earlier: an unusable value does not matter while proxying is off.
     let faults: Vec<_> = config.unusable().map(ToString::to_string).collect();
     if !faults.is_empty() {
         return Err(fault(faults.join(", and "), "correct or unset it"));
@@ -58,7 +61,7 @@ pub(crate) fn check(config: &Config) -> Result<Gate, Error> {
     Ok(Gate::Open(session))
 }
 
-/// Which switches are not on, if any.
+/// The switches that are off, if any.
 fn switched_off(config: &Config) -> Option<String> {
     let switches = [
         ("CLAUDE_CODE_REMOTE", config.remote),
@@ -78,7 +81,8 @@ fn base_url(config: &Config) -> Result<BaseUrl, Error> {
         (None, When::Auto) => DEFAULT_BASE_URL
             .parse()
             .map_err(|error| fault(format!("the default base URL: {error}"), "report it")),
-        // With the switches skipped nothing says whose token this is, so no third party gets it by default.
+        // Without the switches, nothing shows which upstream the token is for, so no default
+        // receives it.
         (None, _) => Err(fault(
             "no base URL is given, and with --when always there is no default",
             "set ANTHROPIC_BASE_URL or --base-url",
@@ -120,7 +124,7 @@ mod tests {
     use super::*;
     use crate::config::Environment;
 
-    /// What the gate says to an environment in which both switches are on.
+    /// The decision for an environment in which both switches are on.
     fn switched_on(more: &[(&str, &str)]) -> Result<Gate, Error> {
         let switches = [
             ("CLAUDE_CODE_REMOTE", "1"),
@@ -138,7 +142,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_at_fault(gate: Result<Gate, Error>, name: &str) {
+    fn assert_faulty(gate: Result<Gate, Error>, name: &str) {
         let error = gate.expect_err(name);
         assert_eq!(error.stage(), Stage::Gate);
         let text = error.to_string();
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn stays_closed_without_a_word_unless_both_switches_are_truthy() {
+    fn stays_closed_silently_unless_both_switches_are_truthy() {
         for (remote, enabled, missing) in [
             (None, None, "CLAUDE_CODE_REMOTE and CCR_"),
             (Some("1"), None, "by CCR_UPSTREAM_PROXY_ENABLED"),
@@ -164,7 +168,7 @@ mod tests {
             (Some("2"), Some("on"), "by CLAUDE_CODE_REMOTE"),
         ] {
             let mut environment = Environment::default();
-            // Faults, all of them: they must not matter.
+            // All of these are unusable, which must not matter.
             environment.set("UPSTREAMPROXY_WHEN", "sometimes");
             environment.set("UPSTREAMPROXY_LISTEN", "0.0.0.0:0");
             environment.set("ANTHROPIC_BASE_URL", "http://user:canary@h.example");
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn never_wins_over_the_switches_and_over_every_fault() {
+    fn never_overrides_the_switches_and_every_fault() {
         let gate = switched_on(&[
             ("UPSTREAMPROXY_WHEN", "never"),
             ("UPSTREAMPROXY_KEEPALIVE", "canary"),
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_setting_is_a_fault_once_the_switches_are_on() {
+    fn an_unusable_setting_is_a_fault_if_the_switches_are_on() {
         let session = ("CLAUDE_CODE_REMOTE_SESSION_ID", "s-1");
         for name in [
             "UPSTREAMPROXY_WHEN",
@@ -201,15 +205,15 @@ mod tests {
             "UPSTREAMPROXY_MAX_TUNNELS",
             "UPSTREAMPROXY_DRAIN_TIMEOUT",
         ] {
-            assert_at_fault(switched_on(&[session, (name, "canary")]), name);
+            assert_faulty(switched_on(&[session, (name, "canary")]), name);
         }
         let two = switched_on(&[
             session,
             ("UPSTREAMPROXY_KEEPALIVE", "canary"),
             ("UPSTREAMPROXY_IDLE_TIMEOUT", "canary"),
         ]);
-        assert_at_fault(two.clone(), "UPSTREAMPROXY_KEEPALIVE");
-        assert_at_fault(two, "UPSTREAMPROXY_IDLE_TIMEOUT");
+        assert_faulty(two.clone(), "UPSTREAMPROXY_KEEPALIVE");
+        assert_faulty(two, "UPSTREAMPROXY_IDLE_TIMEOUT");
     }
 
     #[test]
@@ -224,7 +228,7 @@ mod tests {
         let base = ("ANTHROPIC_BASE_URL", "http://127.0.0.1:8443/x/");
         let opened = open(always(&[session, base]));
         assert_eq!(opened.base.to_string(), "http://127.0.0.1:8443/x");
-        assert_at_fault(
+        assert_faulty(
             always(&[session, base, ("UPSTREAMPROXY_LISTEN", "canary")]),
             "UPSTREAMPROXY_LISTEN",
         );
@@ -236,7 +240,7 @@ mod tests {
             ("UPSTREAMPROXY_WHEN", "always"),
             ("UPSTREAMPROXY_SESSION_ID", "s-1"),
         ]);
-        assert_at_fault(gate, "ANTHROPIC_BASE_URL");
+        assert_faulty(gate, "ANTHROPIC_BASE_URL");
     }
 
     #[test]
@@ -251,7 +255,7 @@ mod tests {
             " ",
         ] {
             for name in ["UPSTREAMPROXY_BASE_URL", "ANTHROPIC_BASE_URL"] {
-                assert_at_fault(switched_on(&[session, (name, value)]), name);
+                assert_faulty(switched_on(&[session, (name, value)]), name);
             }
         }
         let mut config = Config::default();
@@ -275,14 +279,14 @@ mod tests {
             &long,
         ] {
             for name in ["UPSTREAMPROXY_SESSION_ID", "CLAUDE_CODE_REMOTE_SESSION_ID"] {
-                assert_at_fault(switched_on(&[(name, value)]), name);
+                assert_faulty(switched_on(&[(name, value)]), name);
             }
         }
-        assert_at_fault(switched_on(&[]), "CLAUDE_CODE_REMOTE_SESSION_ID");
+        assert_faulty(switched_on(&[]), "CLAUDE_CODE_REMOTE_SESSION_ID");
     }
 
     #[test]
-    fn a_session_id_may_be_as_long_as_the_limit_and_hold_any_other_visible_character() {
+    fn a_session_id_may_have_the_longest_length_and_any_other_visible_character() {
         let longest = "i".repeat(256);
         for id in [&longest, "!\"#$%&'()*+,-./;<=>?@[\\]^_`{|}~", "7"] {
             let session = open(switched_on(&[("UPSTREAMPROXY_SESSION_ID", id)]));
@@ -291,11 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn listens_beyond_loopback_only_when_that_is_allowed() {
+    fn listens_beyond_loopback_only_if_that_is_allowed() {
         let session = ("CLAUDE_CODE_REMOTE_SESSION_ID", "s-1");
         for address in ["0.0.0.0:0", "[::]:3128", "192.0.2.1:80", "[2001:db8::1]:1"] {
             let listen = ("UPSTREAMPROXY_LISTEN", address);
-            assert_at_fault(switched_on(&[session, listen]), "UPSTREAMPROXY_LISTEN");
+            assert_faulty(switched_on(&[session, listen]), "UPSTREAMPROXY_LISTEN");
             let allow = ("UPSTREAMPROXY_ALLOW_NON_LOOPBACK", "1");
             open(switched_on(&[session, listen, allow]));
         }

@@ -1,8 +1,8 @@
 //! The token file: opened and read with care, because other users may be able to write to its
 //! directory.
 //!
-//! A symbolic link is not followed, no operation waits, and a limited number of bytes is read. `burn`
-//! deletes the file later, if it is still the same file.
+//! A symbolic link is not followed, no operation waits, and a limited number of bytes is read.
+//! `burn` deletes the file later, if it is still the same file.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -27,16 +27,16 @@ const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CL
 #[cfg(not(target_os = "linux"))]
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
-/// How the token file is opened: a symbolic link is an error, a FIFO without a writer does not block,
-/// and a terminal does not become the controlling terminal.
+/// How the token file is opened: a symbolic link is an error, a FIFO without a writer does not
+/// block, and a terminal does not become the controlling terminal.
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// The same without a change of the access time, because `doctor` must not change anything. The kernel
-/// permits it to the file's owner only.
+/// The same without a change of the access time, because `doctor` must not change anything. The
+/// kernel permits it to the file's owner only.
 #[cfg(target_os = "linux")]
 const FILE_NOATIME: OFlags = FILE.union(OFlags::NOATIME);
 #[cfg(not(target_os = "linux"))]
@@ -49,12 +49,12 @@ const NAME_ANOTHER: &str =
 pub(crate) struct TokenFile {
     secret: Secret,
     pub(super) path: PathBuf,
-    /// The directory that contains `name`. A changed working directory or a replaced directory does not
-    /// affect `burn`.
+    /// The directory that contains `name`. A changed working directory or a replaced directory does
+    /// not affect `burn`.
     pub(super) directory: OwnedFd,
     pub(super) name: OsString,
-    /// Open until the file is deleted. Until then no other file can get its inode number, so the number
-    /// identifies the file.
+    /// Open until the file is deleted. Until then no other file can get its inode number, so the
+    /// number identifies the file.
     pub(super) file: File,
 }
 
@@ -374,8 +374,8 @@ pub(super) mod tests {
     #[test]
     fn a_file_that_cannot_be_opened_is_refused() {
         let (directory, _) = new_path();
-        // Errors that root gets, too: a name that is too long for the file system, and a name that no
-        // system call accepts.
+        // Errors that root gets, too: a name that is too long for the file system, and a name that
+        // no system call accepts.
         assert_refused(directory.path().join("n".repeat(300)), "cannot be opened");
         assert_refused(directory.path().join("nul\0inside"), "cannot be opened");
     }
@@ -383,7 +383,8 @@ pub(super) mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_read_error_is_refused() {
-        // fstat(2) reports a regular file. Nothing is mapped at address 0, so reading it fails with EIO.
+        // fstat(2) reports a regular file. Nothing is mapped at address 0, so reading it fails with
+        // EIO.
         assert_refused("/proc/self/mem", "cannot be read");
     }
 

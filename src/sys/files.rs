@@ -178,8 +178,8 @@ struct TemporaryName(PathBuf);
 
 impl TemporaryName {
     fn beside(path: &Path) -> Self {
-        // The keys of a `RandomState` are random, which is enough for a name that no other
-        // process is likely to use. An existing file is never overwritten.
+        // The keys of a `RandomState` are random, which is enough for a name that no other process
+        // is likely to use. An existing file is never overwritten.
         let random = RandomState::new().build_hasher().finish();
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());

@@ -1,8 +1,8 @@
 //! The settings of ureq: everything that decides where the request is sent and how long it takes.
 //!
-//! No default of ureq remains that could send it elsewhere. The `unversioned` interfaces of ureq are
-//! needed for the resolver, which must not start an unnamed thread, and for the step at which the
-//! download failed.
+//! No default of ureq remains that could send it elsewhere. The `unversioned` interfaces of ureq
+//! are needed for the resolver, which must not start an unnamed thread, and for the step at which
+//! the download failed.
 
 use std::fmt;
 use std::io;

@@ -1,10 +1,11 @@
 //! The download of the upstream's CA certificates (`manual/protocol.md`, Endpoints).
 //!
-//! One GET request with one deadline and without credentials. The response is accepted as a whole or
-//! not at all. Nothing is written here: `ca` merges, `bundle` writes.
+//! One GET request with one deadline and without credentials. The response is accepted as a whole
+//! or not at all. Nothing is written here: `ca` merges, `bundle` writes.
 //!
-//! A response without a length ends with its connection, and ureq does not distinguish a clean end from
-//! a cut connection. A cut inside a certificate is detected, one between two certificates is not.
+//! A response without a length ends with its connection, and ureq does not distinguish a clean end
+//! from a cut connection. A cut inside a certificate is detected, one between two certificates is
+//! not.
 
 mod agent;
 mod error;
