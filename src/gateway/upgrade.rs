@@ -10,7 +10,8 @@ use tungstenite::http::HeaderValue;
 use super::auth::{Bearer, Sessions};
 use crate::control::phase::Phase;
 use crate::http::base_url::{CA_CERT_PATH, WS_PATH};
-use crate::http::head::{Reply, RequestHead};
+use crate::http::head::RequestHead;
+use crate::http::reply::Reply;
 use crate::tunnel::ws_codec::{SUBPROTOCOL_V2, Version};
 
 /// What is done with a connection.

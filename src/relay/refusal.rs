@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use crate::control::phase::Phase;
 use crate::crypto::tls;
-use crate::http::head::Reply;
+use crate::http::reply::Reply;
 use crate::tunnel::error::{TlsError, TunnelError, UpgradeError, exhausted};
 
 /// Why there is no tunnel.
