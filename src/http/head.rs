@@ -367,26 +367,26 @@ mod tests {
 
     /// For every prefix of `bytes` from some length on, `read` returns the same result, and none
     /// before.
-    fn is_settled_once(
+    fn has_one_result(
         bytes: &[u8],
         read: impl Fn(&[u8]) -> Option<String>,
     ) -> Result<(), TestCaseError> {
         let mut answer = None;
         for end in 0..=bytes.len() {
-            let said = read(&bytes[..end]);
+            let result_text = read(&bytes[..end]);
             prop_assert!(
-                answer.is_none() || said == answer,
+                answer.is_none() || result_text == answer,
                 "after {} bytes {:?}, before it {:?}",
                 end,
-                said,
+                result_text,
                 answer
             );
-            answer = said;
+            answer = result_text;
         }
         Ok(())
     }
 
-    fn said<T: fmt::Debug>(read: Result<Option<T>, HeadError>) -> Option<String> {
+    fn result_text<T: fmt::Debug>(read: Result<Option<T>, HeadError>) -> Option<String> {
         read.transpose().map(|read| format!("{read:?}"))
     }
 
@@ -395,14 +395,14 @@ mod tests {
         fn any_request_head_is_the_same_in_any_segmentation(
             head in any_head("(CONNECT|GET|P[A-Z]{1,33}) [!-~]{1,20}( HTTP/1\\.[01])?"), tail in prop::collection::vec(any::<u8>(), 0..30),
         ) {
-            is_settled_once(&[head, tail].concat(), |front| said(request(front)))?;
+            has_one_result(&[head, tail].concat(), |front| result_text(request(front)))?;
         }
 
         #[test]
         fn any_response_head_is_the_same_in_any_segmentation(
             head in any_head("HTTP/1\\.[012] [0-9]{2,4}( [ -~]{0,20})?"), tail in prop::collection::vec(any::<u8>(), 0..30),
         ) {
-            is_settled_once(&[head, tail].concat(), |front| said(response(front)))?;
+            has_one_result(&[head, tail].concat(), |front| result_text(response(front)))?;
         }
 
         #[test]

@@ -48,7 +48,7 @@ mod tests {
     /// The role of `acts_in_a_separate_process`.
     const ROLE: &str = "UPSTREAMPROXY_TEST_HARDENING_ROLE";
 
-    /// `protect` affects the whole process, so each role runs in a process of its own. Without a
+    /// `protect` affects the whole process, so each role runs in a separate process. Without a
     /// role this test does nothing.
     #[test]
     fn acts_in_a_separate_process() {

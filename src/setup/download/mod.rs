@@ -203,7 +203,7 @@ pub(super) mod tests {
     ) -> impl Fn(TcpStream) + Send + 'static {
         move |mut stream| {
             read_head(&mut stream);
-            // A client that has seen enough may be gone before all is written.
+            // The client may close before everything is written.
             stream.write_all(bytes.as_ref()).ok();
             stream.shutdown(std::net::Shutdown::Write).ok();
             stream.read_to_end(&mut Vec::new()).ok();
