@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Run;
 use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
+use super::plan::{AT_ONCE, STREAMS};
 use super::progress::{figure, quantile, quantiles};
+use super::reports::Run;
 use super::verdict::{Moved, Samples};
 use crate::probe::problem::Problem;
 use crate::probe::relay::ProbeRelay;
@@ -17,10 +18,6 @@ use crate::probe::relay::ProbeRelay;
 /// release their buffers after 300 ms.
 const IDLE: usize = 64;
 const TO_REST: Duration = Duration::from_millis(1500);
-/// The number of tunnels that are opened at once.
-pub(super) const AT_ONCE: [usize; 2] = [1, 32];
-/// The numbers of connections that carry bytes at once.
-pub(super) const STREAMS: [usize; 3] = [1, 8, 64];
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 
