@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_has_a_name_of_its_own_and_stands_in_its_order() {
+    fn the_steps_are_in_order_and_have_unique_names() {
         let mut names: Vec<_> = Step::ALL.iter().map(|step| step.name()).collect();
         assert!(Step::ALL.is_sorted());
         names.sort_unstable();
