@@ -36,7 +36,7 @@
  * Process state. The library installs no signal handler. It does not change the signal mask, the locale, the working
  * directory, the environment or the limits of the process. It raises no SIGPIPE, so a host may keep the default action. It
  * prints nothing, with one exception: a bug in the library (a panic, reported as UPSTREAMPROXY_ERROR_INTERNAL) prints a
- * message on standard error. It may return free heap memory to the system (malloc_trim). Unless disabled, it makes the
+ * message on standard error. It may return free heap memory to the system (malloc_trim). By default it makes the
  * process non-dumpable before the session token is in memory (prctl PR_SET_DUMPABLE 0: no core file, no debugger,
  * /proc/PID for root only), and the process stays so. The setting "harden" = "false" disables that.
  *
