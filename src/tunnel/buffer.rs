@@ -1,7 +1,8 @@
-//! Byte buffers with room in front for a header, and the pool that their storage comes from.
+//! Byte buffers with room for a header in front, and the pool of their storage.
 //!
-//! A buffer is empty of storage until it is used, grows in classes while reads fill it, and gives its storage back
-//! when its tunnel falls silent: that is how an idle tunnel stays small and a busy one fast (`manual/architecture.md`).
+//! A buffer has no storage until it is used. Its storage grows in size classes while reads fill it,
+//! and returns to the pool when its tunnel becomes silent. So an idle tunnel uses little memory and
+//! a busy one makes large reads (`manual/architecture.md`, Memory).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,29 +10,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::MmapMut;
 
-/// Room kept in front of the bytes: a frame header (14 at most) and a chunk header (4 at most), rounded up.
+/// Bytes reserved in front of the data: a frame header (at most 14) and a chunk header (at most 4),
+/// rounded up.
 pub(crate) const HEADROOM: usize = 32;
 
-/// Room that a read leaves at the end, for what TLS adds to it: with it the sealed bytes fit into storage of the same size,
-/// and those of the largest into one chunk.
+/// Bytes that a read leaves free at the end, for the overhead of TLS records. The sealed bytes of a
+/// full read then fit into storage of the same class, and those of the largest class into one
+/// chunk.
 const TAIL: usize = 1 << 10;
 
-/// The sizes of storage. A silent tunnel that wakes up starts small; one whose reads fill the buffer moves up.
+/// The sizes of the storage classes. A tunnel starts with the smallest and moves to the next one
+/// when a read fills the buffer.
 const CLASSES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, 512 << 10];
 
-/// How many pieces of storage of each class are kept for the next tunnel: 4 MiB in all. Of the smallest as many as a burst
-/// of new tunnels needs for its heads.
-const KEPT: [usize; 4] = [64, 16, 4, 2];
+/// The maximum number of unused pieces of storage per class: 4 MiB in total. Of the smallest class
+/// the pool keeps as many as a burst of new tunnels needs for its request heads.
+const FREE_LIMITS: [usize; 4] = [64, 16, 4, 2];
 
-/// Up to how many bytes lent out in all a buffer may grow into each class: few busy tunnels get few large reads, many get
-/// many small ones, and the memory of all together stays what a handful would take.
-const GRANTED: [usize; 4] = [usize::MAX, usize::MAX, 12 << 20, 8 << 20];
+/// A buffer may grow into a class only while the storage in use by all buffers is at most this many
+/// bytes. So a few busy tunnels make large reads, and many busy tunnels make small reads; the total
+/// memory stays bounded.
+const GROWTH_LIMITS: [usize; 4] = [usize::MAX, usize::MAX, 12 << 20, 8 << 20];
 
-/// A class of storage, from the smallest up.
+/// A storage size; the default is the smallest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
-pub(crate) struct Class(u8);
+pub(crate) struct SizeClass(u8);
 
-impl Class {
+impl SizeClass {
     /// The next larger class, or the largest.
     pub(crate) fn larger(self) -> Self {
         Self((self.0 + 1).min(CLASSES.len() as u8 - 1))
@@ -42,28 +47,29 @@ impl Class {
     }
 }
 
-/// Storage that ended tunnels and silent ones gave back, shared by all tunnels of one relay or gateway.
+/// Unused storage, shared by all tunnels of one relay or gateway.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pool(Arc<Shelves>);
+pub(crate) struct Pool(Arc<PoolState>);
 
 #[derive(Debug, Default)]
-struct Shelves {
-    kept: [Mutex<Vec<Storage>>; CLASSES.len()],
-    /// Bytes that are in use.
-    lent: AtomicUsize,
+struct PoolState {
+    free: [Mutex<Vec<Storage>>; CLASSES.len()],
+    /// Bytes of storage that buffers use now.
+    in_use: AtomicUsize,
 }
 
-/// Initialised memory of one class, or of an odd size that is not kept.
+/// Initialised memory: of the size of a class, or of another size that the pool does not keep.
 #[derive(Debug)]
 enum Storage {
-    /// The kernel's own: what is given back is given back, and no allocator holds it for a thread that is gone.
+    /// From mmap(2): when dropped, it returns to the kernel. An allocator could keep it for a
+    /// thread that no longer exists.
     Pages(MmapMut),
-    /// Where the kernel maps no more.
+    /// From the allocator, if mmap(2) fails.
     Heap(Box<[u8]>),
 }
 
 impl Storage {
-    fn fresh(size: usize) -> Self {
+    fn allocate(size: usize) -> Self {
         MmapMut::map_anon(size).map_or_else(
             |_| Self::Heap(vec![0; size].into_boxed_slice()),
             Self::Pages,
@@ -101,41 +107,42 @@ impl Pool {
     /// Storage of at least `least` bytes.
     fn take(&self, least: usize) -> Storage {
         let class = CLASSES.iter().position(|&size| size >= least);
-        let kept = class.and_then(|class| {
-            let kept = &self.0.kept[class];
-            kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        let free = class.and_then(|class| {
+            let free = &self.0.free[class];
+            free.lock().unwrap_or_else(PoisonError::into_inner).pop()
         });
         let size = class.map_or(least, |class| CLASSES[class]);
-        let storage = kept.unwrap_or_else(|| Storage::fresh(size));
-        self.0.lent.fetch_add(storage.len(), Ordering::Relaxed);
+        let storage = free.unwrap_or_else(|| Storage::allocate(size));
+        self.0.in_use.fetch_add(storage.len(), Ordering::Relaxed);
         storage
     }
 
-    fn give_back(&self, storage: Storage) {
-        self.0.lent.fetch_sub(storage.len(), Ordering::Relaxed);
+    fn put_back(&self, storage: Storage) {
+        self.0.in_use.fetch_sub(storage.len(), Ordering::Relaxed);
         let Some(class) = CLASSES.iter().position(|&size| size == storage.len()) else {
             return;
         };
-        let mut kept = self.0.kept[class]
+        let mut free = self.0.free[class]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT[class] {
-            kept.push(storage);
+        if free.len() < FREE_LIMITS[class] {
+            free.push(storage);
         }
     }
 
-    /// The size that a buffer in search of `class` may have at this time.
-    fn granted(&self, class: Class) -> usize {
-        let lent = self.0.lent.load(Ordering::Relaxed);
+    /// The storage size that a buffer that requests `class` may use now.
+    fn allowed_size(&self, class: SizeClass) -> usize {
+        let in_use = self.0.in_use.load(Ordering::Relaxed);
         let mut index = class.index();
-        while lent > GRANTED[index] {
+        while in_use > GROWTH_LIMITS[index] {
             index -= 1;
         }
         CLASSES[index]
     }
 }
 
-/// Bytes that are on their way: taken from the front, added at the back, with room for a header before the first.
+/// A queue of bytes: consumed from the front, extended at the back, with room for a header in
+/// front.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     pool: Pool,
@@ -155,46 +162,46 @@ impl Buffer {
         }
     }
 
-    /// How many bytes are in it.
+    /// The number of bytes in the buffer.
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether nothing is in it.
+    /// Whether the buffer contains no bytes.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// The bytes in it.
+    /// The bytes in the buffer.
     pub(crate) fn filled(&self) -> &[u8] {
         self.storage.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// The bytes in it, to be changed in place.
+    /// The bytes in the buffer, for changes in place.
     pub(crate) fn filled_mut(&mut self) -> &mut [u8] {
         self.storage
             .get_mut(self.start..self.end)
             .unwrap_or_default()
     }
 
-    /// The free room behind the bytes, in storage of `class` where there is memory for it, less than that where there is not.
-    /// It is empty when the buffer is full: what is in it must go out first.
-    pub(crate) fn room(&mut self, class: Class) -> &mut [u8] {
+    /// The free room behind the bytes. The storage grows to `class` first, or to a smaller class if
+    /// much storage is in use. The room is empty if the buffer is full; consume bytes first.
+    pub(crate) fn room(&mut self, class: SizeClass) -> &mut [u8] {
         if self.storage.len() < CLASSES[class.index()] {
-            let size = self.pool.granted(class);
+            let size = self.pool.allowed_size(class);
             if self.storage.len() < size {
                 self.replace_storage(size);
             }
         }
         if self.start > HEADROOM && self.len() <= self.storage.len() / 8 {
-            // Cheap now, and the next read is a whole one.
+            // Moving few bytes is cheap, and the next read can use the whole storage.
             self.compact();
         }
         let end = self.storage.len().saturating_sub(TAIL);
         self.storage.get_mut(self.end..end).unwrap_or_default()
     }
 
-    /// Makes sure of at least `more` bytes of room, growing the storage beyond every class if it must.
+    /// Free room of at least `more` bytes. The storage grows beyond the largest class if necessary.
     pub(crate) fn reserve(&mut self, more: usize) -> &mut [u8] {
         if self.storage.len() - self.end.min(self.storage.len()) < more {
             if HEADROOM + self.len() + more <= self.storage.len() {
@@ -206,12 +213,12 @@ impl Buffer {
         self.storage.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// Counts `n` bytes of the room as filled.
+    /// Marks the first `n` bytes of the room as filled.
     pub(crate) fn advance(&mut self, n: usize) {
         self.end = (self.end + n).min(self.storage.len());
     }
 
-    /// Takes `n` bytes off the front.
+    /// Removes `n` bytes from the front.
     pub(crate) fn consume(&mut self, n: usize) {
         self.start += n.min(self.len());
         if self.is_empty() {
@@ -220,12 +227,12 @@ impl Buffer {
         }
     }
 
-    /// Drops all but the first `n` bytes.
+    /// Keeps the first `n` bytes and drops the rest.
     pub(crate) fn truncate(&mut self, n: usize) {
         self.end = self.start + n.min(self.len());
     }
 
-    /// Adds a copy of `bytes` at the back.
+    /// Appends a copy of `bytes`.
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -234,7 +241,7 @@ impl Buffer {
         self.advance(bytes.len());
     }
 
-    /// Puts `header` before the first byte. At most [`HEADROOM`] bytes, and only once until the buffer was emptied.
+    /// Inserts `header` before the first byte. It needs [`Self::has_headroom`].
     pub(crate) fn prepend(&mut self, header: &[u8]) {
         debug_assert!(header.len() <= self.start);
         self.start -= header.len();
@@ -246,10 +253,10 @@ impl Buffer {
         self.start >= n && !self.storage.is_empty()
     }
 
-    /// Gives the storage back if nothing is in it.
-    pub(crate) fn release_buffers(&mut self) {
+    /// Returns the storage to the pool if the buffer is empty.
+    pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.storage.is_empty() {
-            self.pool.give_back(std::mem::take(&mut self.storage));
+            self.pool.put_back(std::mem::take(&mut self.storage));
         }
     }
 
@@ -266,13 +273,13 @@ impl Buffer {
         let old = std::mem::replace(&mut self.storage, larger);
         self.start = HEADROOM;
         self.end = HEADROOM + len;
-        self.pool.give_back(old);
+        self.pool.put_back(old);
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.storage));
+        self.pool.put_back(std::mem::take(&mut self.storage));
     }
 }
 
@@ -301,7 +308,7 @@ mod tests {
     #[test]
     fn a_header_goes_in_front_of_fresh_bytes_without_a_copy() {
         let mut buffer = Buffer::new(&Pool::default());
-        let room = buffer.room(Class::default());
+        let room = buffer.room(SizeClass::default());
         room[..3].copy_from_slice(b"abc");
         buffer.advance(3);
         assert!(buffer.has_headroom(2));
@@ -312,39 +319,39 @@ mod tests {
     #[test]
     fn a_full_buffer_offers_no_room_until_a_larger_class_is_asked_for() {
         let mut buffer = Buffer::new(&Pool::default());
-        let n = buffer.room(Class::default()).len();
+        let n = buffer.room(SizeClass::default()).len();
         buffer.advance(n);
-        assert!(buffer.room(Class::default()).is_empty());
+        assert!(buffer.room(SizeClass::default()).is_empty());
         let larger = CLASSES[1] - HEADROOM - TAIL;
-        assert_eq!(buffer.room(Class::default().larger()).len(), larger - n);
+        assert_eq!(buffer.room(SizeClass::default().larger()).len(), larger - n);
         buffer.consume(n - 1);
         assert_eq!(
-            buffer.room(Class::default().larger()).len(),
+            buffer.room(SizeClass::default().larger()).len(),
             larger - 1,
             "a small rest moves to the front"
         );
     }
 
     #[test]
-    fn shed_storage_is_used_again() {
+    fn released_storage_is_used_again() {
         let pool = Pool::default();
         let mut buffer = Buffer::new(&pool);
         buffer.extend(b"x");
-        buffer.release_buffers();
+        buffer.release();
         assert_eq!(buffer.filled(), b"x", "bytes are never release_buffers");
         buffer.consume(1);
-        buffer.release_buffers();
-        assert_eq!(pool.0.kept[0].lock().map(|kept| kept.len()).ok(), Some(1));
+        buffer.release();
+        assert_eq!(pool.0.free[0].lock().map(|free| free.len()).ok(), Some(1));
         buffer.extend(b"y");
         assert_eq!(buffer.filled(), b"y");
-        assert_eq!(pool.0.kept[0].lock().map(|kept| kept.len()).ok(), Some(0));
+        assert_eq!(pool.0.free[0].lock().map(|free| free.len()).ok(), Some(0));
     }
 
     #[test]
     fn sealed_bytes_of_a_full_read_fit_into_storage_of_the_same_class_and_into_one_chunk() {
         for (index, size) in CLASSES.into_iter().enumerate() {
             let pool = Pool::default();
-            let read = Buffer::new(&pool).room(Class(index as u8)).len();
+            let read = Buffer::new(&pool).room(SizeClass(index as u8)).len();
             let sealed = read + read.div_ceil(16 << 10) * 30 + HEADROOM;
             assert!(HEADROOM + sealed <= size, "{sealed} of {size}");
             assert!(sealed <= crate::tunnel::chunk::MAX_DATA);
@@ -354,7 +361,7 @@ mod tests {
     #[test]
     fn many_busy_buffers_get_less_each_and_more_again_when_others_are_gone() {
         let pool = Pool::default();
-        let largest = Class(CLASSES.len() as u8 - 1);
+        let largest = SizeClass(CLASSES.len() as u8 - 1);
         let mut buffers: Vec<_> = (0..200).map(|_| Buffer::new(&pool)).collect();
         for buffer in &mut buffers {
             assert!(!buffer.room(largest).is_empty());
@@ -367,6 +374,6 @@ mod tests {
         last.room(largest);
         assert_eq!(last.storage.len(), CLASSES[3]);
         drop(last);
-        assert_eq!(pool.0.lent.load(Ordering::Relaxed), 0);
+        assert_eq!(pool.0.in_use.load(Ordering::Relaxed), 0);
     }
 }

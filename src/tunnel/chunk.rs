@@ -1,36 +1,38 @@
-//! `UpstreamProxyChunk`, the one protobuf message of the wire (`manual/protocol.md`): its codec, by the rules of proto3.
+//! The codec of `UpstreamProxyChunk`, the protobuf message of the wire protocol
+//! (`manual/protocol.md`, Messages). It follows the rules of proto3.
 //!
-//! Total and without I/O: any bytes give a chunk or an error. Framing is not here, see [`super::frame`].
+//! Without I/O: every input gives a chunk or an error. WebSocket framing is in [`super::frame`].
 
 use std::fmt;
 use std::ops::Range;
 
-/// The most data that a sender puts into one chunk, in bytes.
+/// The maximum size of the data that a sender puts into one chunk, in bytes.
 pub(crate) const MAX_DATA: usize = 512 << 10;
-/// The longest message that a receiver takes, in bytes.
+/// The maximum size of a message that a receiver accepts, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 1 << 20;
-/// The longest header that [`header`] writes: a tag, and a length of up to 2 MiB.
+/// The maximum length of the result of [`header`]: a tag, and a length below 2 MiB.
 pub(crate) const MAX_HEADER: usize = 4;
-/// A chunk that says `fin` and nothing else (version 2).
+/// The encoding of a chunk with `fin` and no data (version 2).
 pub(crate) const FIN: [u8; 2] = [FIN_TAG, 1];
 
 const DATA_TAG: u8 = 1 << 3 | 2;
 const FIN_TAG: u8 = 2 << 3;
-/// The longest varint ([protobuf encoding](https://protobuf.dev/programming-guides/encoding/#varints)).
+/// The maximum length of a varint ([protobuf
+/// encoding](https://protobuf.dev/programming-guides/encoding/#varints)).
 const MAX_VARINT: usize = 10;
-/// How deep groups may nest; protobuf's own decoders stop at 100 too.
+/// The maximum nesting depth of groups; protobuf's own decoders have the same limit.
 const MAX_GROUPS: usize = 100;
 
-/// What one message says.
+/// The content of one message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    /// Where the data lies in the message; empty for none.
+    /// The position of the data in the message; empty for no data.
     pub(crate) data: Range<usize>,
     /// The sender will send no more data in this direction (version 2).
     pub(crate) fin: bool,
 }
 
-/// Writes the header of a chunk with `len` bytes of data into `into`; returns how many bytes it took.
+/// Writes the header of a chunk with `len` bytes of data to `into`; returns its length.
 pub(crate) fn header(len: usize, into: &mut [u8; MAX_HEADER]) -> usize {
     debug_assert!(len <= MAX_DATA);
     into[0] = DATA_TAG;
@@ -46,33 +48,35 @@ pub(crate) fn header(len: usize, into: &mut [u8; MAX_HEADER]) -> usize {
     MAX_HEADER
 }
 
-/// What the first bytes of a message tell about the rest of it.
+/// What the first bytes of a message reveal about the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    /// More bytes are needed to tell.
+pub(crate) enum MessageStart {
+    /// More bytes are needed to decide.
     Unknown,
-    /// After this many header bytes, all the rest of the message is data: it may be delivered as it arrives.
+    /// All bytes after this many header bytes are data, so they can be delivered as they arrive.
     AllData(usize),
-    /// Anything else: the message is assembled and decoded whole.
+    /// Anything else: assemble the message, then decode it.
     Other,
 }
 
-/// Looks at the first bytes of a message of `len` bytes.
-pub(crate) fn start(first: &[u8], len: usize) -> Start {
+/// Classifies a message of `len` bytes by its first bytes.
+pub(crate) fn start(first: &[u8], len: usize) -> MessageStart {
     match first {
-        [] => Start::Unknown,
+        [] => MessageStart::Unknown,
         [DATA_TAG, length @ ..] => match varint(length) {
             Ok((data, n)) if data.checked_add(1 + n as u64) == Some(len as u64) => {
-                Start::AllData(1 + n)
+                MessageStart::AllData(1 + n)
             }
-            Err(DecodeError::Truncated) if first.len() < MAX_HEADER.min(len) => Start::Unknown,
-            _ => Start::Other,
+            Err(DecodeError::Truncated) if first.len() < MAX_HEADER.min(len) => {
+                MessageStart::Unknown
+            }
+            _ => MessageStart::Other,
         },
-        _ => Start::Other,
+        _ => MessageStart::Other,
     }
 }
 
-/// Decodes a whole message: unknown fields are skipped, the last field of a number wins.
+/// Decodes a complete message: unknown fields are skipped, the last field with a number wins.
 pub(crate) fn decode(message: &[u8]) -> Result<Chunk, DecodeError> {
     let mut chunk = Chunk::default();
     let mut groups: Vec<u64> = Vec::new();
@@ -80,7 +84,7 @@ pub(crate) fn decode(message: &[u8]) -> Result<Chunk, DecodeError> {
     while at < message.len() {
         let (tag, n) = varint(&message[at..])?;
         at += n;
-        // A tag is a 32-bit number: 29 bits of field number, 3 of wire type.
+        // A tag is a 32-bit number: 29 bits of field number, 3 bits of wire type.
         let field = tag >> 3;
         if field == 0 || tag > u64::from(u32::MAX) {
             return Err(DecodeError::FieldNumber);
@@ -117,14 +121,15 @@ pub(crate) fn decode(message: &[u8]) -> Result<Chunk, DecodeError> {
     }
 }
 
-/// The range of `len` bytes from `at`, if the message holds it.
+/// The range of `len` bytes from `at`, if the message contains it.
 fn skip(message: &[u8], at: usize, len: u64) -> Result<Range<usize>, DecodeError> {
     let len = usize::try_from(len).map_err(|_| DecodeError::Truncated)?;
     let end = at.checked_add(len).filter(|&end| end <= message.len());
     Ok(at..end.ok_or(DecodeError::Truncated)?)
 }
 
-/// A varint and how many bytes it took. It need not be minimal; bits over 64 are dropped, as protobuf's decoders do.
+/// Reads a varint; returns its value and length. It need not be minimal; bits above 64 are dropped,
+/// as in protobuf's decoders.
 fn varint(bytes: &[u8]) -> Result<(u64, usize), DecodeError> {
     let mut value = 0_u64;
     for (i, &byte) in bytes.iter().take(MAX_VARINT).enumerate() {
@@ -140,25 +145,25 @@ fn varint(bytes: &[u8]) -> Result<(u64, usize), DecodeError> {
     }
 }
 
-/// Why a message is no chunk.
+/// Why a message is not a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecodeError {
-    /// A field goes on past the end of the message.
+    /// A field is longer than the rest of the message.
     Truncated,
-    /// A varint of more than ten bytes.
+    /// A varint has more than ten bytes.
     Varint,
-    /// Field number 0, or one of more than 29 bits.
+    /// A field number is 0 or has more than 29 bits.
     FieldNumber,
-    /// A group that is not balanced, or nested too deep.
+    /// A group is not balanced, or nested too deeply.
     Group,
-    /// A wire type that does not exist.
+    /// A wire type does not exist.
     WireType,
 }
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Truncated => "a protobuf field goes on past the end of its message",
+            Self::Truncated => "a protobuf field exceeds its message",
             Self::Varint => "a protobuf varint has more than ten bytes",
             Self::FieldNumber => "a protobuf field number is out of range",
             Self::Group => "a protobuf group is not balanced",
@@ -207,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_message() {
+    fn invalid_messages_are_refused() {
         for (message, expected) in [
             (&b"\x0a"[..], DecodeError::Truncated),
             (b"\x0a\x02a", DecodeError::Truncated),
@@ -240,8 +245,16 @@ mod tests {
         for len in [0, 1, 127, 128, 16_383, 16_384, MAX_DATA - 1, MAX_DATA] {
             let mut bytes = [0; MAX_HEADER];
             let n = header(len, &mut bytes);
-            assert_eq!(start(&bytes[..n], n + len), Start::AllData(n), "{len}");
-            assert_eq!(start(&bytes[..n], n + len + 1), Start::Other, "{len}");
+            assert_eq!(
+                start(&bytes[..n], n + len),
+                MessageStart::AllData(n),
+                "{len}"
+            );
+            assert_eq!(
+                start(&bytes[..n], n + len + 1),
+                MessageStart::Other,
+                "{len}"
+            );
             let mut message = bytes[..n].to_vec();
             message.resize(n + len, 7);
             assert_eq!(decode(&message).map(|c| c.data), Ok(n..n + len));
@@ -257,9 +270,9 @@ mod tests {
         }
 
         #[test]
-        fn what_may_be_streamed_decodes_to_the_same_data(message in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn a_streamed_message_decodes_to_the_same_data(message in proptest::collection::vec(any::<u8>(), 0..64)) {
             for n in 0..=message.len() {
-                if let Start::AllData(header) = start(&message[..n], message.len()) {
+                if let MessageStart::AllData(header) = start(&message[..n], message.len()) {
                     let chunk = decode(&message);
                     prop_assert_eq!(chunk, Ok(Chunk { data: header..message.len(), fin: false }));
                 }

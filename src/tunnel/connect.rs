@@ -1,4 +1,4 @@
-//! A TCP connection to the first of several addresses that answers, within one deadline and with a stop in sight.
+//! Opens a TCP connection to the first of several addresses that answers.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -13,11 +13,14 @@ use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::net::wait::{OVER, wait};
 
-/// Connects to the first of `addresses` that answers, and says which it was. The socket is non-blocking, and has no delay. Each gets an equal share of what is left, so that one that swallows
-/// packets cannot use up the time of those behind it.
+/// Connects to the first of `addresses` that answers; blocks until the deadline of `watch` at most.
+/// Returns the socket, non-blocking and with TCP_NODELAY, and its address.
+///
+/// Each address gets an equal share of the remaining time, so that one that drops packets does not
+/// use up the time of the others.
 ///
 /// # Errors
-/// The last address' error; `TimedOut`, `ClientLeft` or `Stopped` from the watch.
+/// The error of the last address; `TimedOut`, `ClientLeft` or `Stopped` because of `watch`.
 pub(crate) fn connect(
     addresses: &[SocketAddr],
     watch: &WaitContext<'_>,
@@ -36,8 +39,8 @@ pub(crate) fn connect(
             });
         match connect_to(address, watch, share) {
             Ok(stream) => return Ok((stream, address)),
-            Err(over @ (TunnelError::ClientLeft | TunnelError::Stopped)) => return Err(over),
-            Err(fault) => last = fault,
+            Err(error @ (TunnelError::ClientLeft | TunnelError::Stopped)) => return Err(error),
+            Err(error) => last = error,
         }
     }
     Err(last)
@@ -72,8 +75,8 @@ fn connect_to(
             PollFd::from_borrowed_fd(client, PollFlags::empty()),
         ];
         wait(&mut fds, until.instant())?;
-        let [ours, _, client] = fds.map(|fd| fd.revents());
-        if !ours.is_empty() {
+        let [socket_events, _, client] = fds.map(|fd| fd.revents());
+        if !socket_events.is_empty() {
             return match socket.take_error()? {
                 None => Ok(socket.into()),
                 Some(error) => Err(error.into()),

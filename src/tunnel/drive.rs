@@ -1,4 +1,5 @@
-//! The conversation with a single peer that the phases before the stream are made of, and the close_and_drain after it.
+//! Reads and writes one connection until a condition holds: every exchange before the stream, and
+//! the closing of a connection.
 
 use std::mem;
 use std::net::TcpStream;
@@ -17,68 +18,71 @@ use crate::control::phase::Phase;
 use crate::control::stop::Stop;
 use crate::net::wait::{OVER, wait};
 
-/// What is read of a connection that was refused: more than a client sends before it looks for the answer, and over in no time.
-const DISMISSED_LIMIT: usize = 1 << 20;
+/// The maximum number of bytes read from a refused connection. It is more than a client sends
+/// before it reads the response.
+const REFUSED_DRAIN_LIMIT: usize = 1 << 20;
 
-/// What can end a conversation with one peer, besides the peer.
+/// What bounds a blocking call on one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitContext<'a> {
-    /// A stop request.
+    /// Interrupts the call.
     pub(crate) stop: &'a Stop,
-    /// The client that all this is for: when it is gone, so is the reason to go on.
+    /// The client that needs the result: if it disconnects, the call ends.
     pub(crate) client: Option<&'a TcpStream>,
-    /// By when it must be over.
+    /// The time limit.
     pub(crate) deadline: Deadline,
-    /// The phase that is bounded, for the error.
+    /// The current phase, for the error after the deadline.
     pub(crate) phase: Phase,
-    /// The interval of pings meanwhile; zero for none.
+    /// The interval of pings; zero for none.
     pub(crate) keepalive: Duration,
-    /// The tunnel stands already, so a stop leaves it the drain deadline.
+    /// The tunnel is open already, so after a stop request it may continue until the drain
+    /// deadline.
     pub(crate) drains: bool,
 }
 
 impl WaitContext<'_> {
-    /// When a stop ends it; `None` while nobody has asked for one.
-    fn stopped(&self) -> Option<Deadline> {
-        let asked = self.stop.requested()?;
+    /// When the stop request ends the call; `None` without a request.
+    fn stop_deadline(&self) -> Option<Deadline> {
+        let requested = self.stop.requested()?;
         Some(if self.drains {
-            asked
+            requested
         } else {
             Deadline::at(Instant::now())
         })
     }
 }
 
-/// Talks with the peer of one link, writing what is sealed and adding what comes to `received`, until `look` finds what it
-/// looks for.
+/// Writes what was sealed and appends received data to `received` until `check` returns a value;
+/// blocks until the deadline of `watch` at most.
 ///
 /// # Errors
-/// What `look` returns and what the link meets; `TimedOut` with the watch's phase; `ClientLeft`, `Stopped`, `Ended`, `Closed`.
+/// Errors of `check` and of the connection; `TimedOut` with the phase of `watch`; `ClientLeft`;
+/// `Stopped`; `ConnectionEnded` and `Closed` if the peer ends the connection.
 pub(crate) fn drive_until<T>(
     conn: &mut Conn,
     received: &mut Buffer,
     watch: &WaitContext<'_>,
-    mut look: impl FnMut(&mut Conn, &mut Buffer) -> Result<Option<T>, TunnelError>,
+    mut check: impl FnMut(&mut Conn, &mut Buffer) -> Result<Option<T>, TunnelError>,
 ) -> Result<T, TunnelError> {
     let mut keepalive = Keepalive::new(watch.keepalive, Instant::now());
     loop {
-        let met = step(conn, received);
-        // What came before a failure still counts: a refusal may be followed by a reset.
-        if let Some(found) = look(conn, received)? {
-            // It lies behind what was looked for, so it is for whoever reads on.
-            if let Err(fault) = met {
-                conn.defer_error(fault);
+        let result = step(conn, received);
+        // Data received before an error counts: a refusal may be followed by a reset.
+        if let Some(found) = check(conn, received)? {
+            // The error came after the data, so the next reader gets it.
+            if let Err(error) = result {
+                conn.defer_error(error);
             }
             return Ok(found);
         }
-        met?;
+        result?;
         if let Some(close) = conn.websocket().and_then(WsCodec::peer_close) {
             return Err(TunnelError::Closed(close.code));
         }
         if conn.eof() {
             return Err(TunnelError::ConnectionEnded);
         }
-        if watch.stopped().is_some_and(Deadline::passed) {
+        if watch.stop_deadline().is_some_and(Deadline::passed) {
             return Err(TunnelError::Stopped);
         }
         let now = Instant::now();
@@ -102,12 +106,13 @@ pub(crate) fn drive_until<T>(
                     .next_check()
                     .map_or(Deadline::never(), Deadline::at),
             );
-            pause(conn, watch, until)?;
+            wait_for_events(conn, watch, until)?;
         }
     }
 }
 
-/// Reads what can be read, and writes what can be written: also when reading failed, as TLS may have an alert to send.
+/// Reads if the socket is readable, and writes, even if reading failed: TLS may have an alert to
+/// send.
 fn step(conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
     let read = if conn.readable {
         conn.fill(received)
@@ -118,21 +123,25 @@ fn step(conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
     read.and(written)
 }
 
-fn pause(conn: &mut Conn, watch: &WaitContext<'_>, until: Deadline) -> Result<(), TunnelError> {
+fn wait_for_events(
+    conn: &mut Conn,
+    watch: &WaitContext<'_>,
+    until: Deadline,
+) -> Result<(), TunnelError> {
     let mut interest = PollFlags::IN;
     interest.set(PollFlags::OUT, !conn.flushed());
-    // The client is watched for its end only: what it sends meanwhile waits in its socket.
+    // No events for the client except its end; what it sends waits in its socket.
     let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
-    let stopped = watch.stopped();
+    let stop = watch.stop_deadline();
     let mut fds = [
         PollFd::from_borrowed_fd(conn.fd(), interest),
-        PollFd::from_borrowed_fd(watch.stop.wake_fd(stopped), PollFlags::IN),
+        PollFd::from_borrowed_fd(watch.stop.wake_fd(stop), PollFlags::IN),
         PollFd::from_borrowed_fd(client, PollFlags::empty()),
     ];
-    let until = stopped.map_or(until, |stop| until.min(stop));
+    let until = stop.map_or(until, |at| until.min(at));
     wait(&mut fds, until.instant())?;
-    let [ours, _, client] = fds.map(|fd| fd.revents());
-    conn.set_readiness(ours);
+    let [conn_events, _, client] = fds.map(|fd| fd.revents());
+    conn.set_readiness(conn_events);
     if client.intersects(OVER) {
         Err(TunnelError::ClientLeft)
     } else {
@@ -140,19 +149,20 @@ fn pause(conn: &mut Conn, watch: &WaitContext<'_>, until: Deadline) -> Result<()
     }
 }
 
-/// Ends the sending direction and reads on until the peer ends its own, so that no reset overtakes what was sent last.
+/// Flushes, ends the sending direction, and drops what the peer sends until it ends its direction.
+/// Without this, a reset could destroy the last bytes sent. Blocks for `at_most`.
 pub(crate) fn close_and_drain(conn: Conn, stop: &Stop, at_most: Duration) {
-    read_out(conn, stop, at_most, usize::MAX);
+    drain(conn, stop, at_most, usize::MAX);
 }
 
-/// The same for one that was refused: it has no claim on our reading much of what it sends without end.
+/// Does the same for a refused connection, but reads a limited number of bytes.
 pub(crate) fn refuse_and_drain(conn: Conn, stop: &Stop, at_most: Duration) {
-    read_out(conn, stop, at_most, DISMISSED_LIMIT);
+    drain(conn, stop, at_most, REFUSED_DRAIN_LIMIT);
 }
 
-fn read_out(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
+fn drain(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
     let mut until = Deadline::after(at_most);
-    let mut shut = false;
+    let mut shut_down = false;
     loop {
         if let Some(stop) = stop.requested() {
             until = until.min(stop);
@@ -162,12 +172,12 @@ fn read_out(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
         }
         if until.passed() {
             if !conn.flushed() {
-                // What was not taken is lost, and must not look like the end.
+                // Some bytes were not sent. A reset shows the peer that this is not the end.
                 conn.reset();
             }
             return;
         }
-        if conn.flushed() && !mem::replace(&mut shut, true) {
+        if conn.flushed() && !mem::replace(&mut shut_down, true) {
             conn.shut_writing();
         }
         match conn.discard() {
@@ -180,7 +190,7 @@ fn read_out(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
         if wait(&mut fds, until.instant()).is_err() {
             return;
         }
-        let [woken] = fds.map(|fd| fd.revents());
-        conn.set_readiness(woken);
+        let [events] = fds.map(|fd| fd.revents());
+        conn.set_readiness(events);
     }
 }

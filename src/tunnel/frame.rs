@@ -1,7 +1,9 @@
-//! WebSocket frames, streamed ([RFC 6455, section 5]): payload is handed on as it arrives, no frame is ever held whole.
+//! WebSocket frames ([RFC 6455, section 5]), streamed: payload is delivered as it arrives, no frame
+//! is buffered.
 //!
-//! Without I/O. `tungstenite` owns the header's format; the rules about headers (reserved bits, control frames,
-//! fragmentation, masking, close payloads) are checked here. What a message means is [`super::ws_codec`]'s.
+//! Without I/O. `tungstenite` parses and formats the header. This module checks the rules about
+//! reserved bits, masking, control frames, fragmentation and close payloads. The content of
+//! messages belongs to [`super::ws_codec`].
 //!
 //! [RFC 6455, section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
 
@@ -13,7 +15,8 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 use super::error::{ProtocolError, TunnelError};
 use crate::crypto::random;
 
-/// Which end of the WebSocket we are; the client masks, the server does not ([RFC 6455, section 5.1]).
+/// This end of the WebSocket. The client masks its frames, the server does not ([RFC 6455, section
+/// 5.1]).
 ///
 /// [RFC 6455, section 5.1]: https://www.rfc-editor.org/rfc/rfc6455#section-5.1
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,21 +27,22 @@ pub(crate) enum Role {
     Server,
 }
 
-/// The longest header: 2 bytes, 8 of length, 4 of mask.
+/// The maximum length of a header: 2 bytes, 8 bytes of length, 4 bytes of masking key.
 pub(crate) const MAX_HEADER: usize = 14;
-/// The longest control payload ([RFC 6455, section 5.5](https://www.rfc-editor.org/rfc/rfc6455#section-5.5)).
+/// The maximum payload of a control frame ([RFC 6455, section
+/// 5.5](https://www.rfc-editor.org/rfc/rfc6455#section-5.5)).
 pub(crate) const MAX_CONTROL: usize = 125;
 
-/// A key that payload is masked with, and how far it has been used.
+/// A masking key, rotated to the current position in the payload; `None` masks nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mask(Option<[u8; 4]>);
 
 impl Mask {
-    /// Masks or unmasks `bytes`, which follow right after those that this mask was applied to before.
+    /// Masks or unmasks `bytes` and advances the position in the key.
     pub(crate) fn apply(&mut self, bytes: &mut [u8]) {
         let Some(key) = &mut self.0 else { return };
         let wide = wide(*key);
-        // Arrays, not slices: no call and no check for each word, also where a build is made for size.
+        // Arrays instead of slices: no call and no bounds check per word, even in a build for size.
         let (words, tail) = bytes.as_chunks_mut();
         for word in words {
             *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
@@ -50,7 +54,7 @@ impl Mask {
         key.rotate_left(used);
     }
 
-    /// The same on the way from one place to another of the same length: one pass over the bytes and not two.
+    /// Copies `from` to `to`, which has the same length, and masks it in the same pass.
     pub(crate) fn copy(&mut self, from: &[u8], to: &mut [u8]) {
         let Some(key) = self.0 else {
             return to.copy_from_slice(from);
@@ -72,46 +76,46 @@ fn wide(key: [u8; 4]) -> u64 {
     u64::from_ne_bytes([a, b, c, d, a, b, c, d])
 }
 
-/// What the reader found next in the bytes.
+/// One element of the received byte stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
-    /// A data frame begins; its payload follows in `Payload` pieces.
+    /// The start of a data frame; its payload follows as `Payload`.
     Frame {
-        /// Bytes of payload in this frame.
+        /// The length of its payload.
         len: usize,
-        /// No frame of this message comes after it.
+        /// It is the last frame of its message.
         last: bool,
-        /// A message begins with it.
+        /// It is the first frame of its message.
         first: bool,
     },
-    /// Payload of the frame at hand, still to be unmasked.
+    /// Payload of the current data frame, still masked, and the mask for it.
     Payload(&'a [u8], Mask),
-    /// The frame at hand is complete.
+    /// The end of the current data frame.
     FrameEnd,
-    /// A ping; its payload must come back in a pong.
+    /// A ping; the pong must have the same payload.
     Ping(Vec<u8>),
     /// A pong.
     Pong,
-    /// The closing handshake, with the code if there was one.
+    /// A close frame, with its code if it has one.
     Close(Option<u16>),
 }
 
-/// Cuts the bytes of one direction into pieces.
+/// Splits the received byte stream into pieces.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     role: Role,
     limit: usize,
     header: [u8; MAX_HEADER],
     header_len: usize,
-    state: State,
-    /// A message was begun and not yet finished.
+    state: ReadState,
+    /// The current message has more frames to come.
     in_message: bool,
-    /// How many bytes the message has had so far, whole frames only.
+    /// The sum of the frame lengths of the current message so far.
     message_len: usize,
 }
 
 #[derive(Debug)]
-enum State {
+enum ReadState {
     Header,
     Payload {
         left: usize,
@@ -127,39 +131,40 @@ enum State {
 }
 
 impl FrameReader {
-    /// A reader for the frames that the peer of `role` sends, in messages of at most `limit` bytes.
+    /// A reader at the end `role`, for messages of at most `limit` bytes.
     pub(crate) fn new(role: Role, limit: usize) -> Self {
         Self {
             role,
             limit,
             header: [0; MAX_HEADER],
             header_len: 0,
-            state: State::Header,
+            state: ReadState::Header,
             in_message: false,
             message_len: 0,
         }
     }
 
-    /// The next piece, taken off the front of `bytes`; `None` when more bytes are needed. After a close everything is dropped.
+    /// Takes the next piece from the front of `bytes`; `None` if more bytes are needed. All bytes
+    /// after a close are dropped.
     pub(crate) fn next<'a>(
         &mut self,
         bytes: &mut &'a [u8],
     ) -> Result<Option<Piece<'a>>, TunnelError> {
         loop {
             match &mut self.state {
-                State::Header => match self.read_header(bytes)? {
+                ReadState::Header => match self.read_header(bytes)? {
                     Some((header, len)) => {
-                        if let Some(piece) = self.begin(&header, len)? {
+                        if let Some(piece) = self.begin_frame(&header, len)? {
                             return Ok(Some(piece));
                         }
                     }
                     None => return Ok(None),
                 },
-                State::Payload { left: 0, .. } => {
-                    self.state = State::Header;
+                ReadState::Payload { left: 0, .. } => {
+                    self.state = ReadState::Header;
                     return Ok(Some(Piece::FrameEnd));
                 }
-                State::Payload { left, mask } => {
+                ReadState::Payload { left, mask } => {
                     let taken = take(bytes, *left);
                     if taken.is_empty() {
                         return Ok(None);
@@ -171,7 +176,7 @@ impl FrameReader {
                     }
                     return Ok(Some(Piece::Payload(taken, now)));
                 }
-                State::Control {
+                ReadState::Control {
                     control,
                     len,
                     payload,
@@ -185,9 +190,9 @@ impl FrameReader {
                     }
                     let (control, payload) = (*control, std::mem::take(payload));
                     self.state = if control == Control::Close {
-                        State::Closed
+                        ReadState::Closed
                     } else {
-                        State::Header
+                        ReadState::Header
                     };
                     return Ok(Some(match control {
                         Control::Ping => Piece::Ping(payload),
@@ -195,7 +200,7 @@ impl FrameReader {
                         _ => Piece::Pong,
                     }));
                 }
-                State::Closed => {
+                ReadState::Closed => {
                     *bytes = &[];
                     return Ok(None);
                 }
@@ -203,42 +208,42 @@ impl FrameReader {
         }
     }
 
-    /// Gathers a header over as many calls as it takes.
+    /// Reads a header, over several calls if it arrives in parts.
     fn read_header(
         &mut self,
         bytes: &mut &[u8],
     ) -> Result<Option<(FrameHeader, u64)>, TunnelError> {
-        let held = self.header_len;
-        let added = take(&mut { *bytes }, MAX_HEADER - held);
-        self.header[held..held + added.len()].copy_from_slice(added);
-        let mut cursor = Cursor::new(&self.header[..held + added.len()]);
+        let have = self.header_len;
+        let added = take(&mut { *bytes }, MAX_HEADER - have);
+        self.header[have..have + added.len()].copy_from_slice(added);
+        let mut cursor = Cursor::new(&self.header[..have + added.len()]);
         match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => {
-                take(bytes, cursor.position() as usize - held);
+                take(bytes, cursor.position() as usize - have);
                 self.header_len = 0;
                 Ok(Some(parsed))
             }
             Ok(None) => {
                 take(bytes, added.len());
-                self.header_len = held + added.len();
+                self.header_len = have + added.len();
                 Ok(None)
             }
             Err(_) => Err(ProtocolError::Opcode.into()),
         }
     }
 
-    /// Checks a header and begins its frame; the piece is for data frames only, as control frames are gathered first.
-    /// How many bytes of the payload at hand are still to come.
+    /// The number of bytes of the current frame's payload that have not been received.
     pub(crate) fn payload_left(&self) -> usize {
         match self.state {
-            State::Payload { left, .. } => left,
+            ReadState::Payload { left, .. } => left,
             _ => 0,
         }
     }
 
-    /// Takes the payload at hand off the front of `bytes`, unmasked where it lies. Returns how much that was.
+    /// Unmasks payload of the current frame in place, from the front of `bytes`; returns its
+    /// length.
     pub(crate) fn unmask(&mut self, bytes: &mut [u8]) -> usize {
-        let State::Payload { left, mask } = &mut self.state else {
+        let ReadState::Payload { left, mask } = &mut self.state else {
             return 0;
         };
         let taken = bytes.len().min(*left);
@@ -247,7 +252,7 @@ impl FrameReader {
         taken
     }
 
-    fn begin(
+    fn begin_frame(
         &mut self,
         header: &FrameHeader,
         len: u64,
@@ -256,7 +261,8 @@ impl FrameReader {
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return Err(ProtocolError::ReservedBit.into());
         }
-        // RFC 6455, section 5.1: a server closes "upon receiving a frame that is not masked", a client one that is.
+        // RFC 6455, section 5.1: the server closes the connection "upon receiving a frame that is
+        // not masked", the client if it receives a masked one.
         if header.mask.is_some() != (self.role == Role::Server) {
             return Err(ProtocolError::Masking.into());
         }
@@ -271,7 +277,7 @@ impl FrameReader {
                 if len > MAX_CONTROL as u64 || !header.is_final {
                     return Err(ProtocolError::ControlFrame.into());
                 }
-                self.state = State::Control {
+                self.state = ReadState::Control {
                     control,
                     len: len as usize,
                     payload: Vec::new(),
@@ -296,7 +302,7 @@ impl FrameReader {
                 }
                 self.message_len = before + len;
                 self.in_message = !header.is_final;
-                self.state = State::Payload { left: len, mask };
+                self.state = ReadState::Payload { left: len, mask };
                 Ok(Some(Piece::Frame {
                     len,
                     last: header.is_final,
@@ -307,14 +313,15 @@ impl FrameReader {
     }
 }
 
-/// Takes up to `n` bytes off the front of `bytes`.
+/// Takes up to `n` bytes from the front of `bytes`.
 fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
     let (taken, rest) = bytes.split_at(n.min(bytes.len()));
     *bytes = rest;
     taken
 }
 
-/// The code of a close payload, which is empty or a code and UTF-8 text ([RFC 6455, section 5.5.1]).
+/// The code in a close payload, which is empty or consists of a code and UTF-8 text ([RFC 6455,
+/// section 5.5.1]).
 ///
 /// [RFC 6455, section 5.5.1]: https://www.rfc-editor.org/rfc/rfc6455#section-5.5.1
 fn close_code(payload: &[u8]) -> Result<Option<u16>, TunnelError> {
@@ -331,14 +338,14 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, TunnelError> {
     }
 }
 
-/// Writes headers, each with a fresh mask key where we are the client.
+/// Writes frame headers, with a fresh masking key per frame if this end is the client.
 pub(crate) struct FrameWriter {
     role: Role,
     keys: [u8; KEYS],
     used: usize,
 }
 
-/// How many bytes of key material are drawn at once, so that not every frame costs a system call.
+/// The number of bytes of key material per system call.
 const KEYS: usize = 256;
 
 impl std::fmt::Debug for FrameWriter {
@@ -350,7 +357,7 @@ impl std::fmt::Debug for FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer for the frames that `role` sends.
+    /// A writer for frames sent by `role`.
     pub(crate) fn new(role: Role) -> Self {
         Self {
             role,
@@ -359,7 +366,8 @@ impl FrameWriter {
         }
     }
 
-    /// Writes the header of a whole message (one frame) of `len` bytes; returns its length and the mask for the payload.
+    /// Writes the header of an unfragmented message of `len` bytes; returns its length and the mask
+    /// for the payload.
     pub(crate) fn header(
         &mut self,
         opcode: OpCode,
@@ -383,7 +391,8 @@ impl FrameWriter {
         Ok((cursor.position() as usize, Mask(mask)))
     }
 
-    /// A key that nobody can foresee ([RFC 6455, section 5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
+    /// A key that cannot be predicted ([RFC 6455, section
+    /// 5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
     fn key(&mut self) -> Result<[u8; 4], TunnelError> {
         if self.used + 4 > KEYS {
             random::fill(&mut self.keys)?;
@@ -403,10 +412,10 @@ mod tests {
 
     use super::*;
 
-    /// Everything that the pieces of `bytes` say, cut at every `step` bytes: data and control, flattened.
+    /// The data and control frames in `bytes`, received in parts of `step` bytes.
     fn read(role: Role, bytes: &[u8], step: usize) -> Result<Vec<String>, TunnelError> {
         let mut reader = FrameReader::new(role, 1 << 20);
-        let mut said = Vec::new();
+        let mut events = Vec::new();
         let mut payload = Vec::new();
         for part in bytes.chunks(step.max(1)) {
             let mut part = part;
@@ -417,19 +426,19 @@ mod tests {
                         payload.extend_from_slice(bytes);
                         mask.apply(&mut payload[from..]);
                     }
-                    Piece::FrameEnd => said.push(format!(
+                    Piece::FrameEnd => events.push(format!(
                         "{:?}",
                         String::from_utf8_lossy(&std::mem::take(&mut payload))
                     )),
-                    other => said.push(format!("{other:?}")),
+                    other => events.push(format!("{other:?}")),
                 }
             }
             assert!(part.is_empty());
         }
-        Ok(said)
+        Ok(events)
     }
 
-    /// A frame as tungstenite writes it.
+    /// A frame as written by tungstenite.
     fn frame(opcode: OpCode, last: bool, mask: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
         let header = FrameHeader {
             is_final: last,
@@ -452,7 +461,7 @@ mod tests {
             OpCode::Control(Control::Ping),
             true,
             key,
-            b"are you there",
+            b"are you alive",
         ));
         bytes.extend(frame(OpCode::Data(Data::Continue), true, key, b"lo, world"));
         bytes.extend(frame(
@@ -482,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_rfc_forbids() {
+    fn violations_of_the_rfc_are_refused() {
         let binary = OpCode::Data(Data::Binary);
         let unmasked = frame(binary, true, None, b"x");
         let masked = frame(binary, true, Some([9; 4]), b"x");
@@ -537,9 +546,9 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_a_close_is_dropped() {
-        let said = read(Role::Client, &[0x88, 0, 0x82, 1, b'x'], 1).expect("reads");
-        assert_eq!(said, ["Close(None)"]);
+    fn bytes_after_a_close_are_dropped() {
+        let events = read(Role::Client, &[0x88, 0, 0x82, 1, b'x'], 1).expect("reads");
+        assert_eq!(events, ["Close(None)"]);
     }
 
     #[test]
@@ -588,7 +597,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_give_pieces_or_a_fault(bytes in proptest::collection::vec(any::<u8>(), 0..200), step in 1_usize..20) {
+        fn any_bytes_give_pieces_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), step in 1_usize..20) {
             let _ = read(Role::Client, &bytes, step);
             let _ = read(Role::Server, &bytes, step);
         }

@@ -1,36 +1,37 @@
-//! Signs of life on a WebSocket: when a ping is due, and when silence means that the peer is gone (`manual/protocol.md`, Messages).
+//! Keepalive of a WebSocket: when to send a ping, and when a silent peer counts as gone
+//! (`manual/protocol.md`, Messages).
 //!
-//! Pure: it is told what happened and when, and asks nothing of the clock.
+//! Without I/O: the caller passes the time and every event.
 
 use std::time::{Duration, Instant};
 
-/// Silent intervals in a row that end a tunnel.
+/// The number of silent intervals in a row that end a tunnel.
 const MAX_SILENT_INTERVALS: u32 = 3;
 
-/// What is to be done now.
+/// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeepaliveAction {
     /// Nothing.
     Wait,
     /// Send a ping.
     Ping,
-    /// The peer is gone.
+    /// Give up: the peer is gone.
     Dead,
 }
 
-/// Keeps the time of one WebSocket's signs of life.
+/// The keepalive state of one WebSocket.
 #[derive(Debug)]
 pub(crate) struct Keepalive {
     interval: Option<Duration>,
-    /// When we last sent anything.
+    /// When this end last sent anything.
     last_sent: Instant,
-    /// When the current interval of silence from the peer began.
+    /// When the current interval without received bytes began.
     silent_since: Instant,
     silent_intervals: u32,
 }
 
 impl Keepalive {
-    /// A ping after each silent `interval`; zero: none, ever.
+    /// A keepalive that pings after each silent `interval`; never if it is zero.
     pub(crate) fn new(interval: Duration, now: Instant) -> Self {
         Self {
             interval: Some(interval).filter(|i| !i.is_zero()),
@@ -40,24 +41,24 @@ impl Keepalive {
         }
     }
 
-    /// Something was sent.
+    /// Records that bytes were sent.
     pub(crate) fn on_sent(&mut self, now: Instant) {
         self.last_sent = now;
     }
 
-    /// Something came; anything counts.
+    /// Records that bytes were received; anything counts as a sign of life.
     pub(crate) fn on_received(&mut self, now: Instant) {
         self.silent_since = now;
         self.silent_intervals = 0;
     }
 
-    /// When to ask for a verdict at the latest.
+    /// The time of the next [`Self::check`]; `None` without a keepalive.
     pub(crate) fn next_check(&self) -> Option<Instant> {
         let interval = self.interval?;
         Some(self.last_sent.min(self.silent_since) + interval)
     }
 
-    /// What is to be done at `now`. Only intervals in which this end was `reading` count against the peer.
+    /// The action due at `now`. An interval counts against the peer only if this end was `reading`.
     pub(crate) fn check(&mut self, now: Instant, reading: bool) -> KeepaliveAction {
         let Some(interval) = self.interval else {
             return KeepaliveAction::Wait;
@@ -65,7 +66,8 @@ impl Keepalive {
         let silent = now >= self.silent_since + interval;
         let quiet = now >= self.last_sent + interval;
         if silent {
-            // One strike however late we are asked: a process that was stopped for an hour has heard nothing of it.
+            // One interval, however late this check is: a process that was suspended for an hour
+            // could not receive anything.
             self.silent_since = now;
             self.silent_intervals = if reading {
                 self.silent_intervals + 1
@@ -91,7 +93,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(25);
 
     #[test]
-    fn three_silent_intervals_end_it_and_each_sends_a_ping() {
+    fn three_silent_intervals_end_the_tunnel_and_each_sends_a_ping() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(INTERVAL, start);
         assert_eq!(keepalive.next_check(), Some(start + INTERVAL));
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_heard_starts_the_count_anew() {
+    fn received_bytes_reset_the_count() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_stop_of_this_process_counts_as_one_interval() {
+    fn a_long_suspension_of_this_process_counts_as_one_interval() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(INTERVAL, start);
         assert_eq!(
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn held_off_intervals_do_not_count_but_still_ping() {
+    fn intervals_without_reading_do_not_count_but_send_pings() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(INTERVAL, start);
         for n in 1..20 {
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_only_talks_still_gets_its_ping() {
+    fn a_peer_that_only_sends_still_gets_a_ping() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(INTERVAL, start);
         keepalive.on_received(start + INTERVAL / 2);

@@ -1,6 +1,10 @@
-//! The opening inside the WebSocket (`manual/protocol.md`): a CONNECT head one way, a status head the other, both plain HTTP/1.1.
+//! The opening of a tunnel inside the WebSocket (`manual/protocol.md`, The opening): a CONNECT
+//! request ([RFC 9110, section 9.3.6]) and its response, as HTTP/1.1 heads.
 //!
-//! Without I/O. The relay writes [`request`] and reads [`ConnectResponse`]; the gateway reads [`ConnectRequest`] and writes its answer.
+//! Without I/O. The relay writes [`request`] and reads [`ConnectResponse`]; the gateway reads
+//! [`ConnectRequest`] and writes the response.
+//!
+//! [RFC 9110, section 9.3.6]: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
 
 use std::fmt;
 
@@ -11,15 +15,15 @@ use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
 use crate::http::head;
 
-/// What a gateway answers when the target stands.
+/// The gateway's response when it is connected to the target.
 pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
-/// How much of a refusal's text is read, in bytes.
+/// The maximum number of bytes that are read of the text of a refusal.
 pub(crate) const TEXT_LIMIT: usize = 1 << 10;
 
-/// The relay's head, built from the parsed authority and never from the client's bytes.
+/// The relay's request. It contains the parsed authority, never bytes of the client's request.
 pub(crate) fn request(authority: &Authority, credentials: &Credentials) -> Zeroizing<Vec<u8>> {
     let basic = credentials.basic();
-    // Room for all of it at once: a vector that grows leaves copies behind.
+    // The full capacity from the start: a vector that grows leaves copies of the token behind.
     let mut head = Zeroizing::new(Vec::with_capacity(basic.len() + 400));
     for part in [
         "CONNECT ",
@@ -33,19 +37,21 @@ pub(crate) fn request(authority: &Authority, credentials: &Credentials) -> Zeroi
     head
 }
 
-/// What the gateway answered.
+/// The gateway's response.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ConnectResponse {
-    /// The status.
+    /// The status code.
     pub(crate) status: u16,
-    /// The length of the head, after which the tunnel is transparent or the text begins.
+    /// The length of the head. After it, the tunnel is transparent, or the text of a refusal
+    /// begins.
     pub(crate) len: usize,
-    /// How long the text is, where the head says so.
+    /// The length of the text, if the head has one.
     pub(crate) text: Option<usize>,
 }
 
 impl ConnectResponse {
-    /// Reads the answer off the front of `bytes`; `None` when more are needed. Interim answers (1xx) before it are skipped.
+    /// Reads the response from the front of `bytes`; `None` if more bytes are needed. Interim
+    /// responses (1xx) before it are skipped.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
         let Some((head, len)) = head::final_response(bytes)? else {
             return Ok(None);
@@ -64,24 +70,24 @@ impl ConnectResponse {
         }))
     }
 
-    /// Whether the target stands.
+    /// Whether the gateway is connected to the target.
     pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
-/// What a relay asked for.
+/// The relay's request.
 pub(crate) struct ConnectRequest {
     /// The target.
     pub(crate) authority: Authority,
-    /// The value of `Proxy-Authorization`, if there is exactly one.
+    /// The value of `Proxy-Authorization`, if the field occurs exactly once.
     pub(crate) authorization: Option<Zeroizing<Vec<u8>>>,
-    /// The length of the head; early data follows.
+    /// The length of the head; early data follows it.
     pub(crate) len: usize,
 }
 
 impl fmt::Debug for ConnectRequest {
-    /// Without the credentials.
+    /// Omits the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectRequest")
             .field("authority", &self.authority)
@@ -91,7 +97,8 @@ impl fmt::Debug for ConnectRequest {
 }
 
 impl ConnectRequest {
-    /// Reads the relay's head off the front of `bytes`; `None` when more are needed. Fields that are not known are ignored.
+    /// Reads the request from the front of `bytes`; `None` if more bytes are needed. Unknown fields
+    /// are ignored.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, TunnelError> {
         let Some((head, len)) = head::request(bytes)? else {
             return Ok(None);
@@ -112,7 +119,8 @@ impl ConnectRequest {
     }
 }
 
-/// Plain text of a refusal: printable ASCII of at most [`TEXT_LIMIT`] bytes, everything else a space.
+/// The text of a refusal, made printable: at most [`TEXT_LIMIT`] bytes, with a space for every byte
+/// that is not printable ASCII.
 pub(crate) fn plain_text(bytes: &[u8]) -> String {
     let text: String = bytes
         .iter()
@@ -165,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_apart() {
+    fn refusals_and_successes_are_distinguished() {
         let read = |text: &str| ConnectResponse::read(text.as_bytes());
         assert!(read("HTTP/1.1 200 OK").expect("no fault").is_none());
         let answer = read("HTTP/1.1 204 No Content\r\n\r\ndata")
@@ -208,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_a_refusal_is_harmless() {
+    fn the_text_of_a_refusal_contains_printable_ascii_only() {
         assert_eq!(
             plain_text(b" denied\r\n\x1b[31m by <policy> \xff"),
             "denied   [31m by <policy>"

@@ -1,8 +1,9 @@
-//! TLS as a layer without I/O, over rustls' unbuffered API: records in, plain bytes out, and the other way round.
+//! TLS as a layer without I/O, over rustls' unbuffered API: converts records to plain bytes and
+//! back.
 //!
-//! A plain transport is the absence of this layer. Bytes that came from the socket lie in [`Tls::incoming`] until whole
-//! records are there; they are decrypted where they lie. Whatever TLS itself has to say goes into the caller's buffer,
-//! in the order in which it must be sent.
+//! A connection without TLS does not have this layer. Received bytes wait in [`Tls::incoming`]
+//! until they are whole records, which are decrypted in place. Handshake messages and alerts are
+//! appended to the caller's buffer in the order in which they must be sent.
 
 use rustls::ProtocolVersion;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
@@ -15,12 +16,13 @@ use rustls_pki_types::CertificateDer;
 use super::buffer::{Buffer, Pool};
 use super::error::{TlsError, TunnelError};
 
-/// What a record costs beyond its plain bytes, at most: header 5, explicit nonce 8, tag 16, content type 1.
+/// The maximum overhead of a record: header 5, explicit nonce 8, tag 16, content type 1.
 const RECORD_OVERHEAD: usize = 30;
-/// The most plain bytes in one record ([RFC 8446, section 5.1](https://www.rfc-editor.org/rfc/rfc8446#section-5.1)).
+/// The maximum number of plain bytes in a record ([RFC 8446, section
+/// 5.1](https://www.rfc-editor.org/rfc/rfc8446#section-5.1)).
 const RECORD_LIMIT: usize = 16 << 10;
 
-/// Either end of a TLS connection.
+/// The rustls connection of either end.
 enum Endpoint {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
@@ -29,7 +31,7 @@ enum Endpoint {
 /// One TLS connection.
 pub(crate) struct Tls {
     endpoint: Endpoint,
-    /// Bytes from the peer that are not yet whole records.
+    /// Received bytes that do not form a whole record yet.
     pub(crate) incoming: Buffer,
     established: bool,
     close_notify_received: bool,
@@ -44,23 +46,23 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-/// What one step of the connection asked for.
+/// The result of processing one rustls state.
 enum TlsStep {
-    /// There may be more to do with the bytes at hand.
+    /// Process the next state.
     Again,
-    /// More bytes are needed.
+    /// More received bytes are needed.
     Wait,
-    /// Application data may be written, and nothing else is to be done.
+    /// Nothing is left to process, and application data may be encrypted.
     Ready,
 }
 
 impl Tls {
-    /// The client's end.
+    /// The client end of a connection.
     pub(crate) fn client(endpoint: UnbufferedClientConnection, pool: &Pool) -> Self {
         Self::new(Endpoint::Client(Box::new(endpoint)), pool)
     }
 
-    /// The server's end.
+    /// The server end of a connection.
     pub(crate) fn server(endpoint: UnbufferedServerConnection, pool: &Pool) -> Self {
         Self::new(Endpoint::Server(Box::new(endpoint)), pool)
     }
@@ -75,7 +77,7 @@ impl Tls {
         }
     }
 
-    /// Whether the handshake is done and application data may be sealed.
+    /// Whether the handshake is complete and application data may be encrypted.
     pub(crate) fn established(&self) -> bool {
         self.established
     }
@@ -85,7 +87,7 @@ impl Tls {
         self.close_notify_received
     }
 
-    /// The protocol that was agreed on by ALPN, once the handshake is done.
+    /// The protocol negotiated by ALPN; `None` before the handshake is complete or without one.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.alpn_protocol(),
@@ -93,7 +95,7 @@ impl Tls {
         }
     }
 
-    /// The version that was agreed on, once the peer has chosen.
+    /// The negotiated version of TLS; `None` before it is known.
     pub(crate) fn version(&self) -> Option<ProtocolVersion> {
         match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.protocol_version(),
@@ -101,7 +103,7 @@ impl Tls {
         }
     }
 
-    /// The certificate that the peer showed, once it was verified.
+    /// The peer's verified certificate; `None` before it is verified or without one.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
         let chain = match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.peer_certificates(),
@@ -110,8 +112,11 @@ impl Tls {
         chain?.first()
     }
 
-    /// Takes the records in [`Self::incoming`]: their data goes to `above`, what must be answered into `wire`.
-    /// On a fault the alert that tells the peer is in `wire`.
+    /// Processes the records in [`Self::incoming`]: passes their data to `above` and appends
+    /// responses to `wire`.
+    ///
+    /// # Errors
+    /// After an error, `wire` contains the alert for the peer, if there is one.
     pub(crate) fn open(
         &mut self,
         wire: &mut Buffer,
@@ -133,12 +138,12 @@ impl Tls {
         }
     }
 
-    /// Seals `plain` into records at the end of `wire`. The handshake must be done.
+    /// Encrypts `plain` and appends the records to `wire`. The handshake must be complete.
     pub(crate) fn seal(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), TunnelError> {
         self.write(Outgoing::Data(plain), wire)
     }
 
-    /// Adds `close_notify` to `wire`, once: no more will be written.
+    /// Appends `close_notify` to `wire`, once. No data may be sealed afterwards.
     pub(crate) fn send_close_notify(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         if self.established && !std::mem::replace(&mut self.close_notify_sent, true) {
             self.write(Outgoing::CloseNotify, wire)?;
@@ -147,7 +152,7 @@ impl Tls {
     }
 
     fn write(&mut self, what: Outgoing<'_>, wire: &mut Buffer) -> Result<(), TunnelError> {
-        // `open` leaves no whole record behind, so nothing can come up here.
+        // `open` leaves no whole record behind, so no data can arrive here.
         let above = &mut |_: &[u8]| Err(TlsError::UnexpectedData.into());
         loop {
             match self.step(wire, above, Some(what))? {
@@ -165,7 +170,7 @@ impl Tls {
         what: Option<Outgoing<'_>>,
     ) -> Result<TlsStep, TunnelError> {
         let incoming = self.incoming.filled_mut();
-        // The two ends differ in type only; a macro or a second copy of `process` would say no more.
+        // The two arms differ in their types only.
         let (discard, step) = match &mut self.endpoint {
             Endpoint::Client(c) => process::<ClientConnectionData>(
                 c.process_tls_records(incoming),
@@ -186,21 +191,21 @@ impl Tls {
         step
     }
 
-    /// After a failure rustls has the alert ready; it is all that is still said.
+    /// Appends the alert that rustls has prepared after an error.
     fn alert(&mut self, wire: &mut Buffer) {
-        // One step, which encodes it: a second would read on where the failure was, and fail a second time.
+        // One state encodes the alert. The next one would process the same invalid input again.
         let _ = self.step(wire, &mut |_: &[u8]| Ok(()), None);
     }
 }
 
-/// What is to be written once the connection is ready for it.
+/// What to encrypt.
 #[derive(Clone, Copy)]
 enum Outgoing<'a> {
     Data(&'a [u8]),
     CloseNotify,
 }
 
-/// Does what the connection's state asks for. Returns how many incoming bytes are done with.
+/// Processes one state of the connection. Returns how many incoming bytes to discard.
 fn process<Side>(
     status: UnbufferedStatus<'_, '_, Side>,
     wire: &mut Buffer,
@@ -227,7 +232,7 @@ fn process<Side>(
             encode(&mut data, wire).map(|()| TlsStep::Again)
         }
         Ok(ConnectionState::TransmitTlsData(transmit)) => {
-            // The bytes are in `wire`, in order, and that is as good as sent.
+            // The bytes are in `wire` in the right order, which counts as sent.
             transmit.done();
             Ok(TlsStep::Again)
         }
@@ -245,7 +250,7 @@ fn process<Side>(
             }),
         },
         Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => Ok(TlsStep::Wait),
-        // No configuration of ours offers early data.
+        // No configuration of this crate accepts early data.
         Ok(_) => Err(TlsError::EarlyData.into()),
     };
     (discard, step)
@@ -255,7 +260,7 @@ fn sealed_size(plain: usize) -> usize {
     plain + plain.div_ceil(RECORD_LIMIT) * RECORD_OVERHEAD
 }
 
-/// Calls `write` with room in `wire`, and once more with the room that it asks for.
+/// Calls `write` with room for `guess` bytes in `wire`, and again if it requires more.
 fn grow_until(
     wire: &mut Buffer,
     guess: usize,

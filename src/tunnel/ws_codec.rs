@@ -1,7 +1,9 @@
-//! The stream inside the WebSocket: chunks in binary messages, `fin`, pings and the closing handshake (`manual/protocol.md`).
+//! The codec for the stream in a WebSocket: chunks in binary messages, `fin`, ping, pong and close
+//! (`manual/protocol.md`, Messages).
 //!
-//! Without I/O, a layer between [`super::tls`] below and plain bytes above. Data of a message that is one frame and
-//! nothing but data is handed on as it arrives; any other message is assembled first, from a budget that all tunnels share.
+//! Without I/O. Below it is TLS ([`super::tls`]) or the socket, above it plain bytes. The data of
+//! an unfragmented message that contains nothing else is delivered as it arrives. Any other message
+//! is assembled first, within a budget shared by all tunnels.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::buffer::Buffer;
-use super::chunk::{self, Start};
+use super::chunk::{self, MessageStart};
 use super::error::{ProtocolError, TunnelError};
 use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
 
-/// How the wire's two versions differ: only the second has `fin`.
+/// The version of the wire protocol; only version 2 has `fin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     /// No subprotocol was selected.
@@ -22,17 +24,18 @@ pub(crate) enum Version {
     V2,
 }
 
-/// The subprotocol that stands for version 2.
+/// The subprotocol that selects version 2.
 pub(crate) const SUBPROTOCOL_V2: &str = "upstreamproxy.v2";
 
-/// Bytes that all tunnels of one relay or gateway may hold together in messages that are being assembled.
-const BUDGET: usize = 64 << 20;
+/// The maximum number of bytes in messages that are being assembled, over all tunnels of one relay
+/// or gateway.
+const BUDGET_LIMIT: usize = 64 << 20;
 
-/// The shared budget for assembling messages.
+/// The shared count of bytes in messages that are being assembled.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Budget(Arc<AtomicUsize>);
 
-/// A message in the making; what it holds is counted against the budget until it is dropped.
+/// A message that is being assembled; it counts against the budget until it is dropped.
 #[derive(Debug)]
 struct Assembly {
     bytes: Vec<u8>,
@@ -49,10 +52,10 @@ impl Assembly {
         }
     }
 
-    /// Adds `bytes`, unless the budget is used up.
+    /// Appends `bytes`, if the budget permits.
     fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), TunnelError> {
         self.counted += bytes.len();
-        if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET {
+        if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET_LIMIT {
             return Err(ProtocolError::NoBudget.into());
         }
         let from = self.bytes.len();
@@ -68,31 +71,31 @@ impl Drop for Assembly {
     }
 }
 
-/// What is known of the message at hand.
+/// The state of the message that is being received.
 #[derive(Debug)]
 enum MessageState {
     /// Between messages.
     Idle,
-    /// The first bytes, too few to tell; `len` is the message's whole length.
+    /// Too few bytes to classify a message of `len` bytes.
     Start {
         first: [u8; chunk::MAX_HEADER],
         have: usize,
         len: usize,
     },
-    /// All that comes is data.
+    /// The rest of the message is data.
     Data,
-    /// To be decoded when it is whole. `last`: the frame at hand is its last one.
+    /// The message is decoded when it is complete. `last`: the current frame is its last one.
     Assembly { assembly: Assembly, last: bool },
 }
 
 /// The peer's close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerClose {
-    /// Its close code, if it gave one.
+    /// Its close code, if it has one.
     pub(crate) code: Option<u16>,
 }
 
-/// The chunk layer of one tunnel.
+/// The codec of one end of a WebSocket.
 #[derive(Debug)]
 pub(crate) struct WsCodec {
     version: Version,
@@ -100,7 +103,7 @@ pub(crate) struct WsCodec {
     writer: FrameWriter,
     inbound: MessageState,
     budget: Budget,
-    /// The payload of the latest ping that still wants its pong.
+    /// The payload of the latest ping that has not been answered.
     pending_pong: Option<Vec<u8>>,
     fin_received: bool,
     fin_queued: bool,
@@ -109,7 +112,7 @@ pub(crate) struct WsCodec {
 }
 
 impl WsCodec {
-    /// The layer for one end of a WebSocket whose opening handshake is done.
+    /// A codec for one end of a WebSocket after its opening handshake.
     pub(crate) fn new(role: Role, version: Version, budget: &Budget) -> Self {
         Self {
             version,
@@ -125,32 +128,32 @@ impl WsCodec {
         }
     }
 
-    /// The version that the two ends agreed on.
+    /// The negotiated version.
     pub(crate) fn version(&self) -> Version {
         self.version
     }
 
-    /// The peer has said that it will send no more data.
+    /// Whether a `fin` was received.
     pub(crate) fn fin_received(&self) -> bool {
         self.fin_received
     }
 
-    /// We have said that we will send no more data.
+    /// Whether a `fin` was encoded for sending.
     pub(crate) fn fin_queued(&self) -> bool {
         self.fin_queued
     }
 
-    /// The peer has begun, or answered, the closing handshake.
+    /// The received close frame, if any.
     pub(crate) fn peer_close(&self) -> Option<PeerClose> {
         self.peer_close
     }
 
-    /// We have begun, or answered, the closing handshake.
+    /// Whether a close frame was encoded for sending.
     pub(crate) fn close_queued(&self) -> bool {
         self.close_queued
     }
 
-    /// Takes what came from below and adds the data in it to `plain`.
+    /// Decodes `wire` and appends its data to `plain`.
     pub(crate) fn open(&mut self, mut wire: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
         while let Some(piece) = self.reader.next(&mut wire)? {
             match piece {
@@ -180,10 +183,12 @@ impl WsCodec {
                 }
                 Piece::Payload(bytes, mask) => self.payload(bytes, mask, plain)?,
                 Piece::FrameEnd => self.frame_end(plain)?,
-                // RFC 6455, section 5.5.3: of several pings "an endpoint MAY elect to send a Pong only for the most recent".
+                // RFC 6455, section 5.5.3: "the endpoint MAY elect to send a Pong frame for only the
+                // most recently processed Ping frame".
                 Piece::Ping(payload) => self.pending_pong = Some(payload),
                 Piece::Pong => {}
-                // RFC 6455, section 5.5.1: no more data follows a close, so the rest of this message never comes.
+                // RFC 6455, section 5.5.1: no data follows a close frame, so this message will not
+                // be completed.
                 Piece::Close(Some(1000 | 1001)) if !matches!(self.inbound, MessageState::Idle) => {
                     return Err(ProtocolError::CloseInMessage.into());
                 }
@@ -200,8 +205,8 @@ impl WsCodec {
         plain: &mut Buffer,
     ) -> Result<(), TunnelError> {
         if let MessageState::Start { first, have, len } = &mut self.inbound {
-            let mut decided = chunk::start(&first[..*have], *len);
-            while decided == Start::Unknown {
+            let mut start = chunk::start(&first[..*have], *len);
+            while start == MessageStart::Unknown {
                 let Some((byte, rest)) = bytes.split_first() else {
                     return Ok(());
                 };
@@ -209,9 +214,9 @@ impl WsCodec {
                 mask.apply(&mut first[*have..=*have]);
                 *have += 1;
                 bytes = rest;
-                decided = chunk::start(&first[..*have], *len);
+                start = chunk::start(&first[..*have], *len);
             }
-            self.inbound = if let Start::AllData(_) = decided {
+            self.inbound = if let MessageStart::AllData(_) = start {
                 MessageState::Data
             } else {
                 let mut assembly = Assembly::new(&self.budget);
@@ -234,17 +239,17 @@ impl WsCodec {
                 self.inbound = unfinished;
                 Ok(())
             }
-            MessageState::Assembly { assembly, .. } => self.whole(&assembly.bytes, plain),
-            MessageState::Start { first, have, .. } => self.whole(&first[..have], plain),
+            MessageState::Assembly { assembly, .. } => self.complete(&assembly.bytes, plain),
+            MessageState::Start { first, have, .. } => self.complete(&first[..have], plain),
             MessageState::Idle | MessageState::Data => Ok(()),
         }
     }
 
-    /// A message that was assembled.
-    fn whole(&mut self, message: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
+    /// Decodes an assembled message.
+    fn complete(&mut self, message: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
         let chunk = chunk::decode(message)?;
         self.deliver(&message[chunk.data], Mask::default(), plain)?;
-        // Version 1 does not know field 2, and proto3 skips what it does not know.
+        // Version 1 does not have field 2, and proto3 skips unknown fields.
         self.fin_received |= chunk.fin && self.version == Version::V2;
         Ok(())
     }
@@ -266,7 +271,7 @@ impl WsCodec {
         Ok(())
     }
 
-    /// How many bytes of nothing but data come next, as far as is known.
+    /// The number of bytes that are certain to be data before the next header.
     pub(crate) fn data_left(&self) -> usize {
         match self.inbound {
             MessageState::Data if !self.fin_received => self.reader.payload_left(),
@@ -274,7 +279,7 @@ impl WsCodec {
         }
     }
 
-    /// Takes the data that comes next off the front of `wire`, made plain where it lies. Returns how much that was.
+    /// Unmasks data in place, from the front of `wire`; returns its length.
     pub(crate) fn open_in_place(&mut self, wire: &mut [u8]) -> usize {
         if self.data_left() == 0 {
             return 0;
@@ -282,7 +287,7 @@ impl WsCodec {
         self.reader.unmask(wire)
     }
 
-    /// Turns `plain` into messages, in place where it fits into one chunk; the result is again in `plain`.
+    /// Encodes the data in `plain` as messages, which replace it. One chunk is encoded in place.
     pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         let len = plain.len();
         if len == 0 {
@@ -306,7 +311,7 @@ impl WsCodec {
         Ok(())
     }
 
-    /// Frame header and chunk header in one piece, and the mask for the data behind them.
+    /// The headers of frame and chunk, their total length, and the mask for the data.
     fn data_header(
         &mut self,
         len: usize,
@@ -324,7 +329,7 @@ impl WsCodec {
         Ok((header, outer_len + inner_len, mask))
     }
 
-    /// Adds a `fin` to `wire`, once; version 1 has none.
+    /// Appends a `fin` to `wire`, once. Version 1 has none.
     pub(crate) fn fin(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         if self.version == Version::V2 && !self.fin_queued {
             self.fin_queued = true;
@@ -333,12 +338,12 @@ impl WsCodec {
         Ok(())
     }
 
-    /// Adds a ping to `wire`.
+    /// Appends a ping to `wire`.
     pub(crate) fn ping(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         self.small(OpCode::Control(Control::Ping), b"", wire)
     }
 
-    /// Adds the pong that is due to `wire`, if one is.
+    /// Appends a pong to `wire` if a ping has not been answered.
     pub(crate) fn pong(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         match self.pending_pong.take() {
             Some(payload) if !self.close_queued => {
@@ -348,7 +353,7 @@ impl WsCodec {
         }
     }
 
-    /// Adds a close with `code` to `wire`, once.
+    /// Appends a close frame with `code` to `wire`, once.
     pub(crate) fn close(&mut self, code: CloseCode, wire: &mut Buffer) -> Result<(), TunnelError> {
         if std::mem::replace(&mut self.close_queued, true) {
             return Ok(());
@@ -382,7 +387,7 @@ mod tests {
 
     use proptest::prelude::*;
     use tungstenite::protocol::frame::Frame;
-    use tungstenite::protocol::{Role as TheirRole, WebSocket};
+    use tungstenite::protocol::{Role as TungsteniteRole, WebSocket};
     use tungstenite::{Bytes, Message};
 
     use super::super::buffer::Pool;
@@ -431,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_end_seals_the_other_opens_in_any_segmentation() {
+    fn one_end_opens_what_the_other_seals_in_any_segmentation() {
         for (from, to) in [(Role::Client, Role::Server), (Role::Server, Role::Client)] {
             for len in [
                 1,
@@ -468,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_in_the_middle_of_a_message_is_no_end_in_order() {
+    fn a_close_in_the_middle_of_a_message_is_an_error() {
         let mut wire = frame(0x02, b"\x0a\x03a");
         wire.extend(frame(0x88, &1000_u16.to_be_bytes()));
         assert!(matches!(
@@ -483,12 +488,12 @@ mod tests {
     }
 
     #[test]
-    fn fin_ends_a_direction_in_version_2_and_means_nothing_in_version_1() {
+    fn fin_ends_a_direction_in_version_2_and_is_ignored_in_version_1() {
         let mut gateway = end(Role::Server, Version::V2);
         gateway.messages.fin(&mut gateway.wire).expect("seals");
         gateway.messages.fin(&mut gateway.wire).expect("seals");
         let wire = gateway.wire.filled();
-        assert_eq!(wire.len(), 4, "said once");
+        assert_eq!(wire.len(), 4, "sent once");
         assert!(
             opened(Version::V2, wire, 1)
                 .expect("opens")
@@ -507,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn data_after_fin_is_a_fault_and_a_keepalive_after_it_is_not() {
+    fn data_after_fin_is_an_error_and_a_keepalive_after_it_is_not() {
         let mut wire = frame(0x82, b"\x0a\x01a\x10\x01");
         wire.extend(frame(0x82, b""));
         wire.extend(frame(0x82, b"\x0a\x00"));
@@ -524,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_shapes_of_a_message_are_assembled_and_nothing_of_a_broken_one_is_delivered() {
+    fn unusual_messages_are_assembled_and_invalid_ones_deliver_nothing() {
         let mut wire = frame(0x02, b"\x0a");
         wire.extend(frame(0x89, b"ping between"));
         wire.extend(frame(0x00, b""));
@@ -537,38 +542,38 @@ mod tests {
             assert_eq!(data, b"abcdef");
             assert_eq!(messages.pending_pong.as_deref(), Some(&b"ping between"[..]));
         }
-        for broken in [&b"\x0a\x05ab"[..], b"\x0a\x01a\x00", b"\x0a"] {
+        for invalid in [&b"\x0a\x05ab"[..], b"\x0a\x01a\x00", b"\x0a"] {
             let mut client = end(Role::Client, Version::V1);
             let result = client
                 .messages
-                .open(&frame(0x82, broken), &mut client.plain);
+                .open(&frame(0x82, invalid), &mut client.plain);
             assert!(
                 matches!(result, Err(TunnelError::WebSocket(ProtocolError::Chunk(_)))),
-                "{broken:x?}"
+                "{invalid:x?}"
             );
             assert!(client.plain.is_empty());
         }
     }
 
     #[test]
-    fn assembling_is_bounded_by_the_shared_budget_and_gives_back_what_it_took() {
+    fn assembling_is_bounded_by_the_shared_budget_and_releases_its_share() {
         let budget = Budget::default();
         let pool = Pool::default();
         let piece = frame(0x02, &vec![0x18; 60_000]);
         let mut tunnels = Vec::new();
-        let refused = (0..2 * BUDGET / 60_000).find(|_| {
+        let refused = (0..2 * BUDGET_LIMIT / 60_000).find(|_| {
             let mut messages = WsCodec::new(Role::Client, Version::V1, &budget);
             let result = messages.open(&piece, &mut Buffer::new(&pool));
             tunnels.push(messages);
             result.is_err()
         });
-        assert!(refused.is_some_and(|n| n >= BUDGET / 60_000 - 1));
+        assert!(refused.is_some_and(|n| n >= BUDGET_LIMIT / 60_000 - 1));
         drop(tunnels);
         assert_eq!(budget.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn a_ping_gets_its_payload_back_and_the_latest_wins() {
+    fn a_pong_has_the_payload_of_the_latest_ping() {
         let mut client = end(Role::Client, Version::V1);
         for payload in [&b"one"[..], b"two"] {
             client
@@ -586,16 +591,16 @@ mod tests {
         assert_eq!(client.wire.len(), 2 + 4 + 3, "one pong of three bytes");
     }
 
-    /// What a sender does; everything that a chunk's bytes can look like and still be right.
+    /// One action of a sender, in every form of a chunk that is allowed.
     #[derive(Clone, Debug)]
     enum Act {
         /// A chunk in one frame.
         Data(Vec<u8>),
-        /// A chunk in frames that end at these places.
+        /// A chunk in frames that end at these positions.
         Fragments(Vec<u8>, Vec<prop::sample::Index>),
-        /// A chunk with fields that nobody knows on both sides of its data.
-        OddShape(Vec<u8>),
-        /// No data, said in one of three ways.
+        /// A chunk with unknown fields before and after its data.
+        UnknownFields(Vec<u8>),
+        /// A message without data, in one of three forms.
         Keepalive(u8),
         Ping(Vec<u8>),
         Pong,
@@ -607,14 +612,14 @@ mod tests {
             4 => data().prop_map(Act::Data),
             3 => (data(), prop::collection::vec(any::<prop::sample::Index>(), 0..5))
                 .prop_map(|(data, cuts)| Act::Fragments(data, cuts)),
-            1 => data().prop_map(Act::OddShape),
+            1 => data().prop_map(Act::UnknownFields),
             1 => (0_u8..3).prop_map(Act::Keepalive),
             1 => prop::collection::vec(any::<u8>(), 0..=frame::MAX_CONTROL).prop_map(Act::Ping),
             1 => Just(Act::Pong),
         ]
     }
 
-    /// A wire for tungstenite's own WebSocket: what it reads is given, what it writes is kept.
+    /// A stream for tungstenite's WebSocket: it reads from `incoming` and writes to `outgoing`.
     #[derive(Default)]
     struct Wire {
         incoming: Cursor<Vec<u8>>,
@@ -639,8 +644,8 @@ mod tests {
 
     fn tungstenite_end(role: Role, incoming: &[u8]) -> WebSocket<Wire> {
         let role = match role {
-            Role::Client => TheirRole::Client,
-            Role::Server => TheirRole::Server,
+            Role::Client => TungsteniteRole::Client,
+            Role::Server => TungsteniteRole::Server,
         };
         let wire = Wire {
             incoming: Cursor::new(incoming.to_vec()),
@@ -655,7 +660,7 @@ mod tests {
         [&header[..n], data].concat()
     }
 
-    /// The bytes that tungstenite, as `role`, sends for `acts`.
+    /// The bytes that tungstenite sends as `role` for `acts`.
     fn sent_by_tungstenite(role: Role, acts: &[Act]) -> Vec<u8> {
         let mut socket = tungstenite_end(role, &[]);
         let mut send = |message: Message| socket.send(message).expect("is sent");
@@ -684,13 +689,15 @@ mod tests {
                         from = end;
                     }
                 }
-                Act::OddShape(data) => {
+                Act::UnknownFields(data) => {
                     let message = [b"\x18\x07\x08\x01", &*chunk_of(data), b"\x3a\x01x"].concat();
                     send(Message::Binary(message.into()));
                 }
-                Act::Keepalive(way) => {
-                    let ways: [&[u8]; 3] = [b"", b"\x0a\x00", b"\x18\x01"];
-                    send(Message::Binary(Bytes::from_static(ways[usize::from(*way)])));
+                Act::Keepalive(form) => {
+                    let forms: [&[u8]; 3] = [b"", b"\x0a\x00", b"\x18\x01"];
+                    send(Message::Binary(Bytes::from_static(
+                        forms[usize::from(*form)],
+                    )));
                 }
                 Act::Ping(payload) => send(Message::Ping(payload.clone().into())),
                 Act::Pong => send(Message::Pong(Bytes::new())),
@@ -701,7 +708,7 @@ mod tests {
 
     fn data_of(acts: &[Act]) -> Vec<u8> {
         let data = acts.iter().filter_map(|act| match act {
-            Act::Data(data) | Act::Fragments(data, _) | Act::OddShape(data) => {
+            Act::Data(data) | Act::Fragments(data, _) | Act::UnknownFields(data) => {
                 Some(data.as_slice())
             }
             _ => None,
@@ -734,11 +741,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_tungstenite_sends_arrives_in_any_segmentation(
-            (theirs, ours) in roles(), acts in prop::collection::vec(act(), 0..12), cuts in cuts(),
+        fn everything_that_tungstenite_sends_arrives_in_any_segmentation(
+            (peer, own) in roles(), acts in prop::collection::vec(act(), 0..12), cuts in cuts(),
         ) {
-            let wire = sent_by_tungstenite(theirs, &acts);
-            let mut end = end(ours, Version::V2);
+            let wire = sent_by_tungstenite(peer, &acts);
+            let mut end = end(own, Version::V2);
             for part in cut(&wire, &cuts) {
                 end.messages.open(part, &mut end.plain).expect("opens");
             }
@@ -747,15 +754,15 @@ mod tests {
         }
 
         #[test]
-        fn of_a_wire_that_is_cut_a_prefix_is_delivered(
-            (theirs, ours) in roles(), acts in prop::collection::vec(act(), 1..8), cuts in cuts(), end_at in any::<prop::sample::Index>(),
+        fn a_truncated_stream_delivers_a_prefix(
+            (peer, own) in roles(), acts in prop::collection::vec(act(), 1..8), cuts in cuts(), end_at in any::<prop::sample::Index>(),
         ) {
-            let wire = sent_by_tungstenite(theirs, &acts);
+            let wire = sent_by_tungstenite(peer, &acts);
             let wire = &wire[..end_at.index(wire.len())];
-            let mut at_once = end(ours, Version::V1);
+            let mut at_once = end(own, Version::V1);
             at_once.messages.open(wire, &mut at_once.plain).expect("opens");
             prop_assert!(data_of(&acts).starts_with(at_once.plain.filled()));
-            let mut in_parts = end(ours, Version::V1);
+            let mut in_parts = end(own, Version::V1);
             for part in cut(wire, &cuts) {
                 in_parts.messages.open(part, &mut in_parts.plain).expect("opens");
             }
@@ -763,12 +770,12 @@ mod tests {
         }
 
         #[test]
-        fn what_we_send_tungstenite_reads_as_chunks(
-            (ours, theirs) in roles(),
+        fn tungstenite_reads_the_sent_chunks(
+            (own, peer) in roles(),
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..8),
             pings in any::<u8>(),
         ) {
-            let mut sender = end(ours, Version::V2);
+            let mut sender = end(own, Version::V2);
             for (i, part) in parts.iter().enumerate() {
                 sender.plain.extend(part);
                 sender.messages.seal(&mut sender.plain).expect("seals");
@@ -780,7 +787,7 @@ mod tests {
             }
             sender.messages.fin(&mut sender.wire).expect("seals");
             sender.messages.close(CloseCode::Normal, &mut sender.wire).expect("seals");
-            let mut socket = tungstenite_end(theirs, sender.wire.filled());
+            let mut socket = tungstenite_end(peer, sender.wire.filled());
             let (mut data, mut fins, mut pinged) = (Vec::new(), 0, 0);
             loop {
                 match socket.read().expect("reads") {

@@ -1,7 +1,8 @@
-//! One socket and the layers upon it: the only place where a tunnel's bytes enter and leave the kernel.
+//! A socket with its layers: the only code that reads and writes the bytes of a tunnel.
 //!
-//! From the socket up: TLS (wss, or an intercepted target), messages (the WebSocket and its chunks), TLS again (an intercepted
-//! client inside the WebSocket). Each may be absent. A link never waits; [`super::pump`] decides when to read and write.
+//! From the socket up: outer TLS (wss, or an intercepted target), the WebSocket codec, inner TLS
+//! (an intercepted client inside the WebSocket). Each layer may be absent. A connection never
+//! blocks; `pump` and `drive` decide when to read and write.
 
 use std::io::{self, Read, Write};
 use std::mem;
@@ -9,19 +10,19 @@ use std::net::{Shutdown, TcpStream};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::tunnel::buffer::{Buffer, Class, Pool};
+use crate::tunnel::buffer::{Buffer, Pool, SizeClass};
 use crate::tunnel::chunk;
 use crate::tunnel::error::{TlsError, TunnelError};
 use crate::tunnel::frame;
 use crate::tunnel::tls::Tls;
 use crate::tunnel::ws_codec::WsCodec;
 
-/// The most that may lie unread of one TLS record or handshake flight.
+/// The maximum number of received bytes of an incomplete TLS record or handshake flight.
 const INCOMING_LIMIT: usize = 512 << 10;
 
-/// From so much data on in one frame a read of its own pays.
-const LONG: usize = 64 << 10;
-/// What the next frame may begin with: its header and the chunk's.
+/// If at least this much data of the current frame is left, a read ends with the frame.
+const LONG_FRAME: usize = 64 << 10;
+/// The bytes before the data of the next frame: the headers of frame and chunk.
 const NEXT_HEADER: usize = frame::MAX_HEADER + chunk::MAX_HEADER;
 
 /// A non-blocking socket with its layers.
@@ -34,16 +35,16 @@ pub(crate) struct Conn {
     incoming: Buffer,
     between: Buffer,
     pub(super) outgoing: Buffer,
-    class: Class,
-    /// The socket may have bytes for us; false after a read came up short.
+    class: SizeClass,
+    /// The socket may have bytes to read; false after a short read.
     pub(crate) readable: bool,
-    /// The socket may take bytes; false after a write came up short.
+    /// The socket may accept bytes; false after a short write.
     pub(crate) writable: bool,
-    /// Bytes came since this was last reset.
+    /// Bytes were read since the owner last cleared this.
     pub(crate) received: bool,
-    /// Bytes went since this was last reset.
+    /// Bytes were written since the owner last cleared this.
     pub(crate) sent: bool,
-    /// A failure that was met while what came before it was still to be taken.
+    /// An error to return from the next `fill`.
     deferred_error: Option<TunnelError>,
     pub(super) eof: bool,
     pub(super) fin_due: bool,
@@ -51,7 +52,7 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    /// A link without layers on a non-blocking socket.
+    /// A connection without layers on a non-blocking socket.
     pub(crate) fn new(socket: TcpStream, pool: &Pool) -> Self {
         Self {
             socket,
@@ -61,7 +62,7 @@ impl Conn {
             incoming: Buffer::new(pool),
             between: Buffer::new(pool),
             outgoing: Buffer::new(pool),
-            class: Class::default(),
+            class: SizeClass::default(),
             readable: true,
             writable: true,
             received: false,
@@ -73,35 +74,37 @@ impl Conn {
         }
     }
 
-    /// Puts TLS on the socket.
+    /// Adds TLS above the socket.
     pub(crate) fn add_tls(&mut self, tls: Tls) {
         self.outer = Some(tls);
-        // The client speaks first, and it is `fill` that lets it.
+        // A TLS client sends first, and `fill` starts the handshake.
         self.readable = true;
     }
 
-    /// The TLS on the socket.
+    /// The TLS layer above the socket.
     pub(crate) fn tls(&self) -> Option<&Tls> {
         self.outer.as_ref()
     }
 
-    /// Puts the message layer upon the transport; `rest` holds what came after the handshake, and then the data in it.
+    /// Adds the WebSocket codec. `rest` contains the bytes after the upgrade; they are replaced by
+    /// the data in them.
     pub(crate) fn add_websocket(
         &mut self,
         websocket: WsCodec,
         rest: &mut Buffer,
     ) -> Result<(), TunnelError> {
-        let came = rest.filled().to_vec();
-        rest.consume(came.len());
-        self.websocket.insert(websocket).open(&came, rest)
+        let received = rest.filled().to_vec();
+        rest.consume(received.len());
+        self.websocket.insert(websocket).open(&received, rest)
     }
 
-    /// The message layer.
+    /// The WebSocket codec.
     pub(crate) fn websocket(&self) -> Option<&WsCodec> {
         self.websocket.as_ref()
     }
 
-    /// Puts TLS inside the messages; `rest` holds what came before, and then the data in it.
+    /// Adds TLS inside the WebSocket. `rest` contains the bytes received so far; they are replaced
+    /// by the data in them.
     pub(crate) fn add_inner_tls(
         &mut self,
         mut tls: Tls,
@@ -113,47 +116,49 @@ impl Conn {
         self.decode(rest)
     }
 
-    /// Whether the handshake of the inner TLS is done, where there is one: only then can data go out.
+    /// Whether data can be sent: the inner TLS handshake is complete, or there is no inner TLS.
     pub(crate) fn accepts_data(&self) -> bool {
         self.inner.as_ref().is_none_or(Tls::established)
     }
 
-    /// Keeps a failure for the next [`Self::fill`]: after it the layers understand nothing of what comes.
+    /// Returns `error` from the next [`Self::fill`]. After an error the layers cannot process more
+    /// input.
     pub(crate) fn defer_error(&mut self, error: TunnelError) {
         self.deferred_error = Some(error);
         self.readable = true;
     }
 
-    /// Reads once from the socket and adds the data in it to `plain`.
+    /// Reads once from the socket, and appends the received data to `plain`.
     pub(crate) fn fill(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if let Some(error) = self.deferred_error.take() {
             return Err(error);
         }
-        let bare = self.websocket.is_none() && self.inner.is_none();
+        let plain_tcp = self.websocket.is_none() && self.inner.is_none();
         let plain_websocket = self.outer.is_none() && self.inner.is_none();
-        let into = match &mut self.outer {
+        let target = match &mut self.outer {
             Some(tls) => &mut tls.incoming,
-            None if bare => &mut *plain,
+            None if plain_tcp => &mut *plain,
             None => &mut self.incoming,
         };
-        if into.room(self.class).is_empty() {
-            if into.len() >= INCOMING_LIMIT {
+        if target.room(self.class).is_empty() {
+            if target.len() >= INCOMING_LIMIT {
                 return Err(TlsError::TooLarge.into());
             }
-            into.reserve(into.len());
+            target.reserve(target.len());
         }
-        let room = into.room(self.class);
-        // A long frame is read up to its end and the next header: then its data can stay where it lies.
+        let room = target.room(self.class);
+        // A long frame is read up to the header of the next one. So its data starts at the front of
+        // the buffer, and need not be copied.
         let data_left = match (&self.websocket, plain_websocket) {
             (Some(websocket), true) => websocket.data_left(),
             _ => 0,
         };
-        let wanted = if data_left < LONG {
+        let read_limit = if data_left < LONG_FRAME {
             room.len()
         } else {
             data_left + NEXT_HEADER
         };
-        let size = room.len().min(wanted);
+        let size = room.len().min(read_limit);
         match (&self.socket).read(&mut room[..size]) {
             Ok(0) => {
                 self.eof = true;
@@ -161,8 +166,9 @@ impl Conn {
             }
             Ok(n) => {
                 self.received = true;
-                into.advance(n);
-                // A full read: there is more, and a larger buffer pays. A short one: the socket is empty, poll will tell.
+                target.advance(n);
+                // After a full read there is more, and a larger buffer saves calls. After a short
+                // read the socket is empty until poll(2) reports otherwise.
                 if n == size {
                     self.class = self.class.larger();
                 } else {
@@ -173,14 +179,14 @@ impl Conn {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
-        if bare && self.outer.is_none() {
+        if plain_tcp && self.outer.is_none() {
             Ok(())
         } else {
             self.decode(plain)
         }
     }
 
-    /// Takes what lies in the layers as far up as it goes.
+    /// Passes received bytes up through the layers.
     fn decode(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         let Self {
             outer,
@@ -195,14 +201,14 @@ impl Conn {
             return open_in_place(websocket, incoming, plain);
         }
         let mut above = |bytes: &[u8]| {
-            let into = match inner {
+            let target = match inner {
                 Some(tls) => &mut tls.incoming,
                 None => &mut *plain,
             };
             if let Some(websocket) = websocket {
-                websocket.open(bytes, into)
+                websocket.open(bytes, target)
             } else {
-                into.extend(bytes);
+                target.extend(bytes);
                 Ok(())
             }
         };
@@ -217,14 +223,15 @@ impl Conn {
                 plain.extend(bytes);
                 Ok(())
             });
-            // What TLS has to say goes out also when it is an alert.
+            // After an error, this sends the alert.
             self.send_between_as_data()?;
             result?;
         }
         Ok(())
     }
 
-    /// Takes all of `plain` through the layers into what is to be written; without TLS the buffers change places.
+    /// Passes all of `plain` down through the layers to the bytes to write. Without TLS the buffers
+    /// are swapped, not copied.
     pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if plain.is_empty() {
             return Ok(());
@@ -240,7 +247,7 @@ impl Conn {
         append_outgoing(self.outer.as_mut(), plain, &mut self.outgoing)
     }
 
-    /// Sends what is in `between` as data of the message layer.
+    /// Sends the bytes in `between` as data of the WebSocket.
     fn send_between_as_data(&mut self) -> Result<(), TunnelError> {
         if let Some(websocket) = &mut self.websocket {
             websocket.seal(&mut self.between)?;
@@ -248,16 +255,16 @@ impl Conn {
         self.send_between()
     }
 
-    /// Sends what is in `between` as it is.
+    /// Sends the bytes in `between` without encoding them for the WebSocket.
     fn send_between(&mut self) -> Result<(), TunnelError> {
         append_outgoing(self.outer.as_mut(), &mut self.between, &mut self.outgoing)
     }
 
-    /// Writes what is to be written, until all is gone or the socket takes no more.
+    /// Writes until nothing is left or the socket accepts no more.
     pub(crate) fn flush(&mut self) -> Result<(), TunnelError> {
         self.write()?;
-        // A pong waits for all that is before it, so that pings cannot make a queue grow, and then goes out at once, so that
-        // a busy sender answers too.
+        // A pong waits until all bytes before it are written, so that pings cannot fill memory.
+        // Then it is sent at once, so that a busy sender answers pings too.
         if self.outgoing.is_empty()
             && let Some(websocket) = &mut self.websocket
         {
@@ -269,7 +276,7 @@ impl Conn {
             self.fin_due = false;
             self.fin_sent = true;
             if self.websocket.is_none() {
-                // The peer may be gone already; then there is nobody left to tell.
+                // This fails if the peer is gone, which needs no action.
                 let _ = self.socket.shutdown(Shutdown::Write);
             }
         }
@@ -292,12 +299,13 @@ impl Conn {
         Ok(())
     }
 
-    /// Whether everything that was sealed has been written.
+    /// Whether all sealed bytes were written.
     pub(crate) fn flushed(&self) -> bool {
         self.outgoing.is_empty()
     }
 
-    /// Says that no more data will come from us: `close_notify` where there is TLS and `orderly`, then `fin` or the socket's FIN.
+    /// Ends the sending direction, once: `close_notify` if there is TLS and `clean`, then `fin` of
+    /// the WebSocket or FIN of the socket. [`Self::flush`] sends it.
     pub(crate) fn send_fin(&mut self, clean: bool) -> Result<(), TunnelError> {
         if self.fin_sent || mem::replace(&mut self.fin_due, true) {
             return Ok(());
@@ -319,12 +327,12 @@ impl Conn {
         Ok(())
     }
 
-    /// Whether [`Self::end`] was asked for and has gone out.
+    /// Whether [`Self::send_fin`] was called and everything up to the end was written.
     pub(crate) fn fin_sent(&self) -> bool {
         self.fin_sent
     }
 
-    /// Whether the peer will send no more data.
+    /// Whether the peer has ended its sending direction.
     pub(crate) fn peer_finished(&self) -> bool {
         let tls = |tls: &Option<Tls>| tls.as_ref().is_some_and(Tls::close_notify_received);
         match &self.websocket {
@@ -333,7 +341,8 @@ impl Conn {
         }
     }
 
-    /// Whether the peer's end was said as its protocol asks: with `close_notify` where there is TLS.
+    /// Whether the peer ended its direction as its protocol requires: with `close_notify` if there
+    /// is TLS.
     pub(crate) fn peer_finished_cleanly(&self) -> bool {
         let innermost = if self.websocket.is_some() {
             &self.inner
@@ -343,7 +352,7 @@ impl Conn {
         innermost.as_ref().is_none_or(Tls::close_notify_received)
     }
 
-    /// Whether the socket's own stream has ended.
+    /// Whether the end of the socket's stream was read.
     pub(crate) fn eof(&self) -> bool {
         self.eof
     }
@@ -357,7 +366,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Begins or answers the closing handshake.
+    /// Starts or answers the closing handshake of the WebSocket.
     pub(crate) fn send_close(&mut self, code: CloseCode) -> Result<(), TunnelError> {
         if let Some(websocket) = &mut self.websocket {
             websocket.close(code, &mut self.between)?;
@@ -366,14 +375,14 @@ impl Conn {
         Ok(())
     }
 
-    /// Says goodbye with this code, as far as it goes without waiting: whoever does not take it has had what it was owed.
+    /// Sends a close frame and `close_notify`, as far as the socket accepts bytes without blocking.
     pub(crate) fn try_close(&mut self, code: CloseCode) {
         let _ = self
             .send_close(code)
             .and_then(|()| self.send_close_notify_and_flush());
     }
 
-    /// Sends what is still to be sent, as far as the socket takes it, and TLS's own end after it.
+    /// Appends `close_notify` if there is outer TLS, and writes what the socket accepts.
     pub(crate) fn send_close_notify_and_flush(&mut self) -> Result<(), TunnelError> {
         if let Some(tls) = &mut self.outer {
             tls.send_close_notify(&mut self.outgoing)?;
@@ -381,22 +390,22 @@ impl Conn {
         self.flush()
     }
 
-    /// Gives back the memory that is not in use.
+    /// Returns the storage of empty buffers to the pool.
     pub(crate) fn release_buffers(&mut self) {
-        self.class = Class::default();
+        self.class = SizeClass::default();
         let tls = self
             .outer
             .iter_mut()
             .chain(self.inner.iter_mut())
             .map(|tls| &mut tls.incoming);
         for buffer in tls.chain([&mut self.incoming, &mut self.between, &mut self.outgoing]) {
-            buffer.release_buffers();
+            buffer.release();
         }
     }
 }
 
-/// Takes what is in `incoming` through the message layer to the end of `plain`. Data that lies at its front changes places with
-/// an empty `plain`, and is never copied.
+/// Decodes `incoming` to the end of `plain`. Data at its front is unmasked in place; an empty
+/// `plain` is then swapped with `incoming`, so that the data is not copied.
 fn open_in_place(
     websocket: &mut WsCodec,
     incoming: &mut Buffer,
@@ -418,7 +427,7 @@ fn open_in_place(
     websocket.open(rest, plain)
 }
 
-/// Takes `bytes` through the transport to the end of `outgoing`.
+/// Passes `bytes` through the outer TLS, if any, to the end of `outgoing`.
 fn append_outgoing(
     outer: Option<&mut Tls>,
     bytes: &mut Buffer,

@@ -1,4 +1,4 @@
-//! The socket under a link: what the kernel knows of it and is told about it, and the ends that are the socket's own.
+//! The socket of a connection: its options, its state in the kernel, and how it ends.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
@@ -13,10 +13,12 @@ use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
 
 impl Conn {
-    /// Whether bytes lie in the kernel that the peer has no room for yet. (Whether all has been acknowledged it does not say.)
+    /// Whether the kernel has bytes that it has not sent because the peer's receive window is full.
+    /// Bytes that were sent but not acknowledged do not count.
     pub(crate) fn has_unsent(&self) -> bool {
         let socket = SockRef::from(&self.socket);
-        // With this mark poll(2) calls a socket writable only when nothing is unsent (tcp(7)); 0 is the kernel's own again.
+        // With this option poll(2) reports a socket as writable only if nothing is unsent (tcp(7)).
+        // 0 restores the system's default.
         if socket.set_tcp_notsent_lowat(1).is_err() {
             return false;
         }
@@ -24,41 +26,44 @@ impl Conn {
             self.socket.as_fd(),
             PollFlags::OUT,
         )];
-        let asked = wait(&mut fds, Some(Instant::now()));
+        let result = wait(&mut fds, Some(Instant::now()));
         let _ = socket.set_tcp_notsent_lowat(0);
-        let [ours] = fds.map(|fd| fd.revents());
-        asked.is_ok() && !ours.intersects(OVER | PollFlags::OUT)
+        let [events] = fds.map(|fd| fd.revents());
+        result.is_ok() && !events.intersects(OVER | PollFlags::OUT)
     }
 
-    /// What became of the bytes that were written, as far as the kernel tells; no answer for so `long` is too long.
+    /// Whether the peer has acknowledged the written bytes, according to the kernel. Bytes that
+    /// were not acknowledged for `long` count as unanswered.
     pub(crate) fn delivery(&self, long: Duration) -> Delivery {
         delivery(&self.socket, long)
     }
 
-    /// Lets the kernel give up on a peer that acknowledges nothing for this long, with bytes on the way; zero: its own default.
+    /// Makes the kernel close the connection if sent bytes are not acknowledged for this long
+    /// (TCP_USER_TIMEOUT). Zero restores the kernel's default.
     pub(crate) fn set_user_timeout(&self, timeout: Duration) {
-        // What a kernel without the option does is its default, so a refusal changes nothing that we promise.
+        // A kernel without this option uses its default, which is acceptable.
         let _ = SockRef::from(&self.socket)
             .set_tcp_user_timeout(Some(timeout).filter(|t| !t.is_zero()));
     }
 
-    /// The socket, for poll.
+    /// The descriptor for poll(2).
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// The socket, for watching it while another link is talked with.
+    /// The socket, to watch it while another connection is in use.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    /// Takes note of what poll said of the socket.
+    /// Records the events that poll(2) has returned.
     pub(crate) fn set_readiness(&mut self, flags: PollFlags) {
         self.readable |= flags.intersects(OVER | PollFlags::IN);
         self.writable |= flags.intersects(OVER | PollFlags::OUT);
     }
 
-    /// Reads once and drops what came, for a socket whose bytes mean nothing any more. Returns how much, and nothing at its end.
+    /// Reads once and drops the bytes. Returns their number; `None` at the end of the stream or
+    /// after an error.
     pub(crate) fn discard(&mut self) -> Option<usize> {
         let mut into = [0; 16 << 10];
         match (&self.socket).read(&mut into) {
@@ -76,12 +81,12 @@ impl Conn {
         None
     }
 
-    /// Takes the peer for gone: nothing more is read from it.
+    /// Treats the peer's direction as ended: nothing more is read.
     pub(crate) fn mark_eof(&mut self) {
         self.eof = true;
     }
 
-    /// Takes the connection for over both ways, though not all that was to be sent has gone.
+    /// Treats both directions as ended and drops the bytes that were not written.
     pub(crate) fn abandon(&mut self) {
         self.eof = true;
         self.outgoing.consume(self.outgoing.len());
@@ -89,24 +94,25 @@ impl Conn {
         self.fin_sent = true;
     }
 
-    /// Ends the sending direction of the socket itself.
+    /// Ends the sending direction of the socket.
     pub(crate) fn shut_writing(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Makes the close to come a reset, so that nobody takes a part for the whole.
+    /// Makes the kernel send a reset when the socket is closed, so that the peer does not take
+    /// partial data for all of it.
     pub(crate) fn reset(&self) {
         let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 
-    /// What the kernel holds against the socket, if anything.
+    /// The socket's pending error, if any.
     pub(crate) fn error(&self) -> Option<io::Error> {
         self.socket.take_error().ok().flatten()
     }
 }
 
 impl Drop for Conn {
-    /// A worker that panics has delivered a part at most: its peers must not take the close that comes now for the end.
+    /// A worker that panics may have delivered a part of the data only: the peer gets a reset.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.reset();

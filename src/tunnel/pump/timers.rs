@@ -115,8 +115,8 @@ impl Pump<'_> {
         self.check_tcp_delivery(now)?;
         if self.last_activity.is_some_and(|at| at + SHED_AFTER <= now) {
             self.last_activity = None;
-            self.outbound.release_buffers();
-            self.inbound.release_buffers();
+            self.outbound.release();
+            self.inbound.release();
             self.tcp.release_buffers();
             self.ws.release_buffers();
             memory::give_back_stack();

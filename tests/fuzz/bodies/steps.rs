@@ -3,7 +3,7 @@
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::http::head;
-use crate::tunnel::chunk::{self, Start};
+use crate::tunnel::chunk::{self, MessageStart};
 use crate::tunnel::frame::{FrameReader, FrameWriter, MAX_HEADER, Mask, Piece, Role};
 
 /// The client end of a WebSocket, which masks its frames.
@@ -70,8 +70,8 @@ pub fn chunk_header(len: usize) -> usize {
 /// header, or 0.
 pub fn chunk_start(message: &[u8]) -> usize {
     match chunk::start(message, message.len()) {
-        Start::AllData(header) => header,
-        Start::Unknown | Start::Other => 0,
+        MessageStart::AllData(header) => header,
+        MessageStart::Unknown | MessageStart::Other => 0,
     }
 }
 

@@ -4,7 +4,7 @@
 use super::reference::{self, End, Event};
 use super::segments;
 use crate::tunnel::buffer::{Buffer, Pool};
-use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, Start};
+use crate::tunnel::chunk::{self, MAX_DATA, MAX_HEADER, MAX_MESSAGE, MessageStart};
 use crate::tunnel::error::{ProtocolError, TunnelError};
 use crate::tunnel::frame::{FrameReader, Piece, Role};
 use crate::tunnel::ws_codec::{Budget, PeerClose, Version, WsCodec};
@@ -39,7 +39,7 @@ pub(super) fn chunk(bytes: &[u8]) {
     let own = decoded.map(|chunk| (bytes[chunk.data].to_vec(), chunk.fin));
     assert_eq!(own, reference::decode(bytes));
     for prefix in 0..=bytes.len().min(MAX_HEADER) {
-        if let Start::AllData(header) = chunk::start(&bytes[..prefix], bytes.len()) {
+        if let MessageStart::AllData(header) = chunk::start(&bytes[..prefix], bytes.len()) {
             assert_eq!(own, Some((bytes[header..].to_vec(), false)));
         }
     }
