@@ -23,7 +23,6 @@ use crate::tunnel::tls::Tls;
 ///
 /// # Errors
 /// The tunnel has ended meanwhile.
-#[inline(never)]
 pub(super) fn begin<'a>(
     gateway: &Shared,
     authority: &Authority,

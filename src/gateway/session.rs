@@ -17,6 +17,7 @@ use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError};
 use crate::http::reply::Reply;
 use crate::net::sockets::probe_every;
+use crate::sys::memory;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
@@ -35,10 +36,12 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub(super) fn serve(gateway: &Shared, connection: TcpStream, peer: SocketAddr) -> Outcome {
     let since = Instant::now();
     let mut asked = None;
-    let came_to = open(gateway, connection, peer, &mut asked).map(|(authority, pump)| {
+    // The stack of a handshake is returned while the stream is silent.
+    let opened = memory::in_own_frame(|| open(gateway, connection, peer, &mut asked));
+    let came_to = opened.map(|(authority, pump)| {
         let mut patterns = gateway.intercept.iter();
         let ready = if patterns.any(|pattern| pattern.matches(&authority)) {
-            intercept::begin(gateway, &authority, pump)
+            memory::in_own_frame(|| intercept::begin(gateway, &authority, pump))
         } else {
             Ok(pump)
         };
@@ -47,8 +50,7 @@ pub(super) fn serve(gateway: &Shared, connection: TcpStream, peer: SocketAddr) -
     Outcome::new(since, asked, came_to)
 }
 
-/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`memory`).
-#[inline(never)]
+/// Does everything before the stream.
 fn open<'a>(
     gateway: &'a Shared,
     connection: TcpStream,

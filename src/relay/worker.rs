@@ -13,6 +13,7 @@ use crate::control::phase::Phase;
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, HeadError, RequestHead};
 use crate::http::reply::Reply;
+use crate::sys::memory;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::drive::{WaitContext, drive_until, refuse_and_drain};
@@ -31,12 +32,12 @@ const PASSWORD_TRIES: u32 = 4;
 pub(super) fn serve(relay: &Relay, connection: TcpStream) -> Outcome {
     let since = Instant::now();
     let mut authority = None;
-    let came_to = open(relay, connection, &mut authority).map(Pump::run);
+    // The stack of a handshake is returned while the stream is silent.
+    let came_to = memory::in_own_frame(|| open(relay, connection, &mut authority)).map(Pump::run);
     Outcome::new(since, authority, came_to)
 }
 
-/// All that comes before the stream. It has a frame of its own, so that its stack can be given back (`memory`).
-#[inline(never)]
+/// Does everything before the stream.
 fn open<'a>(
     relay: &'a Relay,
     connection: TcpStream,

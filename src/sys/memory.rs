@@ -44,6 +44,15 @@ pub(crate) fn give_back_stack() {
     }
 }
 
+/// Calls `f` in a stack frame that ends when `f` returns.
+///
+/// Without it the compiler may inline `f` into its caller. The frame of the caller would then be as
+/// large as the frames of both, and [`give_back_stack`] could not return its pages.
+#[inline(never)]
+pub(crate) fn in_own_frame<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
 /// The lower end of this thread's stack, from the C library.
 #[cfg(target_os = "linux")]
 fn lowest() -> Option<usize> {
