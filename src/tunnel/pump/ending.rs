@@ -1,264 +1,250 @@
-//! How a tunnel ends: each direction's end passed on, the closing handshake, and what is said to both sides of one that broke
-//! (`manual/protocol.md`, The end).
+//! The end of a tunnel: detects the events of the module page and does what the rules say.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::run::{Pump, SideError};
+use super::rules::{self, Action, ClosingAction, ClosingFacts, Event, WsState};
+use super::state::{Phase, Pump, SideError};
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
+use crate::sys::memory;
 use crate::tunnel::drive::close_and_drain;
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::ws_codec::Version;
 
-/// How long a client may take to hang up after everything was delivered; its answer means nothing any more.
+/// How long to wait for the client or target to close after everything was delivered.
 const LAST_READ: Duration = Duration::from_secs(1);
-/// How often raw is read once more when it broke: its socket's buffer, and not a stream that has no end.
-const LAST_WORDS: usize = 32;
+/// The maximum number of reads from a TCP side that failed. It is enough for the socket's receive
+/// buffer, and bounds an endless stream.
+const REMAINING_READS: usize = 32;
 
 impl Pump<'_> {
-    /// Ends the stream in order without raw, `last` being the last that the far end hears: for a refusal that the client's
-    /// own protocol can say.
+    /// Replaces the TCP side by `last`, the last bytes for the peer, and ends the tunnel cleanly:
+    /// for a refusal in the client's own protocol. Blocks.
     pub(crate) fn finish_with(mut self: Box<Self>, last: &[u8]) -> TunnelSummary {
-        self.tcp_abandoned = true;
-        self.tcp.mark_eof();
-        self.ws_deadline = Some(Instant::now() + self.limits.close_timeout);
-        self.inbound.consume(self.inbound.len());
-        self.outbound.consume(self.outbound.len());
-        self.outbound.extend(last);
+        self.tcp.conn.mark_eof();
+        self.ws_deadline = Some(Instant::now() + self.context.limits.close_timeout);
+        self.ws.drop_pending();
+        self.tcp.drop_pending();
+        self.tcp.pending.extend(last);
         self.run()
     }
 
-    /// Hangs up, in the way that says how it ended. Not a part of the frame that a tunnel lives in: reading out takes room.
-    #[inline(never)]
-    pub(super) fn finish(self: Box<Self>, how: EndReason) -> TunnelSummary {
+    /// Closes both connections. How depends on how the tunnel ended.
+    pub(super) fn finish(self: Box<Self>, reason: EndReason) -> TunnelSummary {
+        // Draining needs a large buffer.
+        memory::in_own_frame(|| self.close_connections(reason))
+    }
+
+    fn close_connections(self: Box<Self>, how: EndReason) -> TunnelSummary {
         let Self {
-            mut ws,
+            ws,
             tcp,
             up,
             down,
-            stop,
-            limits,
+            context,
             ..
         } = *self;
+        let (mut ws, tcp) = (ws.conn, tcp.conn);
+        let timeout = context.limits.close_timeout;
         match how {
             EndReason::Clean | EndReason::Stopped | EndReason::Idle => {
-                // Its close_notify is a courtesy: both closes are through.
+                // Both close frames were exchanged, so a missing close_notify does no harm.
                 let _ = ws.send_close_notify_and_flush();
                 drop(ws);
-                close_and_drain(tcp, stop, limits.close_timeout.min(LAST_READ));
+                close_and_drain(tcp, context.stop, timeout.min(LAST_READ));
             }
             _ => {
-                // The client learns at once, whatever time the other side takes to hang up.
+                // First, so that the client or target need not wait for the peer.
                 tcp.reset();
                 drop(tcp);
                 if !ws.eof() && how != EndReason::Cut {
-                    close_and_drain(ws, stop, limits.close_timeout);
+                    close_and_drain(ws, context.stop, timeout);
                 }
             }
         }
         TunnelSummary { how, up, down }
     }
 
-    /// Raw failed, which breaks the tunnel: unless nothing was owed to it any more.
-    pub(super) fn tcp_failed(&mut self, fault: TunnelError) -> Result<(), SideError> {
-        if self.tcp_needs_data() {
-            return Err(SideError::Tcp(fault));
+    /// Does what the rules say about `event`.
+    pub(super) fn handle(&mut self, event: Event) -> Result<ControlFlow<EndReason>, SideError> {
+        let action = rules::next(event, &self.facts());
+        match action {
+            Action::None | Action::Linger | Action::Abandon => {}
+            Action::ForwardEnd => self.forward_end()?,
+            Action::ForwardEndAndClose => {
+                self.forward_end()?;
+                self.close(CloseCode::Normal, EndReason::Clean)?;
+            }
+            Action::EndTcp => self.end_tcp()?,
+            Action::Close(code, reason) => self.close(code, reason)?,
+            Action::Reject(code) => {
+                self.close(code, EndReason::Clean)?;
+                let code = self.peer_close().and_then(|close| close.code);
+                return Err(SideError::Ws(TunnelError::Closed(code)));
+            }
+            Action::Fail => return Err(SideError::Ws(TunnelError::ConnectionEnded)),
+            Action::Cut => {
+                // Without blocking: the peer must learn that this is a cut.
+                let ws = &mut self.ws.conn;
+                let _ = ws.send_close(CloseCode::Error).and_then(|()| ws.flush());
+                return Ok(ControlFlow::Break(EndReason::Cut));
+            }
         }
-        self.tcp.abandon();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The TCP side failed.
+    pub(super) fn tcp_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
+        match rules::next(Event::TcpFailed, &self.facts()) {
+            Action::Abandon => self.tcp.conn.abandon(),
+            _ => return Err(SideError::Tcp(error)),
+        }
         Ok(())
     }
 
-    /// Whether what came for raw must reach it. In version 1 a target that has ended is owed nothing more, and neither is a
-    /// client that will be reset.
-    pub(super) fn tcp_needs_data(&self) -> bool {
-        let ended_v1 =
-            self.version == Version::V1 && self.role == Role::Server && self.tcp_fin_forwarded;
-        !ended_v1 && !self.lingered() && !self.tcp_abandoned
-    }
-
-    /// Version 1 at the relay: the client will be reset, since nobody knows whether all has come.
-    fn lingered(&self) -> bool {
-        matches!(self.closing, Some((EndReason::LingerExpired, _)))
-    }
-
-    /// Whether data waits to be taken by ws, and must be: our close stands behind it, and nobody has called it off.
-    fn ws_needs_data(&self) -> bool {
-        let over = self.ws.flushed() || self.ws.fin_sent() || self.peer_close().is_some();
-        !over && !self.tcp_abandoned
-    }
-
-    /// Ws failed, which breaks the tunnel: unless the closing handshake was under way, and all data had come or gone. Then a
-    /// peer that hung up without an answer, or without waiting for ours, has still said all that it had to say.
-    pub(super) fn ws_failed(&mut self, fault: TunnelError) -> Result<(), SideError> {
-        let all_said =
-            self.version == Version::V2 || self.peer_close().is_some() || self.ws.flushed();
-        let gone = matches!(fault, TunnelError::Io(_) | TunnelError::TimedOut(_));
-        if self.closing.is_none() || self.ws_needs_data() || !all_said || !gone {
-            return Err(SideError::Ws(fault));
+    /// The WebSocket failed.
+    pub(super) fn ws_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
+        let event = match error {
+            TunnelError::Io(_) | TunnelError::TimedOut(_) => Event::WsLost,
+            _ => Event::WsInvalid,
+        };
+        match rules::next(event, &self.facts()) {
+            Action::Abandon => self.ws.conn.abandon(),
+            _ => return Err(SideError::Ws(error)),
         }
-        self.ws.abandon();
         Ok(())
     }
 
-    /// Passes ends on, and recognises the end of the whole.
-    pub(super) fn handle_ends(&mut self) -> Result<Option<ControlFlow<EndReason>>, SideError> {
-        if self.ws_needs_data() {
-            // Its time to answer begins when our close has gone out.
-            self.answer_is_due_later();
+    /// Detects the events of this turn, and whether a closing tunnel has ended.
+    pub(super) fn handle_ends(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
+        if self.is_closing() && rules::ws_needs_data(&self.facts()) {
+            // The peer's time to answer starts when the close frame was sent.
+            self.restart_close_timeout();
         }
-        let tcp_drained =
-            self.tcp.peer_finished() && self.outbound.is_empty() && self.ws.accepts_data();
-        if tcp_drained && !self.tcp_fin_forwarded && self.closing.is_none() {
-            self.tcp_fin_forwarded = true;
-            self.last_data = Instant::now();
-            match (self.version, self.role) {
-                (Version::V2, _) => self
-                    .ws
-                    .send_fin(self.tcp.peer_finished_cleanly())
-                    .map_err(SideError::Ws)?,
-                // The client's end cannot be said in version 1: we go on delivering, and linger.
-                (Version::V1, Role::Client) => {}
-                (Version::V1, Role::Server) => {
-                    self.ws
-                        .send_fin(self.tcp.peer_finished_cleanly())
-                        .map_err(SideError::Ws)?;
-                    self.close(CloseCode::Normal, EndReason::Clean)?;
-                }
+        let tcp_drained = self.tcp.conn.peer_finished()
+            && self.tcp.pending.is_empty()
+            && self.ws.conn.accepts_data();
+        if tcp_drained && !self.tcp_finished && !self.is_closing() {
+            self.tcp_finished = true;
+            self.activity.last_data = Instant::now();
+            let _ = self.handle(Event::TcpFinished)?;
+        }
+        if self.ws.conn.peer_finished() && self.ws.pending.is_empty() {
+            let _ = self.handle(if self.ws.conn.accepts_data() {
+                Event::WsFinished
+            } else {
+                Event::WsFinishedInHandshake
+            })?;
+        }
+        if !self.is_closing() {
+            // The `fin` may wait to be written; the close frame follows it.
+            if self.tcp.conn.fin_sent() && self.both_fins() {
+                let _ = self.handle(Event::BothFinished)?;
+            } else if self.ws_deadline.is_some_and(|at| at <= Instant::now()) {
+                let _ = self.handle(Event::RefusalExpired)?;
             }
         }
-        let ws_drained = self.ws.peer_finished() && self.inbound.is_empty();
-        if ws_drained && !self.ws.accepts_data() {
-            // The inner handshake will never be done, so what raw says could never be delivered.
-            return Err(SideError::Ws(TunnelError::ConnectionEnded));
+        if let Some(close) = self.peer_close() {
+            let _ = self.handle(match close.code.map(CloseCode::from) {
+                Some(CloseCode::Normal) => Event::CloseNormal,
+                Some(CloseCode::Away) => Event::CloseAway,
+                Some(_) => Event::CloseOther,
+                None => Event::CloseNoCode,
+            })?;
+        } else if self.ws.conn.eof() {
+            let _ = self.handle(Event::WsEnded)?;
         }
-        if ws_drained {
-            self.tcp
-                .send_fin(self.ws.peer_finished_cleanly())
-                .map_err(SideError::Tcp)?;
-        }
-        let fins = self
-            .codec()
-            .is_some_and(|m| m.fin_received() && m.fin_queued());
-        // Our `fin` may still be on its way: the close goes right behind it.
-        let both_finished = fins && self.tcp.fin_sent();
-        let ws_overdue = self
-            .ws_deadline
-            .is_some_and(|until| until <= Instant::now());
-        if (both_finished || ws_overdue) && self.closing.is_none() {
-            self.close(CloseCode::Normal, EndReason::Clean)?;
-        }
-        match self.peer_close() {
-            Some(close) => self.closing_handshake(close.code, fins),
-            None if self.ws.eof() && (self.closing.is_none() || self.ws_needs_data()) => {
-                Err(SideError::Ws(TunnelError::ConnectionEnded))
-            }
-            None => Ok(self.closed_without_answer()),
-        }
+        self.check_closing()
     }
 
-    /// The peer has sent its close: orderly, or a broken tunnel.
-    fn closing_handshake(
-        &mut self,
-        code: Option<u16>,
-        fins: bool,
-    ) -> Result<Option<ControlFlow<EndReason>>, SideError> {
-        let orderly = match code.map(CloseCode::from) {
-            Some(CloseCode::Normal) => {
-                self.version == Version::V1 || fins || self.closing.is_some()
-            }
-            Some(CloseCode::Away) => true,
-            _ => false,
+    /// Ends the tunnel if it is closing and the rules say so.
+    fn check_closing(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
+        let Phase::Closing { until, .. } = self.phase else {
+            return Ok(ControlFlow::Continue(()));
         };
-        if !orderly {
-            self.close(
-                code.map_or(CloseCode::Normal, |_| CloseCode::Error),
-                EndReason::Clean,
-            )?;
-            return Err(SideError::Ws(TunnelError::Closed(code)));
-        }
-        let how = if code == Some(CloseCode::Away.into()) {
-            EndReason::Stopped
-        } else {
-            EndReason::Clean
+        let facts = self.facts();
+        let ws = match () {
+            () if facts.peer_closed => WsState::Closed,
+            () if self.ws.conn.eof() => WsState::Ended,
+            () => WsState::Open,
         };
-        self.close(code.map_or(CloseCode::Normal, CloseCode::from), how)?;
-        if self.lingered() {
-            return Ok(self.done());
-        }
-        if self.inbound.is_empty() {
-            self.tcp
-                .send_fin(self.ws.peer_finished_cleanly())
-                .map_err(SideError::Tcp)?;
+        if ws == WsState::Closed && !facts.lingered && self.ws.pending.is_empty() {
+            self.end_tcp()?;
             self.flush()?;
         }
-        let delivered = self.inbound.is_empty() && self.tcp.fin_sent();
-        // A peer that has closed and does not read gets no more time for our answer than one that does not answer.
-        let overdue = self.close_overdue();
-        let answered = self.ws.flushed() || overdue;
-        Ok(
-            if answered && (delivered || (overdue && !self.tcp_needs_data())) {
-                self.done()
-            } else {
-                None
-            },
-        )
+        let accepted = match ws {
+            WsState::Closed => self.tcp.conn.fin_sent(),
+            WsState::Open | WsState::Ended => self.tcp.conn.flushed(),
+        };
+        let overdue = until <= Instant::now();
+        let action = rules::closing(&ClosingFacts {
+            ws,
+            lingered: facts.lingered,
+            refused: facts.refused,
+            flushed: self.ws.conn.flushed(),
+            delivered: self.ws.pending.is_empty() && accepted,
+            overdue,
+            needed: rules::tcp_needs_data(&facts),
+            // A system call, so only where the rules use it.
+            unsent: ws == WsState::Open && overdue && !facts.refused && self.ws.conn.has_unsent(),
+        });
+        match (action, &self.phase) {
+            (ClosingAction::Finish, Phase::Closing { reason, .. }) => {
+                return Ok(ControlFlow::Break(reason.clone()));
+            }
+            (ClosingAction::ExtendTimeout, _) => self.restart_close_timeout(),
+            _ => {}
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn close_overdue(&self) -> bool {
-        let until = self.closing.as_ref().map(|(_, until)| *until);
-        until.is_some_and(|until| until <= Instant::now())
+    /// Ends the WebSocket's direction, after everything from the TCP side was forwarded.
+    fn forward_end(&mut self) -> Result<(), SideError> {
+        let clean = self.tcp.conn.peer_finished_cleanly();
+        self.ws.conn.send_fin(clean).map_err(SideError::Ws)
     }
 
-    /// Gives the peer all of its time to answer our close, from now on.
-    fn answer_is_due_later(&mut self) {
-        if let Some((_, until)) = &mut self.closing {
-            *until = Instant::now() + self.limits.close_timeout;
+    /// Ends the sending direction of the TCP side, after everything from ws was forwarded.
+    fn end_tcp(&mut self) -> Result<(), SideError> {
+        let clean = self.ws.conn.peer_finished_cleanly();
+        self.tcp.conn.send_fin(clean).map_err(SideError::Tcp)
+    }
+
+    /// Starts or answers the closing handshake; the first reason remains.
+    fn close(&mut self, code: CloseCode, reason: EndReason) -> Result<(), SideError> {
+        if !self.is_closing() {
+            self.phase = Phase::Closing {
+                reason,
+                until: Instant::now() + self.context.limits.close_timeout,
+                held_back: self.is_peeking(),
+            };
+        }
+        if self.close_queued() {
+            return Ok(());
+        }
+        self.ws.conn.send_close(code).map_err(SideError::Ws)
+    }
+
+    /// Gives the peer the full time to answer the close frame, from now on.
+    fn restart_close_timeout(&mut self) {
+        if let Phase::Closing { until, .. } = &mut self.phase {
+            *until = Instant::now() + self.context.limits.close_timeout;
         }
     }
 
-    /// Our close is out and the peer takes its time, or has hung up without an answer: either is good enough. But not while the
-    /// kernel still has bytes before the close that the peer has no room for: once the socket is closed, the first thing that
-    /// the peer says would throw them away.
-    fn closed_without_answer(&mut self) -> Option<ControlFlow<EndReason>> {
-        if !self.ws.eof() && self.close_overdue() && !self.tcp_abandoned && self.ws.has_unsent() {
-            self.answer_is_due_later();
-            return None;
-        }
-        let delivered = self.inbound.is_empty() && self.tcp.flushed();
-        if (self.ws.eof() || self.close_overdue()) && (delivered || !self.tcp_needs_data()) {
-            self.done()
-        } else {
-            None
-        }
-    }
-
-    fn done(&mut self) -> Option<ControlFlow<EndReason>> {
-        self.closing.take().map(|(how, _)| ControlFlow::Break(how))
-    }
-
-    /// Begins or answers the closing handshake; the first reason stays the reason.
-    pub(super) fn close(&mut self, code: CloseCode, how: EndReason) -> Result<(), SideError> {
-        if self.closing.is_none() {
-            self.closing = Some((how, Instant::now() + self.limits.close_timeout));
-        }
-        if !self.close_queued() {
-            self.ws.send_close(code).map_err(SideError::Ws)?;
-        }
-        Ok(())
-    }
-
-    /// Passes on what raw said before it broke, as far as ws takes it: a server that refuses an upload answers and hangs up,
-    /// and its answer is lost when our write is the first to find out.
+    /// Reads what the TCP side sent before it failed, and forwards it as far as ws accepts it
+    /// without blocking. A server that refuses an upload answers and closes; a failed write to it
+    /// must not lose the answer.
     fn forward_remaining(&mut self) {
-        for _ in 0..LAST_WORDS {
-            if !self.ws.flushed() || self.close_queued() || !self.ws.accepts_data() {
+        for _ in 0..REMAINING_READS {
+            if !self.ws.conn.flushed() || self.close_queued() || !self.ws.conn.accepts_data() {
                 return;
             }
-            let read = self.tcp.fill(&mut self.outbound);
-            if self.outbound.is_empty() || self.forward().is_err() || self.ws.flush().is_err() {
+            let read = self.tcp.conn.fill(&mut self.tcp.pending);
+            let nothing = self.tcp.pending.is_empty();
+            if nothing || self.forward().is_err() || self.ws.conn.flush().is_err() {
                 return;
             }
             if read.is_err() {
@@ -267,43 +253,44 @@ impl Pump<'_> {
         }
     }
 
-    /// Says what broke to both sides, as far as they can still be told without waiting.
-    pub(super) fn broken(&mut self, fault: SideError) -> EndReason {
+    /// Reports the failure of the tunnel to the peer, as far as this does not block. Data received
+    /// before is still forwarded.
+    pub(super) fn report_failure(&mut self, error: SideError) -> EndReason {
         let (own, far) = match self.role {
             Role::Client => (Party::Client, Party::Gateway),
             Role::Server => (Party::Target, Party::Relay),
         };
-        let client_left = match (&fault, self.role) {
-            (SideError::Tcp(TunnelError::Io(_)), Role::Client) => self.tcp.peer_finished(),
+        // The client ended its direction and then closed the connection: it needs no more data.
+        // The relay sees the reset itself and reports it to the gateway with 1011.
+        let client_left = match (&error, self.role) {
+            (SideError::Tcp(TunnelError::Io(_)), Role::Client) => self.tcp.conn.peer_finished(),
             (SideError::Ws(TunnelError::Closed(Some(code))), Role::Server) => {
-                *code == u16::from(CloseCode::Error) && self.ws.peer_finished()
+                *code == u16::from(CloseCode::Error) && self.ws.conn.peer_finished()
             }
             _ => false,
         };
-        match fault {
+        match &error {
             SideError::Tcp(TunnelError::Io(_)) => self.forward_remaining(),
             SideError::Tcp(_) => {}
-            // What came before the fault is as good as it was: as far as raw takes it without waiting.
             SideError::Ws(_) => {
                 let _ = self.forward().and_then(|()| self.flush());
             }
         }
-        let (by, fault) = match fault {
-            SideError::Tcp(fault) => (own, fault),
-            SideError::Ws(fault) => (far, fault),
+        let (by, error, code) = match error {
+            SideError::Tcp(error) => (own, error, CloseCode::Error),
+            SideError::Ws(error) => {
+                let code = error.close_code();
+                (far, error, code)
+            }
         };
-        let code = if by == far {
-            fault.close_code()
-        } else {
-            CloseCode::Error
-        };
-        let _ = self.ws.send_close(code).and_then(|()| self.ws.flush());
+        let ws = &mut self.ws.conn;
+        let _ = ws.send_close(code).and_then(|()| ws.flush());
         if client_left {
             return EndReason::HungUp;
         }
         EndReason::Broken {
             by,
-            why: fault.to_string(),
+            why: error.to_string(),
         }
     }
 }

@@ -1,7 +1,101 @@
 //! The pump: moves the bytes of one tunnel between two connections until the tunnel ends.
+//!
+//! One thread owns both sides. `tcp` is the side without a WebSocket: the client at the relay, the
+//! target at the gateway. `ws` is the side of the peer. Each direction has one buffer, and a side
+//! is read only while its buffer is empty, so nothing queues without a bound.
+//!
+//! `transfer` moves the bytes, `timers` does what depends on time, `ending` detects the events that
+//! end a tunnel, and `rules` decides about them without I/O. The rules are the tables below; a test
+//! compares them with the code. In both tables the first matching row applies. Conditions in one
+//! cell must all hold. Version and role are those of this end.
+//!
+//! # Events
+//!
+//! A tunnel is *open* until this end queues a close frame, and then *closing*. (While the first
+//! bytes are inspected, see [`Pump::peek`], data from ws is held back; the rules are the same.)
+//!
+//! | event | version | role | phase | condition | action |
+//! |---|---|---|---|---|---|
+//! | tcp finishes | any | any | closing | | none |
+//! | tcp finishes | 2 | any | open | | forward the end |
+//! | tcp finishes | 1 | relay | open | | linger |
+//! | tcp finishes | 1 | gateway | open | | forward the end, close 1000: clean |
+//! | ws finishes | any | any | any | | end tcp |
+//! | ws finishes in the inner handshake | any | any | any | | fail |
+//! | both have finished | any | any | open | | close 1000: clean |
+//! | both have finished | any | any | closing | | none |
+//! | refusal expires | any | any | open | | close 1000: clean |
+//! | refusal expires | any | any | closing | | none |
+//! | close frame 1000 | 1 | any | any | | close 1000: clean |
+//! | close frame 1000 | 2 | any | closing | | close 1000: clean |
+//! | close frame 1000 | 2 | any | open | both fins | close 1000: clean |
+//! | close frame 1000 | 2 | any | open | not both fins | close 1011, fail |
+//! | close frame 1001 | any | any | any | | close 1001: stopped |
+//! | close frame, another code | any | any | any | | close 1011, fail |
+//! | close frame, no code | any | any | any | | close 1000, fail |
+//! | ws ends without a close frame | any | any | open | | fail |
+//! | ws ends without a close frame | any | any | closing | flushed | none |
+//! | ws ends without a close frame | any | any | closing | fin sent | none |
+//! | ws ends without a close frame | any | any | closing | refused | none |
+//! | ws ends without a close frame | any | any | closing | | fail |
+//! | ws is lost | any | any | open | | fail |
+//! | ws is lost | any | any | closing | flushed | abandon it |
+//! | ws is lost | any | any | closing | peer closed | abandon it |
+//! | ws is lost | 2 | any | closing | fin sent | abandon it |
+//! | ws is lost | 2 | any | closing | refused | abandon it |
+//! | ws is lost | any | any | closing | | fail |
+//! | ws receives invalid bytes | any | any | any | | fail |
+//! | tcp fails | 1 | gateway | any | tcp finished | abandon it |
+//! | tcp fails | any | any | closing | lingered | abandon it |
+//! | tcp fails | any | any | any | refused | abandon it |
+//! | tcp fails | any | any | any | | fail |
+//! | idle timeout | any | any | open | | close 1001: idle |
+//! | idle timeout | any | any | closing | | none |
+//! | silence after a stop request | any | any | open | | close 1001: stopped |
+//! | silence after a stop request | any | any | closing | | none |
+//! | linger timeout | any | any | open | | close 1000: linger expired |
+//! | linger timeout | any | any | closing | | none |
+//! | drain deadline | any | any | any | | cut |
+//!
+//! - *Close* starts the closing handshake of [RFC 6455, section 7], or answers it. The first reason
+//!   remains. The close timeout starts; it starts again while data in front of the close frame
+//!   waits for the peer.
+//! - *Fail* sends the close code of the error to the peer and resets the TCP side.
+//! - *Linger*: version 1 cannot forward the client's end, so the relay continues to deliver until
+//!   no data was moved for the linger time. It then resets the client, because the delivered data
+//!   may be incomplete.
+//! - *Refused*: the gateway could not intercept the tunnel and delivers a TLS alert instead
+//!   ([`Pump::finish_with`]).
+//!
+//! # Closing
+//!
+//! | ws | condition | action |
+//! |---|---|---|
+//! | close frame received | lingered | finish |
+//! | close frame received | flushed, delivered | finish |
+//! | close frame received | overdue, delivered | finish |
+//! | close frame received | overdue, not needed | finish |
+//! | close frame received | | wait |
+//! | open | overdue, unsent, not refused | start the close timeout again |
+//! | open | overdue, delivered | finish |
+//! | open | overdue, not needed | finish |
+//! | open | | wait |
+//! | ended | delivered | finish |
+//! | ended | not needed | finish |
+//! | ended | | wait |
+//!
+//! - *Delivered*: the TCP side has accepted all data, and after a close frame also its end.
+//! - *Overdue*: the close timeout has passed.
+//! - *Needed*: a TCP side that does not accept its data makes the tunnel fail.
+//! - *Unsent*: the kernel has bytes for which the peer's receive window has no room.
+//!
+//! [RFC 6455, section 7]: https://www.rfc-editor.org/rfc/rfc6455#section-7
 
 mod ending;
-mod run;
+mod rules;
+mod side;
+mod state;
 mod timers;
+mod transfer;
 
-pub(crate) use run::{Pump, PumpContext};
+pub(crate) use state::{Pump, PumpContext};
