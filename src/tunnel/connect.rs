@@ -14,7 +14,7 @@ use crate::control::phase::Phase;
 use crate::net::wait::{OVER, wait};
 
 /// Connects to the first of `addresses` that answers; blocks until the deadline of `watch` at most.
-/// Returns the socket, non-blocking and with TCP_NODELAY, and its address.
+/// Returns the socket, non-blocking and with `TCP_NODELAY`, and its address.
 ///
 /// Each address gets an equal share of the remaining time, so that one that drops packets does not
 /// use up the time of the others.

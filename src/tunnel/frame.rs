@@ -492,13 +492,14 @@ mod tests {
 
     #[test]
     fn violations_of_the_rfc_are_refused() {
-        let binary = OpCode::Data(Data::Binary);
-        let unmasked = frame(binary, true, None, b"x");
-        let masked = frame(binary, true, Some([9; 4]), b"x");
         use ProtocolError::{
             ClosePayload, Continuation, ControlFrame, Interleaved, Length, Masking, Opcode,
             ReservedBit,
         };
+
+        let binary = OpCode::Data(Data::Binary);
+        let unmasked = frame(binary, true, None, b"x");
+        let masked = frame(binary, true, Some([9; 4]), b"x");
         let huge = vec![0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0];
         let cases: [(ProtocolError, Role, Vec<u8>); 13] = [
             (Masking, Role::Client, masked),

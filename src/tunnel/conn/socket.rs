@@ -39,7 +39,7 @@ impl Conn {
     }
 
     /// Makes the kernel close the connection if sent bytes are not acknowledged for this long
-    /// (TCP_USER_TIMEOUT). Zero restores the kernel's default.
+    /// (`TCP_USER_TIMEOUT`). Zero restores the kernel's default.
     pub(crate) fn set_user_timeout(&self, timeout: Duration) {
         // A kernel without this option uses its default, which is acceptable.
         let _ = SockRef::from(&self.socket)

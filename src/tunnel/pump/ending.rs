@@ -179,7 +179,7 @@ impl Pump<'_> {
             WsState::Open | WsState::Ended => self.tcp.conn.flushed(),
         };
         let overdue = until <= Instant::now();
-        let action = rules::closing(&ClosingFacts {
+        let action = rules::closing(ClosingFacts {
             ws,
             lingered: facts.lingered,
             refused: facts.refused,

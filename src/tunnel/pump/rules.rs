@@ -97,6 +97,7 @@ pub(super) enum Action {
 }
 
 /// The action for an event.
+#[expect(clippy::match_same_arms, reason = "in the order of the table")]
 pub(super) fn next(event: Event, facts: &Facts) -> Action {
     let clean = || Action::Close(CloseCode::Normal, EndReason::Clean);
     match event {
@@ -197,7 +198,7 @@ pub(super) enum ClosingAction {
 }
 
 /// Whether a closing tunnel ends now.
-pub(super) fn closing(facts: &ClosingFacts) -> ClosingAction {
+pub(super) fn closing(facts: ClosingFacts) -> ClosingAction {
     let accepted = facts.delivered || !facts.needed;
     let finish = match facts.ws {
         WsState::Closed if facts.lingered => true,
@@ -436,7 +437,7 @@ mod tests {
                 });
                 let found = found.unwrap_or_else(|| panic!("no row: {facts:?}"));
                 used[found] = true;
-                let action = match closing(&facts) {
+                let action = match closing(facts) {
                     ClosingAction::Wait => "wait",
                     ClosingAction::ExtendTimeout => "start the close timeout again",
                     ClosingAction::Finish => "finish",

@@ -50,7 +50,7 @@ pub(super) enum Phase {
 
 /// When data was moved, and when memory can be released.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(super) struct ActivityTimes {
     /// When data was last forwarded, or accepted after it had to wait.
     pub(super) last_data: Instant,
     pub(super) last_direction: Option<Direction>,
@@ -100,7 +100,7 @@ pub(crate) struct Pump<'a> {
     /// The kernel watches ws with a user timeout.
     pub(super) user_timeout_set: bool,
     pub(super) delivery: DeliveryWatch,
-    pub(super) activity: Activity,
+    pub(super) activity: ActivityTimes,
     /// Turns since the last poll.
     pub(super) busy_turns: u32,
     pub(super) up: u64,
@@ -135,7 +135,7 @@ impl<'a> Pump<'a> {
                 checked: now,
                 unacked: false,
             },
-            activity: Activity {
+            activity: ActivityTimes {
                 last_data: now,
                 last_direction: None,
                 last_activity: Some(now),
