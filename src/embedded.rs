@@ -16,7 +16,7 @@ use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
-use crate::http::authority::Pattern;
+use crate::http::pattern::Pattern;
 use crate::net::address_override::Override;
 use crate::setup::{capacity, hardening, roots};
 use crate::sys::memory;

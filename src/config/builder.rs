@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::crypto::secret::Secret;
-#[cfg(feature = "gateway")]
-use crate::http::authority::Pattern;
 use crate::http::base_url::BaseUrl;
+#[cfg(feature = "gateway")]
+use crate::http::pattern::Pattern;
 #[cfg(feature = "gateway")]
 use crate::net::address_override::Override;
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 #[cfg(feature = "gateway")]
-use crate::http::authority::Pattern;
+use crate::http::pattern::Pattern;
 #[cfg(feature = "gateway")]
 use crate::net::address_override::Override;
 

@@ -2,5 +2,9 @@
 
 pub(crate) mod pem;
 pub(crate) mod random;
+// Without the gateway, no public item names the credentials.
+#[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
 pub(crate) mod secret;
 pub(crate) mod tls;
+#[cfg(any(test, feature = "gateway"))]
+pub(crate) mod tls_server;

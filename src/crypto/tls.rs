@@ -1,8 +1,7 @@
-//! rustls configurations for all TLS of this program, as client and as server.
+//! The rustls configuration of clients, and the cryptography provider of all TLS.
 //!
 //! Every configuration names its provider: this code neither needs nor sets a provider for the
-//! whole process, which belongs to the host. It takes parsed certificates and keys, and reads no
-//! files.
+//! whole process, which belongs to the host. It takes parsed certificates, and reads no files.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -14,13 +13,9 @@ use rustls::client::{
     Tls13ClientSessionValue,
 };
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::{self, Ticketer, cipher_suite};
-use rustls::server::ResolvesServerCert;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    CertificateError, ClientConfig, NamedGroup, RootCertStore, ServerConfig, SupportedCipherSuite,
-};
-use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
+use rustls::crypto::ring::{self, cipher_suite};
+use rustls::{CertificateError, ClientConfig, NamedGroup, RootCertStore, SupportedCipherSuite};
+use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 
 use crate::http::authority::Host;
 
@@ -78,37 +73,11 @@ pub(crate) fn client_config(
 }
 
 /// `config` with another ALPN list, in order of preference. Both share one session cache.
+#[cfg(feature = "gateway")]
 pub(crate) fn with_alpn(config: &ClientConfig, alpn: Vec<Vec<u8>>) -> Arc<ClientConfig> {
     let mut config = config.clone();
     config.alpn_protocols = alpn;
     Arc::new(config)
-}
-
-/// A server with the certificates `chain` and no client authentication. TLS 1.2 and 1.3, no ALPN.
-///
-/// # Errors
-/// The chain is empty or cannot be parsed, the kind of key is not supported, or the key does not
-/// belong to the first certificate.
-pub(crate) fn server_config(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let certified = CertifiedKey::from_der(chain, key, &provider())?;
-    let resolver = Arc::new(SingleCertAndKey::from(certified));
-    let mut config = server_config_showing(resolver)?;
-    // Stateless tickets: any number of relays can resume.
-    config.ticketer = Ticketer::new()?;
-    Ok(Arc::new(config))
-}
-
-/// A server whose certificates come from `resolver`. The interception sets ALPN and tickets itself.
-pub(crate) fn server_config_showing(
-    resolver: Arc<dyn ResolvesServerCert>,
-) -> Result<ServerConfig, rustls::Error> {
-    Ok(ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver))
 }
 
 /// The name that a certificate of `host` must have.
@@ -222,10 +191,14 @@ impl ClientSessionStore for SessionCache {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod tests {
+    use rustls::ServerConfig;
+    use rustls_pki_types::PrivateKeyDer;
 
-    fn certificate() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    use super::*;
+    use crate::crypto::tls_server::server_config;
+
+    pub(in crate::crypto) fn certificate() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         (made.cert.der().clone(), key)
@@ -260,15 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_certificate_is_rejected() {
-        let (chain, key) = certificate();
-        let (_, other) = certificate();
-        assert!(server_config(vec![chain.clone()], key).is_ok());
-        assert!(server_config(vec![chain], other.clone_key()).is_err());
-        assert!(server_config(vec![], other).is_err());
-    }
-
-    #[test]
     fn a_host_becomes_the_name_or_the_address_in_certificates() {
         let name = |text: &str| server_name(&Host::parse(text).unwrap());
         assert!(matches!(name("example.com"), Ok(ServerName::DnsName(_))));
@@ -279,6 +243,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "gateway")]
     fn another_alpn_list_does_not_change_the_first_configuration() {
         let config = client_config(&[certificate().0]).unwrap();
         let other = with_alpn(&config, vec![b"h2".to_vec()]);

@@ -12,7 +12,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use time::OffsetDateTime;
 
-use crate::crypto::tls;
+use crate::crypto::tls_server;
 use crate::http::authority::Host;
 
 /// Hosts whose certificates are kept: far more than a session talks to, at some 4 KiB each.
@@ -78,7 +78,7 @@ impl HostCert {
             return Ok(Arc::clone(config));
         }
         let choice = alpn.map(<[u8]>::to_vec);
-        let mut config = tls::server_config_showing(self.certificate.clone())?;
+        let mut config = tls_server::server_config_showing(self.certificate.clone())?;
         config.alpn_protocols = choice.iter().cloned().collect();
         // Tickets instead of rustls' memory of sessions: the client keeps the state, and a thousand hosts cost nothing.
         // A ticketer of its own, so that a ticket is good for this host and this choice alone.
@@ -108,7 +108,8 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let chain = vec![made.cert.der().clone()];
-        let certificate = CertifiedKey::from_der(chain, key, &tls::provider()).unwrap();
+        let certificate =
+            CertifiedKey::from_der(chain, key, &crate::crypto::tls::provider()).unwrap();
         HostCert::new(certificate, NOON - Duration::HOUR..NOON + Duration::HOUR)
     }
 

@@ -25,7 +25,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-pub use crate::http::authority::{Authority, AuthorityError, Host, Pattern};
+pub use crate::http::authority::{Authority, AuthorityError, Host};
+pub use crate::http::pattern::Pattern;
 pub use crate::net::address_override::{Override, OverrideError};
 pub use auth::{Sessions, SessionsError};
 
@@ -34,7 +35,7 @@ use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::stop::{Abort, Stop};
-use crate::crypto::tls;
+use crate::crypto::{tls, tls_server};
 use crate::http::reply::Reply;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
@@ -292,7 +293,7 @@ fn identity(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
     // The library's own error text quotes the file, which here is a key.
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
         .map_err(|_| GatewayError::new("--tls-key holds no private key in PEM"))?;
-    tls::server_config(chain, key).map_err(|error| {
+    tls_server::server_config(chain, key).map_err(|error| {
         GatewayError::new(format!(
             "--tls-cert and --tls-key do not belong together or cannot be used: {error}"
         ))

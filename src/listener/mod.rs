@@ -31,7 +31,9 @@ use supervisor::Supervisor;
 use workers::WorkerPool;
 
 pub use report::ShutdownReport;
-pub(crate) use service::{Eviction, Service};
+#[cfg(feature = "gateway")]
+pub(crate) use service::Eviction;
+pub(crate) use service::Service;
 
 /// How many connections may wait in the kernel. The 128 of std are too few for a package manager
 /// that opens dozens at once.

@@ -29,6 +29,7 @@ pub(crate) trait Service: Send + Sync + 'static {
 
 /// The result of [`Service::make_room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "gateway"), allow(dead_code))]
 pub(crate) enum Eviction {
     /// There is no connection that may be evicted.
     None,

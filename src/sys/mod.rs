@@ -1,6 +1,7 @@
 //! What the process shares with its host: files, memory and log records.
 
 pub(crate) mod files;
+#[cfg(any(test, feature = "cli", feature = "capi"))]
 pub(crate) mod log_filter;
 pub(crate) mod memory;
 pub(crate) mod owned_name;

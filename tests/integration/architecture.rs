@@ -21,10 +21,11 @@ const FUZZ_BODIES: &str = "tests/fuzz/bodies";
 const NOT_ON_A_FLOOR: [&str; 2] = ["lib", "manual/mod"];
 
 /// Modules without I/O: they convert bytes to values.
-const WITHOUT_IO: [&str; 14] = [
+const WITHOUT_IO: [&str; 15] = [
     "http/authority",
     "http/base_url",
     "http/head",
+    "http/pattern",
     "http/reply",
     "crypto/pem",
     "tunnel/buffer",

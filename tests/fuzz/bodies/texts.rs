@@ -8,7 +8,8 @@ use data_encoding::BASE64;
 use crate::crypto::pem;
 use crate::gateway::Sessions;
 use crate::gateway::policy::Policy;
-use crate::http::authority::{Authority, Host, Pattern};
+use crate::http::authority::{Authority, Host};
+use crate::http::pattern::Pattern;
 
 /// Authorities and patterns: the printed form parses to an equal value, and an authority as a
 /// pattern matches only itself.
