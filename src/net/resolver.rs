@@ -26,9 +26,9 @@ const IDLE_TIME: Duration = Duration::from_secs(10);
 
 /// Resolves names. Clones share the threads and the overrides.
 #[derive(Clone)]
-pub(crate) struct Resolver(Arc<Shared>);
+pub(crate) struct Resolver(Arc<ResolverState>);
 
-struct Shared {
+struct ResolverState {
     overrides: Vec<Override>,
     lookups: LookupPool,
 }
@@ -47,7 +47,7 @@ impl Resolver {
     }
 
     fn with_lookup(overrides: Vec<Override>, lookup: Arc<Lookup>, limit: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(ResolverState {
             overrides,
             lookups: LookupPool::new(lookup, IDLE_TIME, limit),
         }))
