@@ -1,5 +1,5 @@
-//! The results of calls: a code, and an error message that is stored per thread. `upstreamproxy.h` has
-//! the same codes.
+//! The results of calls: a code, and an error message that is stored per thread. `upstreamproxy.h`
+//! has the same codes.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -69,15 +69,16 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// The message of this thread's last error; empty if there was none. Valid until the thread's next error.
+/// The message of this thread's last error; empty if there was none. Valid until the thread's next
+/// error.
 pub(super) fn last_error() -> *const c_char {
     // It is not available while the thread's locals are being destroyed.
     LAST.try_with(|last| last.borrow().as_ptr())
         .unwrap_or(c"".as_ptr())
 }
 
-/// The code that `call` returns, or the code of its error, whose message is stored for [`last_error`].
-/// A panic becomes an error.
+/// The code that `call` returns, or the code of its error, whose message is stored for
+/// [`last_error`]. A panic becomes an error.
 pub(super) fn code_of(call: impl FnOnce() -> Result<c_int, ApiError>) -> c_int {
     attempt(call).unwrap_or_else(|code| code)
 }

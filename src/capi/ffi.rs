@@ -1,9 +1,9 @@
 //! Pointers from and to C, and the only unsafe code of the C API.
 //!
-//! Opaque objects are passed as `Option<&T>`, `Option<Box<T>>` and `Option<&mut MaybeUninit<..>>`, which
-//! have the layout of a pointer that may be NULL; they need no unsafe code. The other pointers are in this
-//! file. The header requires of the caller that pointers are valid, that strings end with a zero byte, and
-//! that no object is freed while it is used.
+//! Opaque objects are passed as `Option<&T>`, `Option<Box<T>>` and `Option<&mut MaybeUninit<..>>`,
+//! which have the layout of a pointer that may be NULL; they need no unsafe code. The other
+//! pointers are in this file. The header requires of the caller that pointers are valid, that
+//! strings end with a zero byte, and that no object is freed while it is used.
 
 #![allow(unsafe_code, reason = "pointers from C, and the signal mask")]
 
@@ -19,8 +19,8 @@ pub(super) struct CStrPtr(*const c_char);
 impl CStrPtr {
     /// Its bytes, without the zero byte at the end.
     pub(super) fn bytes(&self) -> Option<&[u8]> {
-        // SAFETY: not NULL; the caller guarantees a string that ends with a zero byte and is valid during
-        // the call, which this argument does not outlive.
+        // SAFETY: not NULL; the caller guarantees a string that ends with a zero byte and is valid
+        // during the call, which this argument does not outlive.
         (!self.0.is_null()).then(|| unsafe { CStr::from_ptr(self.0) }.to_bytes())
     }
 }
@@ -38,8 +38,8 @@ impl CStrArray {
         let mut all = Vec::new();
         let mut at = self.0;
         loop {
-            // SAFETY: the caller guarantees that every element up to the NULL can be read, and that each
-            // is a string as above. Nothing after the NULL is read.
+            // SAFETY: the caller guarantees that every element up to the NULL can be read, and that
+            // each is a string as above. Nothing after the NULL is read.
             let text = unsafe {
                 if (*at).is_null() {
                     return Some(all);
@@ -57,7 +57,8 @@ impl CStrArray {
 #[repr(transparent)]
 pub(super) struct OutPtr<T: Numbers>(*mut u8, PhantomData<T>);
 
-/// A `repr(C)` struct whose fields are all `u64`: it has no padding, and any prefix of it can be copied.
+/// A `repr(C)` struct whose fields are all `u64`: it has no padding, and any prefix of it can be
+/// copied.
 pub(super) trait Numbers: Copy {}
 
 impl<T: Numbers> OutPtr<T> {
@@ -66,15 +67,15 @@ impl<T: Numbers> OutPtr<T> {
         self.0.is_null()
     }
 
-    /// Writes the part of `value` that fits into `size` bytes. The additional fields of a newer header
-    /// become zero.
+    /// Writes the part of `value` that fits into `size` bytes. The additional fields of a newer
+    /// header become zero.
     pub(super) fn write(&self, value: &T, size: usize) {
         if self.0.is_null() {
             return;
         }
         let fits = size.min(size_of::<T>());
-        // SAFETY: the caller guarantees `size` writable bytes. `value` has at least `fits` bytes, all
-        // initialised, and it belongs to Rust, so the two do not overlap.
+        // SAFETY: the caller guarantees `size` writable bytes. `value` has at least `fits` bytes,
+        // all initialised, and it belongs to Rust, so the two do not overlap.
         unsafe {
             ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), self.0, fits);
             ptr::write_bytes(self.0.add(fits), 0, size - fits);
@@ -115,8 +116,9 @@ impl Array {
     }
 }
 
-/// Does `work` with signals blocked in this thread. Threads that it starts inherit that, so the handlers
-/// of the host run on the threads of the host. Signals of faults in the thread itself are not blocked.
+/// Does `work` with signals blocked in this thread. Threads that it starts inherit that, so the
+/// handlers of the host run on the threads of the host. Signals of faults in the thread itself are
+/// not blocked.
 pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     const FAULTS: [libc::c_int; 6] = [
         libc::SIGSEGV,
@@ -127,8 +129,8 @@ pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
         libc::SIGSYS,
     ];
     let (mut blocked, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the first call for each set initialises it, and it is read only afterwards; the numbers
-    // are valid signals.
+    // SAFETY: the first call for each set initialises it, and it is read only afterwards; the
+    // numbers are valid signals.
     let changed = unsafe {
         libc::sigfillset(blocked.as_mut_ptr());
         for fault in FAULTS {

@@ -1,5 +1,5 @@
-//! Tests that compare `upstreamproxy.h` with the code: functions with their types, structs, constants,
-//! settings.
+//! Tests that compare `upstreamproxy.h` with the code: functions with their types, structs,
+//! constants, settings.
 //!
 //! They read both as text, which works because both are written in one simple style. The hosts of
 //! `tests/integration/capi.rs` show that the header compiles and works.

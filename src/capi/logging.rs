@@ -1,5 +1,5 @@
-//! Sends the log to a function of the host. The library sets the logger of the `log` crate: a host that
-//! is not written in Rust has no other one.
+//! Sends the log to a function of the host. The library sets the logger of the `log` crate: a host
+//! that is not written in Rust has no other one.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
@@ -14,14 +14,15 @@ use crate::sys::log_filter::{may_be_shown, one_line};
 /// A function of the host: its context, the level (1 error to 4 debug), the message.
 pub(super) type Callback = extern "C" fn(*mut c_void, c_int, *const c_char);
 
-/// Where records go. A thread holds the lock while it calls back, so a change waits until no call is
-/// in progress.
+/// Where records go. A thread holds the lock while it calls back, so a change waits until no call
+/// is in progress.
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 /// Whether the logger of this process is [`Forwarder`].
 static IS_SET: OnceLock<bool> = OnceLock::new();
 
 thread_local! {
-    /// Whether this thread is in the callback. It must then not log, and not wait for a thread that may log.
+    /// Whether this thread is in the callback. It must then not log, and not wait for a thread that
+    /// may log.
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -31,8 +32,8 @@ struct Sink {
     context: AtomicPtr<c_void>,
 }
 
-/// Sends records up to `level` to `callback`, or nowhere. When it returns, the previous callback is not
-/// called any more.
+/// Sends records up to `level` to `callback`, or nowhere. When it returns, the previous callback is
+/// not called any more.
 pub(super) fn log_to(
     callback: Option<Callback>,
     context: *mut c_void,

@@ -1,8 +1,8 @@
-//! The C API, with the feature `capi`: the functions of `upstreamproxy.h`, in its order. The header is
-//! the manual; the tests in `header` compare it with this file.
+//! The C API, with the feature `capi`: the functions of `upstreamproxy.h`, in its order. The header
+//! is the manual; the tests in `header` compare it with this file.
 //!
-//! The functions check their arguments here. `proxy`, `settings` and `logging` do the work, `codes` has
-//! the results, and `ffi` converts pointers.
+//! The functions check their arguments here. `proxy`, `settings` and `logging` do the work, `codes`
+//! has the results, and `ffi` converts pointers.
 
 // Exported names are the only unsafe feature in this file.
 #![allow(unsafe_code, reason = "no_mangle")]

@@ -61,7 +61,8 @@ impl Proxy {
     pub(super) fn start(config: Config) -> Self {
         let inherited = config.inherited.clone();
         let drain = config.limits.drain_timeout;
-        // All threads of the library inherit the signal mask of this one. The caller's mask is unchanged.
+        // All threads of the library inherit the signal mask of this one. The caller's mask is
+        // unchanged.
         let thread = with_signals_blocked(|| {
             thread::Builder::new()
                 .name("uproxy-setup".into())
@@ -215,8 +216,8 @@ impl Proxy {
         Ok(())
     }
 
-    /// Stops it, and returns when it is stopped, also if another thread stops it. `None`: the configured
-    /// drain timeout.
+    /// Stops it, and returns when it is stopped, also if another thread stops it. `None`: the
+    /// configured drain timeout.
     pub(super) fn shutdown(&self, drain: Option<Duration>) -> Result<ShutdownReport, ApiError> {
         logging::refuse_in_callback()?;
         self.refuse_in_fork()?;
@@ -247,7 +248,8 @@ impl Proxy {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error in a fork: it does not have the threads, and shares the descriptors with the parent.
+    /// An error in a fork: it does not have the threads, and shares the descriptors with the
+    /// parent.
     fn refuse_in_fork(&self) -> Result<(), ApiError> {
         if self.process == std::process::id() {
             return Ok(());

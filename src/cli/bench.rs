@@ -1,5 +1,6 @@
-//! `bench`: measure the path through the upstream, show the progress, and print a table with a verdict
-//! or one JSON document. With `--origin` it serves as the target of a `bench` on another machine.
+//! `bench`: measure the path through the upstream, show the progress, and print a table with a
+//! verdict or one JSON document. With `--origin` it serves as the target of a `bench` on another
+//! machine.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -25,8 +26,8 @@ struct Results {
     rows: Vec<Row>,
 }
 
-/// Measures and prints the results. The status is 0 if there is a verdict, 1 if the path could not be
-/// measured, and 128+n if signal n arrived first.
+/// Measures and prints the results. The status is 0 if there is a verdict, 1 if the path could not
+/// be measured, and 128+n if signal n arrived first.
 pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
     let (plan, json) = (options.plan, options.json);

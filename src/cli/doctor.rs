@@ -11,8 +11,8 @@ use super::program_options::Options;
 use super::setup::{Interrupted, prepare_check, until_signal};
 use super::signals::{ENDING, Signals};
 
-/// Runs the checks. Prints each result when it is known, or with `--json` all of them at the end. The
-/// status is 0 if everything is ok, and 1 otherwise.
+/// Runs the checks. Prints each result when it is known, or with `--json` all of them at the end.
+/// The status is 0 if everything is ok, and 1 otherwise.
 pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
     let json = options.json;

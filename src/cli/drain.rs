@@ -31,7 +31,8 @@ pub(crate) fn drain(
             let _ = sender.send(stop(timeout));
         });
     if let Err(error) = thread {
-        // The closure was dropped with the thread that did not start, and with it the handle, which stopped the relay.
+        // The closure was dropped with the thread that did not start, and with it the handle, which
+        // stopped the relay.
         log::warn!(
             "cannot start a thread for the drain: {error}; the tunnels were stopped without one"
         );

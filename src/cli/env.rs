@@ -64,7 +64,8 @@ pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
 }
 
 impl Format {
-    /// The variables in this format. `sh` and `fish` keep every byte of a value; the others are text.
+    /// The variables in this format. `sh` and `fish` keep every byte of a value; the others are
+    /// text.
     pub(crate) fn render(self, variables: &[(String, OsString)]) -> Vec<u8> {
         if self == Self::Json {
             let mut text = json::object(variables);

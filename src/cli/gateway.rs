@@ -17,12 +17,14 @@ use super::output::{fail, print};
 use super::program_options::Options;
 use super::signals::{Signal, Signals};
 
-/// The largest certificate or key file. A chain of ten certificates with long names is a tenth of it.
+/// The largest certificate or key file. A chain of ten certificates with long names is a tenth of
+/// it.
 const PEM_LIMIT: usize = 1 << 20;
 
 /// Serves until a signal requests a stop.
 pub(crate) fn run(options: Options) -> ExitStatus {
-    // SIGHUP means "read the sessions again", so it is handled even if it was ignored, as under nohup.
+    // SIGHUP means "read the sessions again", so it is handled even if it was ignored, as under
+    // nohup.
     let signals = Signals::stop_requests(true);
     if let Err(error) = crate::setup::hardening::protect() {
         log::warn!("other processes of this user can read the tokens in this process: {error}");

@@ -62,7 +62,8 @@ fn parse(directive: &str) -> Option<(Option<&str>, LevelFilter)> {
     }
 }
 
-/// `upstreamproxy: warn: text`, without the level for `info`. Always one line, whatever the text contains.
+/// `upstreamproxy: warn: text`, without the level for `info`. Always one line, whatever the text
+/// contains.
 fn line(record: &Record<'_>) -> String {
     let level = match record.level() {
         Level::Error => "error: ",

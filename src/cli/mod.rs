@@ -1,7 +1,8 @@
 //! The command line (`manual/operations.md`): the only code that prints, exits or handles signals.
 //!
-//! `args` parses the arguments, `resolve` gives every option its value, and each subcommand has its own
-//! file. The options are the settings of the library (`config`) and the table in `program_options`.
+//! `args` parses the arguments, `resolve` gives every option its value, and each subcommand has its
+//! own file. The options are the settings of the library (`config`) and the table in
+//! `program_options`.
 
 mod args;
 #[cfg(feature = "bench")]

@@ -45,10 +45,10 @@ pub(crate) fn fail(error: &str, status: ExitStatus) -> ExitStatus {
 /// Standard error that waits at most [`WRITE_TIMEOUT`] for its reader. What cannot be written is
 /// dropped.
 ///
-/// `O_NONBLOCK` on descriptor 2 itself would affect every process that shares it, such as the child.
-/// So a pipe or a terminal is opened a second time, which has its own flags. If that is not allowed,
-/// each write is preceded by poll(2). It can still block if another process fills the pipe between
-/// the two calls.
+/// `O_NONBLOCK` on descriptor 2 itself would affect every process that shares it, such as the
+/// child. So a pipe or a terminal is opened a second time, which has its own flags. If that is not
+/// allowed, each write is preceded by poll(2). It can still block if another process fills the pipe
+/// between the two calls.
 pub(crate) struct NonBlockingStderr {
     own: Option<File>,
     shared: Stderr,

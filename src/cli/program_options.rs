@@ -1,5 +1,6 @@
 //! The table of the options that are not settings of the library, and the values of all options.
 
+use std::ffi::OsStr;
 #[cfg(feature = "bench")]
 use std::net::SocketAddr;
 #[cfg(feature = "bench")]
@@ -15,10 +16,10 @@ use Subcommand::{Doctor, Env, Run, Serve};
 use crate::bench::BenchPlan;
 #[cfg(feature = "gateway")]
 use crate::config::parse::path;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "bench", feature = "gateway"))]
 use crate::config::parse::socket_addr;
-use crate::config::parse::{matching, put, put_some, switch};
-use crate::config::{Config, Setting, Spec, Subcommand};
+use crate::config::parse::{Problem, matching, put, put_some, switch};
+use crate::config::{Config, Setting, Subcommand};
 use crate::http::authority::Authority;
 
 use super::env::Format;
@@ -69,246 +70,134 @@ const REPORT: &[Subcommand] = &[
 
 /// The options that are not settings of the library, in the order of help.
 pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
-    Setting::new(
-        Spec {
-            name: "require",
-            subcommands: &[Run, Serve],
-            help: "fail closed: if the proxy is disabled, whatever the reason, exit with 69 and run nothing",
-            ..Spec::ROW
-        },
-        |options, value| put(&mut options.require, switch(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "format",
-            value: Some("FORMAT"),
-            subcommands: &[Env],
-            help: "output format: sh, fish, powershell, json or dotenv",
-            default: "sh",
-            ..Spec::ROW
-        },
-        |options, value| {
-            let format = matching(value, |_| true, "one of sh, fish, powershell, json, dotenv");
-            put(&mut options.format, format)
-        },
-    ),
-    Setting::new(
-        Spec {
-            name: "target",
-            value: Some("HOST:PORT"),
-            subcommands: REPORT,
-            help: "target of the test tunnels",
-            default: "the host of the base URL; with --embedded, a server inside this process",
-            ..Spec::ROW
-        },
-        |options, value| {
-            let target = matching(value, |_| true, "a host and a port such as example.com:443");
-            put_some(&mut options.target, target)
-        },
-    ),
-    Setting::new(
-        Spec {
-            name: "json",
-            subcommands: REPORT,
-            help: "print one JSON document at the end instead of lines",
-            ..Spec::ROW
-        },
-        |options, value| put(&mut options.json, switch(value)),
-    ),
+    Setting::switch("require", &[Run, Serve])
+        .help(
+            "fail closed: if the proxy is disabled, whatever the reason, exit with 69 and run \
+             nothing",
+        )
+        .setter(|options, value| put(&mut options.require, switch(value))),
+    Setting::value("format", "FORMAT", &[Env])
+        .help("output format: sh, fish, powershell, json or dotenv")
+        .default("sh")
+        .setter(|options, value| put(&mut options.format, format(value))),
+    Setting::value("target", "HOST:PORT", REPORT)
+        .help("target of the test tunnels")
+        .default("the host of the base URL; with --embedded, a server inside this process")
+        .setter(|options, value| put_some(&mut options.target, target(value))),
+    Setting::switch("json", REPORT)
+        .help("print one JSON document at the end instead of lines")
+        .setter(|options, value| put(&mut options.json, switch(value))),
     #[cfg(feature = "bench")]
-    Setting::new(
-        Spec {
-            name: "seconds",
-            value: Some("S"),
-            subcommands: &[Bench],
-            help: "duration of each measurement, 0.05 to 60",
-            default: "1",
-            ..Spec::ROW
-        },
-        |options, value| {
-            let seconds = matching(
-                value,
-                |seconds| (0.05..=60.0).contains(seconds),
-                "a number of seconds from 0.05 to 60",
-            );
-            put(&mut options.plan.time, seconds.map(Duration::from_secs_f64))
-        },
-    ),
+    Setting::value("seconds", "S", &[Bench])
+        .help("duration of each measurement, 0.05 to 60")
+        .default("1")
+        .setter(|options, value| put(&mut options.plan.time, seconds(value))),
     #[cfg(feature = "bench")]
-    Setting::new(
-        Spec {
-            name: "streams",
-            value: Some("N"),
-            subcommands: &[Bench],
-            help: "maximum number of parallel connections, 1 to 256; throughput is measured at 1, 8 \
-                   and 64, set-up at 1 and 32",
-            default: "64",
-            ..Spec::ROW
-        },
-        |options, value| {
-            let streams = matching(
-                value,
-                |streams| (1..=256).contains(streams),
-                "a number of connections from 1 to 256",
-            );
-            put(&mut options.plan.streams, streams)
-        },
-    ),
+    Setting::value("streams", "N", &[Bench])
+        .help(
+            "maximum number of parallel connections, 1 to 256; throughput is measured at 1, 8 \
+             and 64, set-up at 1 and 32",
+        )
+        .default("64")
+        .setter(|options, value| put(&mut options.plan.streams, streams(value))),
     #[cfg(feature = "bench")]
-    Setting::new(
-        Spec {
-            name: "origin",
-            value: Some("ADDR:PORT"),
-            subcommands: &[Bench],
-            help: "measure nothing; serve as the --target of a bench on another machine until SIGTERM or \
-                   SIGINT",
-            ..Spec::ROW
-        },
-        |options, value| {
-            let origin = matching(
-                value,
-                |_| true,
-                "an address and a port such as 127.0.0.1:7100",
-            );
-            put_some(&mut options.origin, origin)
-        },
-    ),
+    Setting::value("origin", "ADDR:PORT", &[Bench])
+        .help(
+            "measure nothing; serve as the --target of a bench on another machine until SIGTERM \
+             or SIGINT",
+        )
+        .setter(|options, value| put_some(&mut options.origin, socket_addr(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "listen",
-            value: Some("ADDR:PORT"),
-            subcommands: &[Gateway],
-            help: "address that the gateway listens on; port 0 selects a free port; beyond loopback \
-                   it needs TLS or --allow-plaintext",
-            default: "127.0.0.1:8443",
-            ..Spec::ROW
-        },
-        |options, value| put(&mut options.gateway.listen, socket_addr(value)),
-    ),
+    Setting::value("listen", "ADDR:PORT", &[Gateway])
+        .help(
+            "address that the gateway listens on; port 0 selects a free port; beyond loopback \
+             it needs TLS or --allow-plaintext",
+        )
+        .default("127.0.0.1:8443")
+        .setter(|options, value| put(&mut options.gateway.listen, socket_addr(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "allow-plaintext",
-            subcommands: &[Gateway],
-            help: "allow a --listen address beyond loopback without TLS, for example behind a TLS proxy",
-            ..Spec::ROW
-        },
-        |options, value| put(&mut options.gateway.allow_plaintext, switch(value)),
-    ),
+    Setting::switch("allow-plaintext", &[Gateway])
+        .help(
+            "allow a --listen address beyond loopback without TLS, for example behind a TLS proxy",
+        )
+        .setter(|options, value| put(&mut options.gateway.allow_plaintext, switch(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "sessions",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "sessions that may use the gateway: one `SESSION_ID TOKEN` per line, # begins a \
-                   comment; required; read again on SIGHUP",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.sessions, path(value)),
-    ),
+    Setting::value("sessions", "FILE", &[Gateway])
+        .help(
+            "sessions that may use the gateway: one `SESSION_ID TOKEN` per line, # begins a \
+             comment; required; read again on SIGHUP",
+        )
+        .setter(|options, value| put_some(&mut options.gateway.sessions, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "tls-cert",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "PEM certificate chain for https and wss; requires --tls-key",
-            default: "http and ws",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.tls_cert, path(value)),
-    ),
+    Setting::value("tls-cert", "FILE", &[Gateway])
+        .help("PEM certificate chain for https and wss; requires --tls-key")
+        .default("http and ws")
+        .setter(|options, value| put_some(&mut options.gateway.tls_cert, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "tls-key",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "PEM private key of --tls-cert",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.tls_key, path(value)),
-    ),
+    Setting::value("tls-key", "FILE", &[Gateway])
+        .help("PEM private key of --tls-cert")
+        .setter(|options, value| put_some(&mut options.gateway.tls_key, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "ca-cert",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "PEM certificate of the interception CA; requires --ca-key",
-            default: "a CA made at start, with its key in memory only",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.ca_cert, path(value)),
-    ),
+    Setting::value("ca-cert", "FILE", &[Gateway])
+        .help("PEM certificate of the interception CA; requires --ca-key")
+        .default("a CA made at start, with its key in memory only")
+        .setter(|options, value| put_some(&mut options.gateway.ca_cert, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "ca-key",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "PEM private key of --ca-cert",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.ca_key, path(value)),
-    ),
+    Setting::value("ca-key", "FILE", &[Gateway])
+        .help("PEM private key of --ca-cert")
+        .setter(|options, value| put_some(&mut options.gateway.ca_key, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "target-ca",
-            value: Some("FILE"),
-            subcommands: &[Gateway],
-            help: "PEM file with additional roots for verifying targets",
-            default: "none",
-            ..Spec::ROW
-        },
-        |options, value| put_some(&mut options.gateway.target_ca, path(value)),
-    ),
+    Setting::value("target-ca", "FILE", &[Gateway])
+        .help("PEM file with additional roots for verifying targets")
+        .default("none")
+        .setter(|options, value| put_some(&mut options.gateway.target_ca, path(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "allow-private",
-            subcommands: &[Gateway],
-            help: "allow tunnels to loopback, private and link-local addresses, for tests and home use",
-            ..Spec::ROW
-        },
-        |options, value| put(&mut options.gateway.allow_private, switch(value)),
-    ),
+    Setting::switch("allow-private", &[Gateway])
+        .help("allow tunnels to loopback, private and link-local addresses, for tests and home use")
+        .setter(|options, value| put(&mut options.gateway.allow_private, switch(value))),
     letter(
         "verbose",
         'v',
         "log more: -v, -vv; RUST_LOG takes precedence",
-        "warn; info for serve and gateway, and for run and doctor with --embedded",
-    ),
-    letter(
-        "quiet",
-        'q',
-        "log less: -q, -qq; RUST_LOG takes precedence",
-        "",
-    ),
-    letter("help", 'h', "print this help and exit", ""),
-    letter("version", 'V', "print the version and exit", ""),
+    )
+    .default("warn; info for serve and gateway, and for run and doctor with --embedded"),
+    letter("quiet", 'q', "log less: -q, -qq; RUST_LOG takes precedence"),
+    letter("help", 'h', "print this help and exit"),
+    letter("version", 'V', "print the version and exit"),
 ];
 
 /// A switch with a letter. The parser of the arguments handles it, and no variable sets it.
-const fn letter(
-    name: &'static str,
-    letter: char,
-    help: &'static str,
-    default: &'static str,
-) -> Setting<Options> {
-    Setting::new(
-        Spec {
-            name,
-            short: Some(letter),
-            subcommands: EVERY,
-            in_environment: false,
-            help,
-            default,
-            ..Spec::ROW
-        },
-        |_, _| Ok(()),
+const fn letter(name: &'static str, letter: char, help: &'static str) -> Setting<Options> {
+    Setting::switch(name, EVERY)
+        .letter(letter)
+        .flag_only()
+        .help(help)
+}
+
+fn format(value: &OsStr) -> Result<Format, Problem> {
+    matching(value, |_| true, "one of sh, fish, powershell, json, dotenv")
+}
+
+fn target(value: &OsStr) -> Result<Authority, Problem> {
+    matching(value, |_| true, "a host and a port such as example.com:443")
+}
+
+#[cfg(feature = "bench")]
+fn seconds(value: &OsStr) -> Result<Duration, Problem> {
+    let range = 0.05..=60.0;
+    let seconds = matching(
+        value,
+        |seconds| range.contains(seconds),
+        "a number of seconds from 0.05 to 60",
+    );
+    seconds.map(Duration::from_secs_f64)
+}
+
+#[cfg(feature = "bench")]
+fn streams(value: &OsStr) -> Result<usize, Problem> {
+    matching(
+        value,
+        |streams| (1..=256).contains(streams),
+        "a number of connections from 1 to 256",
     )
 }

@@ -1,5 +1,5 @@
-//! Gives each option of a subcommand its value: the flag, or else `UPSTREAMPROXY_<NAME>`, or else the
-//! variables of the session, or else the default. It reads no file.
+//! Gives each option of a subcommand its value: the flag, or else `UPSTREAMPROXY_<NAME>`, or else
+//! the variables of the session, or else the default. It reads no file.
 
 use std::ffi::{OsStr, OsString};
 #[cfg(feature = "bench")]

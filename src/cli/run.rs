@@ -1,8 +1,8 @@
 //! `run`: set up, run COMMAND with the variables, tear down, exit with its status.
 //!
-//! The child stays in this process group and keeps the terminal, stdin, descriptors and signal mask. It
-//! is never killed from here: signals that a process sends are forwarded; those of the terminal reach
-//! the child directly.
+//! The child stays in this process group and keeps the terminal, stdin, descriptors and signal
+//! mask. It is never killed from here: signals that a process sends are forwarded; those of the
+//! terminal reach the child directly.
 
 use std::ffi::OsString;
 use std::io;
@@ -132,8 +132,8 @@ enum Event {
 
 /// Forwards signals to the child and reaps processes, until the child has ended.
 ///
-/// Only this thread reaps and signals; the waiter does not reap (`WNOWAIT`). So a signal cannot reach
-/// another process that has the process ID of a child that was reaped.
+/// Only this thread reaps and signals; the waiter does not reap (`WNOWAIT`). So a signal cannot
+/// reach another process that has the process ID of a child that was reaped.
 fn attend(
     child: Pid,
     reaper: Reaper,
@@ -238,7 +238,8 @@ impl Reaper {
     }
 }
 
-/// A thread that blocks until a process can be reaped, reports that, and waits for the next request.
+/// A thread that blocks until a process can be reaped, reports that, and waits for the next
+/// request.
 struct Waiter {
     ended: Receiver<()>,
     requests: Option<Sender<Pid>>,
@@ -274,7 +275,8 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // The thread ends with the channel. It is not blocked in waitid, because the child has ended.
+        // The thread ends with the channel. It is not blocked in waitid, because the child has
+        // ended.
         self.requests = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -371,7 +373,8 @@ mod tests {
         ] {
             sender.send(signal(number, from_kernel)).unwrap();
             if !from_kernel {
-                // The shell runs a trap when its read is interrupted; its echo shows that this signal has arrived.
+                // The shell runs a trap when its read is interrupted; its echo shows that this
+                // signal has arrived.
                 line.clear();
                 output.read_line(&mut line).unwrap();
                 let name = Number::from_named_raw(number).unwrap();

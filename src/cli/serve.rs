@@ -30,8 +30,8 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     let home = config.inherited.home();
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
-            // An embedded gateway stops on this thread: its private directory is removed even if a second signal ends the
-            // drain.
+            // An embedded gateway stops on this thread: its private directory is removed even if a
+            // second signal ends the drain.
             let (handle, gateway) = handle.detach_gateway();
             let _state = announce(&handle, home.as_deref());
             notify(NotifyState::Ready);
@@ -61,8 +61,8 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     }
 }
 
-/// Announces that the relay is ready: first the state file, then standard output, so that a reader of
-/// the line finds the file.
+/// Announces that the relay is ready: first the state file, then standard output, so that a reader
+/// of the line finds the file.
 fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
     let report = Report {
         relay: handle.local_addr(),

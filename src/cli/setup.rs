@@ -1,9 +1,9 @@
 //! Set-up for the subcommands. A signal interrupts it at once, and nothing stays half done.
 //!
 //! The blocking work runs on its own thread, while this thread waits for the result or a signal. A
-//! signal cancels set-up ([`Cancel`]): from then on it changes nothing, even if it is in the middle of
-//! the CA download. It gets a short time to finish a write; then the process exits, whether set-up has
-//! returned or not.
+//! signal cancels set-up ([`Cancel`]): from then on it changes nothing, even if it is in the middle
+//! of the CA download. It gets a short time to finish a write; then the process exits, whether
+//! set-up has returned or not.
 
 use std::time::Duration;
 

@@ -20,8 +20,8 @@ pub(crate) const FORWARDED: &[i32] = &[
 /// The signals that end `doctor` and `bench`.
 pub(crate) const ENDING: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
-/// Makes a write beyond the file size limit fail instead of ending this process (`SIGXFSZ`). Then the
-/// stage that wrote fails, and the session continues. This uses a handler because a child would
+/// Makes a write beyond the file size limit fail instead of ending this process (`SIGXFSZ`). Then
+/// the stage that wrote fails, and the session continues. This uses a handler because a child would
 /// inherit an ignored signal, but does not inherit a handler.
 pub(crate) fn survive_file_size_limit() {
     let number = Number::XFSZ.as_raw();
@@ -36,8 +36,8 @@ pub(crate) fn survive_file_size_limit() {
 pub(crate) struct Signal {
     /// Its number.
     pub(crate) number: i32,
-    /// The kernel sent it, for example for the terminal: then the whole process group receives it, the
-    /// child too.
+    /// The kernel sent it, for example for the terminal: then the whole process group receives it,
+    /// the child too.
     pub(crate) from_kernel: bool,
 }
 
@@ -47,8 +47,8 @@ impl Signal {
         !matches!(self.number, SIGWINCH | SIGCONT | SIGTSTP | SIGCHLD)
     }
 
-    /// Whether it is the stop key of the terminal. The child stops by itself, and the shell waits until
-    /// this process stops too.
+    /// Whether it is the stop key of the terminal. The child stops by itself, and the shell waits
+    /// until this process stops too.
     pub(crate) fn is_terminal_stop(self) -> bool {
         self.from_kernel && self.number == SIGTSTP
     }
@@ -69,7 +69,8 @@ impl From<Origin> for Signal {
     }
 }
 
-/// Stops this process until it is continued, as the stop key of the terminal does without a handler.
+/// Stops this process until it is continued, as the stop key of the terminal does without a
+/// handler.
 pub(crate) fn stop_self() {
     let _ = kill_process(getpid(), Number::STOP);
 }
@@ -81,11 +82,12 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Watches `numbers`, except those that were ignored at the start: they stay ignored, for children too.
+    /// Watches `numbers`, except those that were ignored at the start: they stay ignored, for
+    /// children too.
     ///
-    /// `SIGCHLD` is watched if it was ignored, even if not requested: while it is ignored, the kernel
-    /// discards the exit status of children. If no thread can be started, nothing is watched, and a
-    /// warning is logged.
+    /// `SIGCHLD` is watched if it was ignored, even if not requested: while it is ignored, the
+    /// kernel discards the exit status of children. If no thread can be started, nothing is
+    /// watched, and a warning is logged.
     pub(crate) fn watch(numbers: &[i32]) -> Self {
         let ignored = Ignored::now();
         let mut watched = numbers.to_vec();
@@ -96,12 +98,12 @@ impl Signals {
         Self::start(&watched, ignored)
     }
 
-    /// Watches the signals that control a service: `SIGTERM` and `SIGINT`, and `SIGHUP` if it was not
-    /// ignored or `with_hangup` is true.
+    /// Watches the signals that control a service: `SIGTERM` and `SIGINT`, and `SIGHUP` if it was
+    /// not ignored or `with_hangup` is true.
     ///
-    /// Shells start background jobs with `SIGINT` ignored, so that the interrupt key does not reach them.
-    /// The `SIGINT` of the terminal is then dropped here too, but one that a process sends is not.
-    /// `SIGHUP` is different: a shell that exits sends it to every job.
+    /// Shells start background jobs with `SIGINT` ignored, so that the interrupt key does not reach
+    /// them. The `SIGINT` of the terminal is then dropped here too, but one that a process sends is
+    /// not. `SIGHUP` is different: a shell that exits sends it to every job.
     pub(crate) fn stop_requests(with_hangup: bool) -> Self {
         let ignored = Ignored::now();
         let mut watched = vec![SIGTERM, SIGINT];

@@ -62,8 +62,8 @@ impl StateFile {
         self.name.path()
     }
 
-    /// Writes `line` to the file, atomically and readable only by this user. It does not wait for the
-    /// disk: the state is useless after a crash of the machine.
+    /// Writes `line` to the file, atomically and readable only by this user. It does not wait for
+    /// the disk: the state is useless after a crash of the machine.
     pub(crate) fn write(&self, line: &str) -> io::Result<()> {
         files::replace(self.path(), line.as_bytes(), 0o600)
     }

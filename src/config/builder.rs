@@ -203,8 +203,8 @@ impl Config {
     }
 
     /// Makes the process non-dumpable before the token is read (Linux): no debugger, no core file,
-    /// `/proc` entries for root only. Default true. An embedding host that must stay debuggable sets
-    /// false and protects its memory itself.
+    /// `/proc` entries for root only. Default true. An embedding host that must stay debuggable
+    /// sets false and protects its memory itself.
     pub fn harden(self, harden: bool) -> Self {
         self.with("harden", |config| config.harden = harden)
     }

@@ -55,19 +55,6 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// The usual row: a switch that is also read from the environment.
-    pub(crate) const ROW: Self = Self {
-        name: "",
-        short: None,
-        value: None,
-        repeatable: false,
-        subcommands: &[],
-        in_environment: true,
-        session_variables: &[],
-        help: "",
-        default: "",
-    };
-
     /// The variable that sets it: `UPSTREAMPROXY_<NAME>`.
     pub(crate) fn variable(&self) -> String {
         let name = self.name.to_ascii_uppercase().replace('-', "_");
@@ -91,12 +78,81 @@ pub(crate) struct Setting<T> {
     set: fn(&mut T, &OsStr) -> Result<(), Problem>,
 }
 
+/// The methods that make a row of a settings table.
 impl<T> Setting<T> {
-    /// A row of a settings table.
-    pub(crate) const fn new(spec: Spec, set: fn(&mut T, &OsStr) -> Result<(), Problem>) -> Self {
-        Self { spec, set }
+    /// A switch, which is also read from the environment.
+    pub(crate) const fn switch(name: &'static str, subcommands: &'static [Subcommand]) -> Self {
+        Self {
+            spec: Spec {
+                name,
+                short: None,
+                value: None,
+                repeatable: false,
+                subcommands,
+                in_environment: true,
+                session_variables: &[],
+                help: "",
+                default: "",
+            },
+            set: |_, _| Ok(()),
+        }
     }
 
+    /// A setting with a value, which is also read from the environment.
+    pub(crate) const fn value(
+        name: &'static str,
+        placeholder: &'static str,
+        subcommands: &'static [Subcommand],
+    ) -> Self {
+        let mut setting = Self::switch(name, subcommands);
+        setting.spec.value = Some(placeholder);
+        setting
+    }
+
+    /// See [`Spec::short`].
+    pub(crate) const fn letter(mut self, letter: char) -> Self {
+        self.spec.short = Some(letter);
+        self
+    }
+
+    /// See [`Spec::repeatable`].
+    pub(crate) const fn repeatable(mut self) -> Self {
+        self.spec.repeatable = true;
+        self
+    }
+
+    /// Not read from the environment.
+    pub(crate) const fn flag_only(mut self) -> Self {
+        self.spec.in_environment = false;
+        self
+    }
+
+    /// See [`Spec::session_variables`].
+    pub(crate) const fn session_variables(mut self, names: &'static [&'static str]) -> Self {
+        self.spec.session_variables = names;
+        self
+    }
+
+    /// See [`Spec::help`].
+    pub(crate) const fn help(mut self, help: &'static str) -> Self {
+        self.spec.help = help;
+        self
+    }
+
+    /// See [`Spec::default`].
+    pub(crate) const fn default(mut self, default: &'static str) -> Self {
+        self.spec.default = default;
+        self
+    }
+
+    /// How a value is parsed and stored.
+    pub(crate) const fn setter(mut self, set: fn(&mut T, &OsStr) -> Result<(), Problem>) -> Self {
+        self.set = set;
+        self
+    }
+}
+
+impl<T> Setting<T> {
     /// Parses `value` and stores it in `target`.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The table of the library's settings.
 //!
 //! Everything that knows a setting by its name is derived from this table: the variables that
-//! [`Config::from_environment`] reads, [`Config::set`] and the settings of the C API, the options of
-//! the command line and their help. A new setting is one row here and one field of [`Config`].
+//! [`Config::from_environment`] reads, [`Config::set`], the settings of the C API, and the options
+//! of the command line with their help. A new setting is one row here and one field of [`Config`].
 
 use std::ffi::OsStr;
 
@@ -14,9 +14,10 @@ use Subcommand::{Doctor, Run, Serve};
 
 use super::builder::Config;
 use super::environment::Environment;
-use super::setting::{Setting, SettingError, Source, Spec, Subcommand};
+use super::setting::{Setting, SettingError, Source, Subcommand};
 use super::value::{
-    count, duration, is_truthy, matching, parsed, path, put, put_some, socket_addr, switch, when,
+    count, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr, standby,
+    switch, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -57,267 +58,130 @@ const CONNECTIONS: &[Subcommand] = &[
     Gateway,
 ];
 
-/// The maximum of the setting `standby`: more connections in advance burden the gateway and gain
-/// nothing.
-const STANDBY_LIMIT: usize = 64;
+const EMBEDDED_HELP: &str = if cfg!(feature = "gateway") {
+    "start a gateway inside this process and use it as the upstream; implies --when always"
+} else {
+    "not in this build, which has no gateway"
+};
 
 /// Every setting of the library, in the order of help.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[
-    Setting::new(
-        Spec {
-            name: "when",
-            value: Some("WHEN"),
-            subcommands: UPSTREAM,
-            help: "when to run: auto checks CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; always \
-                   skips that check and requires --base-url and --session-id; never keeps the proxy off",
-            default: "auto",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.when, when(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "embedded",
-            subcommands: UPSTREAM,
-            help: if cfg!(feature = "gateway") {
-                "start a gateway inside this process and use it as the upstream; implies --when always"
-            } else {
-                "not in this build, which has no gateway"
-            },
-            ..Spec::ROW
-        },
-        |config, value| match switch(value)? {
-            true if cfg!(not(feature = "gateway")) => Err(
-                "cannot be used: this build has no gateway; use one with the feature `gateway`"
-                    .to_owned(),
-            ),
-            embedded => put(&mut config.embedded, Ok(embedded)),
-        },
-    ),
-    Setting::new(
-        Spec {
-            name: "base-url",
-            value: Some("URL"),
-            subcommands: UPSTREAM,
-            session_variables: &["ANTHROPIC_BASE_URL"],
-            help: "base URL of the upstream, https, or http for loopback only",
-            default: "ANTHROPIC_BASE_URL; with --when auto https://api.anthropic.com",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.base_url, parsed(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "session-id",
-            value: Some("ID"),
-            subcommands: UPSTREAM,
-            session_variables: &["CLAUDE_CODE_REMOTE_SESSION_ID"],
-            help: "session ID sent to the upstream",
-            default: "CLAUDE_CODE_REMOTE_SESSION_ID",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.session_id, parsed(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "token-file",
-            value: Some("PATH"),
-            subcommands: UPSTREAM,
-            help: "file with the session token; run and serve delete it once the relay listens",
-            default: "/run/ccr/session_token",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.token_file, path(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "upstream-ca",
-            value: Some("FILE"),
-            subcommands: UPSTREAM,
-            help: "PEM file with additional roots for connections to the upstream; with --embedded, \
-                   for verifying targets",
-            default: "none",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.upstream_ca, path(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "system-ca",
-            value: Some("FILE"),
-            subcommands: UPSTREAM,
-            help: "PEM file with the base roots",
-            default: "the inherited SSL_CERT_FILE, or the roots of the distribution",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.system_ca, path(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "ca-bundle",
-            value: Some("PATH"),
-            subcommands: RELAY,
-            help: "where to write the merged CA bundle",
-            default: "~/.ccr/ca-bundle.crt",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.ca_bundle, path(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "listen",
-            value: Some("ADDR:PORT"),
-            subcommands: RELAY,
-            help: "address that the relay listens on; port 0 selects a free port",
-            default: "127.0.0.1:0",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.listen, socket_addr(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "allow-non-loopback",
-            subcommands: UPSTREAM,
-            help: "allow a --listen address (bench: --origin) that other machines can reach; they \
-                   can then use this session",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.allow_non_loopback, switch(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "allow-any-user",
-            subcommands: RELAY,
-            help: "allow every local user to use the port",
-            default: "only this user and root, where the kernel reports the owner of a socket",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.allow_any_user, switch(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "listen-credential",
-            subcommands: RELAY,
-            help: "put a random password into the proxy URL and refuse clients that do not send it; \
-                   the JVM, Yarn and others cannot send one",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.listen_credential, switch(value)),
-    ),
+    Setting::value("when", "WHEN", UPSTREAM)
+        .help(
+            "when to run: auto checks CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; always \
+             skips that check and requires --base-url and --session-id; never keeps the proxy \
+             off",
+        )
+        .default("auto")
+        .setter(|config, value| put(&mut config.when, when(value))),
+    Setting::switch("embedded", UPSTREAM)
+        .help(EMBEDDED_HELP)
+        .setter(|config, value| put(&mut config.embedded, embedded(value))),
+    Setting::value("base-url", "URL", UPSTREAM)
+        .session_variables(&["ANTHROPIC_BASE_URL"])
+        .help("base URL of the upstream, https, or http for loopback only")
+        .default("ANTHROPIC_BASE_URL; with --when auto https://api.anthropic.com")
+        .setter(|config, value| put_some(&mut config.base_url, parsed(value))),
+    Setting::value("session-id", "ID", UPSTREAM)
+        .session_variables(&["CLAUDE_CODE_REMOTE_SESSION_ID"])
+        .help("session ID sent to the upstream")
+        .default("CLAUDE_CODE_REMOTE_SESSION_ID")
+        .setter(|config, value| put_some(&mut config.session_id, parsed(value))),
+    Setting::value("token-file", "PATH", UPSTREAM)
+        .help("file with the session token; run and serve delete it once the relay listens")
+        .default("/run/ccr/session_token")
+        .setter(|config, value| put(&mut config.token_file, path(value))),
+    Setting::value("upstream-ca", "FILE", UPSTREAM)
+        .help(
+            "PEM file with additional roots for connections to the upstream; with --embedded, \
+             for verifying targets",
+        )
+        .default("none")
+        .setter(|config, value| put_some(&mut config.upstream_ca, path(value))),
+    Setting::value("system-ca", "FILE", UPSTREAM)
+        .help("PEM file with the base roots")
+        .default("the inherited SSL_CERT_FILE, or the roots of the distribution")
+        .setter(|config, value| put_some(&mut config.system_ca, path(value))),
+    Setting::value("ca-bundle", "PATH", RELAY)
+        .help("where to write the merged CA bundle")
+        .default("~/.ccr/ca-bundle.crt")
+        .setter(|config, value| put_some(&mut config.ca_bundle, path(value))),
+    Setting::value("listen", "ADDR:PORT", RELAY)
+        .help("address that the relay listens on; port 0 selects a free port")
+        .default("127.0.0.1:0")
+        .setter(|config, value| put(&mut config.listen, socket_addr(value))),
+    Setting::switch("allow-non-loopback", UPSTREAM)
+        .help(
+            "allow a --listen address (bench: --origin) that other machines can reach; they can \
+             then use this session",
+        )
+        .setter(|config, value| put(&mut config.allow_non_loopback, switch(value))),
+    Setting::switch("allow-any-user", RELAY)
+        .help("allow every local user to use the port")
+        .default("only this user and root, where the kernel reports the owner of a socket")
+        .setter(|config, value| put(&mut config.allow_any_user, switch(value))),
+    Setting::switch("listen-credential", RELAY)
+        .help(
+            "put a random password into the proxy URL and refuse clients that do not send it; \
+             the JVM, Yarn and others cannot send one",
+        )
+        .setter(|config, value| put(&mut config.listen_credential, switch(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "intercept",
-            value: Some("PATTERN"),
-            repeatable: true,
-            subcommands: TUNNELS,
-            help: "intercept the TLS of these targets (with --embedded, or at the gateway): *, \
-                   example.com or *.example.com, each with or without :PORT, or none; repeatable",
-            default: "*:443",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.intercept, patterns(value)),
-    ),
+    Setting::value("intercept", "PATTERN", TUNNELS)
+        .repeatable()
+        .help(
+            "intercept the TLS of these targets (with --embedded, or at the gateway): *, \
+             example.com or *.example.com, each with or without :PORT, or none; repeatable",
+        )
+        .default("*:443")
+        .setter(|config, value| put_some(&mut config.intercept, patterns(value))),
     #[cfg(feature = "gateway")]
-    Setting::new(
-        Spec {
-            name: "resolve",
-            value: Some("HOST:PORT:ADDR"),
-            repeatable: true,
-            subcommands: TUNNELS,
-            help: "use this address for this name, as in curl (with --embedded, or at the gateway); \
-                   address restrictions still apply; repeatable",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.resolve, overrides(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "max-tunnels",
-            value: Some("N"),
-            subcommands: CONNECTIONS,
-            help: "maximum number of open tunnels, at least 1; further requests are answered 503",
-            default: "what the process limits allow, at most 1024",
-            ..Spec::ROW
-        },
-        |config, value| put_some(&mut config.limits.max_tunnels, count(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "standby",
-            value: Some("N"),
-            subcommands: STANDBY,
-            help: "maximum number of WebSockets opened in advance if the upstream is far away (5 ms \
-                   or more), 0 to 64; 0 disables them",
-            default: "8",
-            ..Spec::ROW
-        },
-        |config, value| {
-            let standby = matching(
-                value,
-                |&n| n <= STANDBY_LIMIT,
-                "a whole number from 0 to 64",
-            );
-            put(&mut config.limits.standby, standby)
-        },
-    ),
-    Setting::new(
-        Spec {
-            name: "drain-timeout",
-            value: Some("DURATION"),
-            subcommands: TUNNELS,
-            help: "how long open tunnels may continue after a stop request; 0 cuts them at once",
-            default: "10s",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.limits.drain_timeout, duration(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "connect-timeout",
-            value: Some("DURATION"),
-            subcommands: CONNECTIONS,
-            help: "limit for each of name resolution, TCP connect, TLS handshake and upgrade; with 0 \
-                   every connection fails",
-            default: "10s",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.limits.connect_timeout, duration(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "keepalive",
-            value: Some("DURATION"),
-            subcommands: TUNNELS,
-            help: "interval between pings on a silent tunnel; three unanswered pings end it; 0 \
-                   disables pings",
-            default: "25s",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.limits.keepalive, duration(value)),
-    ),
-    Setting::new(
-        Spec {
-            name: "idle-timeout",
-            value: Some("DURATION"),
-            subcommands: TUNNELS,
-            help: "how long a tunnel may transfer no data; 0 means no limit",
-            default: "0",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.limits.idle_timeout, duration(value)),
-    ),
+    Setting::value("resolve", "HOST:PORT:ADDR", TUNNELS)
+        .repeatable()
+        .help(
+            "use this address for this name, as in curl (with --embedded, or at the gateway); \
+             address restrictions still apply; repeatable",
+        )
+        .setter(|config, value| put(&mut config.resolve, overrides(value))),
+    Setting::value("max-tunnels", "N", CONNECTIONS)
+        .help("maximum number of open tunnels, at least 1; further requests are answered 503")
+        .default("what the process limits allow, at most 1024")
+        .setter(|config, value| put_some(&mut config.limits.max_tunnels, count(value))),
+    Setting::value("standby", "N", STANDBY)
+        .help(
+            "maximum number of WebSockets opened in advance if the upstream is far away (5 ms \
+             or more), 0 to 64; 0 disables them",
+        )
+        .default("8")
+        .setter(|config, value| put(&mut config.limits.standby, standby(value))),
+    Setting::value("drain-timeout", "DURATION", TUNNELS)
+        .help("how long open tunnels may continue after a stop request; 0 cuts them at once")
+        .default("10s")
+        .setter(|config, value| put(&mut config.limits.drain_timeout, duration(value))),
+    Setting::value("connect-timeout", "DURATION", CONNECTIONS)
+        .help(
+            "limit for each of name resolution, TCP connect, TLS handshake and upgrade; with 0 \
+             every connection fails",
+        )
+        .default("10s")
+        .setter(|config, value| put(&mut config.limits.connect_timeout, duration(value))),
+    Setting::value("keepalive", "DURATION", TUNNELS)
+        .help(
+            "interval between pings on a silent tunnel; three unanswered pings end it; 0 \
+             disables pings",
+        )
+        .default("25s")
+        .setter(|config, value| put(&mut config.limits.keepalive, duration(value))),
+    Setting::value("idle-timeout", "DURATION", TUNNELS)
+        .help("how long a tunnel may transfer no data; 0 means no limit")
+        .default("0")
+        .setter(|config, value| put(&mut config.limits.idle_timeout, duration(value))),
     // For embedding hosts only: the binary is always hardened.
-    Setting::new(
-        Spec {
-            name: "harden",
-            in_environment: false,
-            help: "make the process non-dumpable before the token is read",
-            default: "true",
-            ..Spec::ROW
-        },
-        |config, value| put(&mut config.harden, switch(value)),
-    ),
+    Setting::switch("harden", &[])
+        .flag_only()
+        .help("make the process non-dumpable before the token is read")
+        .default("true")
+        .setter(|config, value| put(&mut config.harden, switch(value))),
 ];
 
 impl Config {

@@ -79,6 +79,11 @@ pub(crate) fn count(value: &OsStr) -> Result<usize, Problem> {
     matching(value, |&n| n > 0, "a whole number of at least 1")
 }
 
+/// A number of connections in advance: from 0 to 64. More burden the gateway and gain nothing.
+pub(crate) fn standby(value: &OsStr) -> Result<usize, Problem> {
+    matching(value, |&n| n <= 64, "a whole number from 0 to 64")
+}
+
 /// Whether a text means yes: `1`, `true`, `yes`, `on`; case and outer white space do not count.
 pub(crate) fn is_truthy(text: &str) -> bool {
     is_one_of(text, ["1", "true", "yes", "on"])
@@ -99,6 +104,18 @@ pub(crate) fn switch(value: &OsStr) -> Result<bool, Problem> {
     } else {
         Err(expected("one of 1, true, yes, on, 0, false, no, off"))
     }
+}
+
+/// The switch `embedded`, which a build without the gateway cannot turn on.
+pub(crate) fn embedded(value: &OsStr) -> Result<bool, Problem> {
+    let embedded = switch(value)?;
+    if embedded && cfg!(not(feature = "gateway")) {
+        return Err(
+            "cannot be used: this build has no gateway; use one with the feature `gateway`"
+                .to_owned(),
+        );
+    }
+    Ok(embedded)
 }
 
 /// `auto`, `always` or `never`.
