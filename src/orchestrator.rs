@@ -155,7 +155,7 @@ impl OwnedGateway {
     #[cfg_attr(not(feature = "gateway"), allow(clippy::unnecessary_wraps))]
     pub(crate) fn start_for(config: &mut Config) -> Result<Self, Error> {
         #[cfg(feature = "gateway")]
-        if config.wants_embedded() {
+        if config.uses_embedded_gateway() {
             let options = EmbeddedOptions::from_config(config);
             return Embedded::start_for(config, options).map(|gateway| Self(Some(gateway)));
         }
@@ -196,7 +196,7 @@ impl OwnedGateway {
 /// ```
 pub fn start(config: &Config) -> Started {
     #[cfg(feature = "gateway")]
-    if config.wants_embedded() {
+    if config.uses_embedded_gateway() {
         return start_embedded(config, EmbeddedOptions::from_config(config));
     }
     supervised(|stage| set_up(config, stage))

@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(config.base_url, "https://b.example".parse().ok());
         assert_eq!(config.limits.keepalive, Duration::from_secs(5));
         assert_eq!(config.inherited, environment.into_iter().collect());
-        assert!(!config.harden && !config.wants_embedded());
+        assert!(!config.harden && !config.uses_embedded_gateway());
     }
 
     #[test]
@@ -105,13 +105,13 @@ mod tests {
         ] {
             set(&mut config, name, value).unwrap();
         }
-        assert!(config.wants_embedded());
+        assert!(config.uses_embedded_gateway());
         let options = EmbeddedOptions::from_config(&config);
         assert_eq!(options.intercept.map(|patterns| patterns.len()), Some(2));
         assert_eq!(options.resolve.len(), 1);
         assert_eq!(options.target_ca, Some("/roots".into()));
         set(&mut config, "when", "never").unwrap();
-        assert!(!config.wants_embedded());
+        assert!(!config.uses_embedded_gateway());
     }
 
     #[test]

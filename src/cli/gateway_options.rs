@@ -160,7 +160,7 @@ mod tests {
             ("run --embedded x", &[("UPSTREAMPROXY_WHEN", "never")]),
         ] {
             let config = resolve(line, variables).unwrap().config;
-            assert!(!config.wants_embedded(), "{line}");
+            assert!(!config.uses_embedded_gateway(), "{line}");
         }
     }
 
@@ -171,7 +171,7 @@ mod tests {
             ("run x", &[("UPSTREAMPROXY_EMBEDDED", "yes")]),
         ] {
             let config = resolve(line, variables).unwrap().config;
-            assert!(config.wants_embedded(), "{line}");
+            assert!(config.uses_embedded_gateway(), "{line}");
         }
     }
 }

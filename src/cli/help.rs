@@ -46,7 +46,7 @@ const SUBCOMMANDS: &[Page] = &[
         subcommand: Subcommand::Bench,
         name: "bench",
         usage: "upstreamproxy bench [options]",
-        purpose: "measure set-up, echo and throughput through the upstream, report the bottleneck",
+        purpose: "measure set-up, echo and throughput of the upstream, report the bottleneck",
         exit_statuses: "0 measured, or --origin was stopped; 1 the path could not be measured; 2 usage; \
                         128+n if signal n ended a measurement",
     },

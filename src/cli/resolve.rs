@@ -134,7 +134,7 @@ impl Options {
     /// The level to log at: the default of the subcommand, changed by `-v` and `-q`.
     pub(crate) fn log_level(&self, subcommand: Subcommand, verbosity: i8) -> LevelFilter {
         let default = match subcommand {
-            Subcommand::Run | Subcommand::Doctor if self.config.wants_embedded() => {
+            Subcommand::Run | Subcommand::Doctor if self.config.uses_embedded_gateway() => {
                 LevelFilter::Info
             }
             Subcommand::Run | Subcommand::Doctor | Subcommand::Env => LevelFilter::Warn,
@@ -316,7 +316,9 @@ mod tests {
                 ("UPSTREAMPROXY_REQUIRE", ""),
             ],
         );
-        assert!(!off.config.wants_embedded() && !off.require && off.config.unusable.is_empty());
+        assert!(
+            !off.config.uses_embedded_gateway() && !off.require && off.config.unusable.is_empty()
+        );
     }
 
     #[test]
@@ -436,7 +438,7 @@ mod tests {
         // A variable is left to the gate, which is closed by "never".
         let variables = [("UPSTREAMPROXY_EMBEDDED", "1")];
         let kept = options("run x", &variables).config;
-        assert!(!kept.wants_embedded());
+        assert!(!kept.uses_embedded_gateway());
         assert_eq!(kept.unusable[0].name, "UPSTREAMPROXY_EMBEDDED");
         let never = options("run --when never x", &variables).config;
         let gate = crate::setup::gate::check(&never).unwrap();

@@ -42,7 +42,7 @@ pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
         Err(error) => return fail(&error.to_string(), error.status()),
     };
     let signals = Signals::watch(FORWARDED);
-    let summary = config.wants_embedded();
+    let summary = config.uses_embedded_gateway();
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
     match set_up(config, signals.receiver()) {

@@ -48,7 +48,7 @@ pub(crate) fn prepare_check(
     options: Options,
 ) -> Result<(Config, OwnedGateway, ProbeOptions), ExitStatus> {
     let mut config = options.config;
-    let embedded = config.wants_embedded();
+    let embedded = config.uses_embedded_gateway();
     let gateway = OwnedGateway::start_for(&mut config)
         .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
     let running = config

@@ -196,7 +196,8 @@ impl Config {
         })
     }
 
-    /// Changes the limits in count and time.
+    /// Changes the limits in count and time. An unusable limit in the environment still counts; use
+    /// [`Config::set`] to replace it.
     pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.limits);
         self
@@ -235,9 +236,9 @@ impl Config {
 }
 
 impl Config {
-    /// Whether an embedded gateway is the upstream: it is requested, and the gate is not set to
-    /// [`When::Never`].
-    pub fn wants_embedded(&self) -> bool {
+    /// Whether an embedded gateway is the upstream: the setting `embedded` is on, and the gate is not
+    /// set to [`When::Never`].
+    pub fn uses_embedded_gateway(&self) -> bool {
         self.embedded && self.when != When::Never
     }
 

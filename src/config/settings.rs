@@ -303,6 +303,31 @@ mod tests {
     }
 
     #[test]
+    fn every_setter_uses_the_name_of_a_setting() {
+        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let config = Config::default()
+            .when(When::Always)
+            .base_url("https://a.example".parse().unwrap())
+            .session_id("s".parse().unwrap())
+            .token_file("/t")
+            .upstream_ca("/u")
+            .system_ca("/s")
+            .ca_bundle("/b")
+            .listen(listen)
+            .allow_non_loopback(true)
+            .allow_any_user(true)
+            .listen_credential(true)
+            .harden(false);
+        assert_eq!(config.sources.len(), 12);
+        for name in config.sources.keys() {
+            assert!(
+                Config::setting_names().any(|known| known == *name),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn an_error_names_the_setting_and_changes_nothing() {
         let mut config = Config::default();
         let error = config.set("keepalive", "canary").unwrap_err().to_string();
