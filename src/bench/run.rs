@@ -195,12 +195,14 @@ impl Run<'_> {
             let figure = figure("least", "ms", took.as_secs_f64() * 1e3);
             self.row(phase.to_string(), "gateway", vec![figure]);
         }
-        walked.map_err(|(phase, refusal)| {
-            let (what, mut remedy) = refusal.told();
-            if refusal.is_policy() && self.about.target.is_none() {
-                remedy = "name a far end that it allows with --target HOST:PORT";
-            }
-            (phase.to_string(), "gateway", Problem::new(what, remedy))
+        walked.map_err(|rejection| {
+            let remedy = if rejection.is_policy() && self.about.target.is_none() {
+                "name a far end that it allows with --target HOST:PORT"
+            } else {
+                rejection.remedy
+            };
+            let problem = Problem::new(rejection.to_string(), remedy);
+            (rejection.phase.to_string(), "gateway", problem)
         })?;
         let of = |wanted| quickest.iter().find(|(phase, _)| *phase == wanted);
         let trip = of(Phase::Upgrade).or_else(|| of(Phase::Connect));

@@ -1,13 +1,13 @@
-//! The one type that bounds waiting.
+//! The deadline of a wait.
 
 use std::time::{Duration, Instant};
 
-/// A point in time after which waiting ends; `Deadline::never()` does not come.
+/// The time at which a wait ends, or never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// The deadline that is `wait` from now.
+    /// The deadline `wait` from now.
     pub(crate) fn after(wait: Duration) -> Self {
         Self(Instant::now().checked_add(wait))
     }
@@ -22,12 +22,12 @@ impl Deadline {
         Self(None)
     }
 
-    /// The point in time; `None` for never.
+    /// The time; `None` for never.
     pub(crate) fn instant(self) -> Option<Instant> {
         self.0
     }
 
-    /// What is left: `None` for ever, zero when it has passed.
+    /// The time that is left: `None` for never, zero if the deadline has passed.
     pub(crate) fn remaining(self) -> Option<Duration> {
         self.0
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -38,7 +38,7 @@ impl Deadline {
         self.0.is_some_and(|at| at <= Instant::now())
     }
 
-    /// The earlier of two.
+    /// The earlier of the two deadlines.
     #[must_use]
     pub(crate) fn min(self, other: Self) -> Self {
         match (self.0, other.0) {
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_earlier_deadline_wins_and_never_loses_to_any() {
+    fn the_minimum_is_the_earlier_deadline_and_never_is_later_than_any() {
         let soon = Deadline::after(Duration::from_secs(1));
         let late = Deadline::after(Duration::from_secs(100));
         assert_eq!(soon.min(late), soon);
@@ -62,14 +62,14 @@ mod tests {
     }
 
     #[test]
-    fn no_wait_has_passed_at_once_and_never_does_not_pass() {
+    fn a_wait_of_zero_has_passed_and_never_has_not() {
         assert!(Deadline::after(Duration::ZERO).passed());
         assert!(!Deadline::never().passed());
         assert_eq!(Deadline::never().remaining(), None);
     }
 
     #[test]
-    fn a_wait_too_long_to_count_is_never() {
+    fn a_wait_that_overflows_is_never() {
         assert_eq!(Deadline::after(Duration::MAX), Deadline::never());
     }
 }

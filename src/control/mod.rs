@@ -1,7 +1,9 @@
-//! What every thread of a relay or gateway shares: stop signal, deadlines, phases, outcomes, counters.
+//! What the threads of one relay or gateway share: stop signal, deadlines, phases, rejections,
+//! outcomes, counters.
 
 pub(crate) mod deadline;
 pub(crate) mod metrics;
 pub(crate) mod outcome;
 pub(crate) mod phase;
+pub(crate) mod rejection;
 pub(crate) mod stop;

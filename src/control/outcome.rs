@@ -1,14 +1,15 @@
 //! How a connection ended, as its worker reports it, and its log line.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 
 /// Who broke a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Party {
-    /// The program that asked for the tunnel.
+    /// The program that requested the tunnel.
     Client,
     /// The gateway.
     Gateway,
@@ -33,43 +34,42 @@ impl Party {
 /// How one connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndReason {
-    /// Both directions ended in order.
+    /// Both directions ended cleanly.
     Clean,
-    /// Version 1: nothing more came after the client's end of stream.
+    /// Version 1: nothing more arrived after the client's end of stream.
     LingerExpired,
-    /// Silent when a stop was asked for, and ended in order.
+    /// Silent when a stop was requested, and ended cleanly.
     Stopped,
-    /// The client had ended its direction, and then closed while something still came: it wanted no more.
-    HungUp,
+    /// The client had ended its direction, and closed while data still arrived.
+    ClientClosed,
     /// No data for as long as the idle timeout.
     Idle,
-    /// Cut at the drain deadline.
+    /// Reset at the drain deadline.
     Cut,
     /// It broke.
     Broken {
-        /// Whose doing it was, as far as we can see.
+        /// Who broke it, as far as this end can see.
         by: Party,
         /// What broke.
         why: String,
     },
-    /// It never became a tunnel: the client was answered with this status.
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// Where it failed.
-        phase: Phase,
-        /// What failed.
-        why: String,
-    },
-    /// Not a tunnel and not meant as one: a request that was answered.
+    /// It never became a tunnel: the request was refused.
+    Rejected(Box<Rejection>),
+    /// It was not a request for a tunnel, and was answered.
     Answered,
-    /// The client left, or a stop came, before there was anything to answer.
+    /// The client disconnected, or a stop was requested, before there was anything to answer.
     Abandoned,
     /// The worker panicked.
     Panicked,
 }
 
-/// What a tunnel came to.
+impl From<Rejection> for EndReason {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(Box::new(rejection))
+    }
+}
+
+/// How a tunnel ended, and what it carried.
 #[derive(Debug)]
 pub(crate) struct TunnelSummary {
     /// How it ended.
@@ -80,34 +80,38 @@ pub(crate) struct TunnelSummary {
     pub(crate) down: u64,
 }
 
-/// What a worker reports, exactly once.
+/// What a worker reports about its connection, exactly once.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// What the tunnel was for; none if that was never known.
-    pub(crate) authority: Option<String>,
+    /// The target; `None` if the request never named a valid one.
+    authority: Option<String>,
+    /// The address of the peer, if the log line of a rejection names it.
+    peer: Option<SocketAddr>,
     /// How it ended.
     pub(crate) how: EndReason,
     /// Bytes from client to target.
-    pub(crate) up: u64,
+    up: u64,
     /// Bytes from target to client.
-    pub(crate) down: u64,
+    down: u64,
     /// When the connection was accepted.
-    pub(crate) since: Instant,
+    since: Instant,
 }
 
 impl Outcome {
-    /// The outcome of a connection to `authority`: a tunnel's ending, or why there never was one.
+    /// The outcome of a connection to `authority` that was accepted at `since`: how its tunnel
+    /// ended, or why there was none.
     pub(crate) fn new(
         since: Instant,
         authority: Option<String>,
-        came_to: Result<TunnelSummary, EndReason>,
+        result: Result<TunnelSummary, EndReason>,
     ) -> Self {
-        let (how, up, down) = match came_to {
+        let (how, up, down) = match result {
             Ok(TunnelSummary { how, up, down }) => (how, up, down),
             Err(how) => (how, 0, 0),
         };
         Self {
             authority,
+            peer: None,
             how,
             up,
             down,
@@ -115,21 +119,35 @@ impl Outcome {
         }
     }
 
-    /// Writes the one log line of `who`'s tunnel. A connection that never was one leaves a debug line at most.
+    /// Names the peer in the log line of a rejection.
+    pub(crate) fn from_peer(mut self, peer: SocketAddr) -> Self {
+        self.peer = Some(peer);
+        self
+    }
+
+    /// Writes the log line of the connection; `who` is the relay or the gateway. A connection that
+    /// was neither a tunnel nor a rejection has a line at `debug` only.
     pub(crate) fn log(&self, who: &str) {
         let authority = self.authority.as_deref().unwrap_or("-");
         let took = Millis(self.since.elapsed());
         let (up, down) = (self.up, self.down);
-        match &self.how {
-            EndReason::Refused { .. } => log::info!("{who}: {authority} {}, {took}", self.how),
-            EndReason::Answered | EndReason::Abandoned => {
+        match (&self.how, self.peer) {
+            (EndReason::Rejected(_), Some(peer)) => {
+                log::info!("{who}: {authority} {}, from {peer}, {took}", self.how);
+            }
+            (EndReason::Rejected(_), None) => {
+                log::info!("{who}: {authority} {}, {took}", self.how);
+            }
+            (EndReason::Answered | EndReason::Abandoned, _) => {
                 log::debug!("{who}: {authority} {}, {took}", self.how);
             }
-            EndReason::Panicked => log::error!(
-                "{who}: {authority} {}, {took}; this is a fault of this program",
+            (EndReason::Panicked, _) => log::error!(
+                "{who}: {authority} {}, {took}; this is a fault of this program: report it",
                 self.how
             ),
-            how => log::info!("{who}: {authority} {up} bytes up, {down} bytes down, {took}, {how}"),
+            (how, _) => {
+                log::info!("{who}: {authority} {up} bytes up, {down} bytes down, {took}, {how}");
+            }
         }
     }
 }
@@ -139,14 +157,18 @@ impl fmt::Display for EndReason {
         match self {
             Self::Clean => f.write_str("ended"),
             Self::LingerExpired => {
-                f.write_str("linger expired: the client had ended and nothing more came")
+                f.write_str("linger expired: the client had ended and nothing more arrived")
             }
             Self::Stopped => f.write_str("stopped while silent"),
-            Self::HungUp => f.write_str("ended: the client hung up"),
+            Self::ClientClosed => f.write_str("ended: the client closed early"),
             Self::Idle => f.write_str("ended by the idle timeout"),
             Self::Cut => f.write_str("cut at the drain deadline"),
             Self::Broken { by, why } => write!(f, "broken by the {}: {why}", by.name()),
-            Self::Refused { status, phase, why } => write!(f, "refused {status} in {phase}: {why}"),
+            Self::Rejected(rejection) => write!(
+                f,
+                "refused {} in {}: {rejection}",
+                rejection.status, rejection.phase
+            ),
             Self::Answered => f.write_str("answered"),
             Self::Abandoned => f.write_str("abandoned"),
             Self::Panicked => f.write_str("panicked"),

@@ -1,13 +1,13 @@
-//! The steps of one tunnel, as logs, `Proxy-Status` and `doctor` name them.
+//! The phases of one tunnel, as the log, `Proxy-Status` and `doctor` name them.
 
 use std::fmt;
 
-/// A step in the life of one tunnel, in the order in which they run.
+/// A phase of one tunnel, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Phase {
     /// Reading the request head.
     Head,
-    /// Looking a name up.
+    /// Looking up a name.
     Resolve,
     /// Opening a TCP connection.
     Connect,
@@ -15,14 +15,14 @@ pub(crate) enum Phase {
     Tls,
     /// The WebSocket opening handshake.
     Upgrade,
-    /// The CONNECT inside the WebSocket and its answer.
+    /// The CONNECT request inside the WebSocket and its response.
     Opening,
-    /// The stream itself.
+    /// The stream of data.
     Stream,
 }
 
 impl Phase {
-    /// The phase's name as logs and `Proxy-Status` show it.
+    /// The phase's name in the log and in `Proxy-Status`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Head => "head",

@@ -1,4 +1,4 @@
-//! The stop signal: how every wait of a relay or gateway is interrupted.
+//! The stop signal: it interrupts every wait of one relay or gateway.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use crate::control::deadline::Deadline;
 
-/// A request to stop, seen by every thread of one relay or gateway: a descriptor that becomes readable, once and for all.
-/// Whoever was given time to end can still be told that there is none, by a second descriptor.
+/// A stop request that every thread of one relay or gateway sees: an eventfd(2) that becomes and
+/// stays readable. A second one withdraws the time that the first request gave.
 #[derive(Debug)]
 pub(crate) struct Stop {
     wake: OwnedFd,
@@ -22,7 +22,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// A stop that nobody has asked for yet.
+    /// A stop that is not requested yet.
     pub(crate) fn new() -> io::Result<Self> {
         let descriptor = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self {
@@ -33,14 +33,14 @@ impl Stop {
         })
     }
 
-    /// Asks every thread to end, and to have ended by `deadline`. The first to ask sets the deadline.
+    /// Requests that every thread ends before `deadline`. Only the first request sets the deadline.
     pub(crate) fn request(&self, deadline: Deadline) {
         if self.deadline.set(deadline).is_ok() {
             raise(&self.wake);
         }
     }
 
-    /// Takes back what time was given: every thread is to end now.
+    /// Requests that every thread ends now, whatever the deadline was.
     pub(crate) fn cut(&self) {
         self.request(Deadline::after(Duration::ZERO));
         if !self.is_cut.swap(true, Ordering::SeqCst) {
@@ -48,7 +48,7 @@ impl Stop {
         }
     }
 
-    /// The deadline, once a stop was asked for.
+    /// The deadline, if a stop was requested.
     pub(crate) fn requested(&self) -> Option<Deadline> {
         if self.is_cut.load(Ordering::SeqCst) {
             return Some(Deadline::after(Duration::ZERO));
@@ -56,9 +56,10 @@ impl Stop {
         self.deadline.get().copied()
     }
 
-    /// What becomes readable when there is something new to know for one who knows this much.
-    pub(crate) fn wake_fd(&self, asked: Option<Deadline>) -> BorrowedFd<'_> {
-        if asked.is_some() {
+    /// The descriptor to poll, given what [`requested`](Self::requested) has returned: `wake` before
+    /// a stop was requested, `cut` afterwards.
+    pub(crate) fn wake_fd(&self, requested: Option<Deadline>) -> BorrowedFd<'_> {
+        if requested.is_some() {
             self.cut.as_fd()
         } else {
             self.wake.as_fd()
@@ -66,12 +67,31 @@ impl Stop {
     }
 }
 
-/// Makes the descriptor readable. Its counter is at zero, so the write cannot block; nobody ever reads it back.
+/// Makes the descriptor readable. Its counter is zero and is never read, so the write cannot block.
 fn raise(descriptor: &OwnedFd) {
     while rustix::io::write(descriptor, &1_u64.to_ne_bytes()) == Err(Errno::INTR) {}
 }
 
-/// Ends what a shutdown still gives time to: the second word of whoever asked for it. Clones are for the same relay or gateway.
+/// Ends a shutdown early, from any thread. Clones act on the same relay or gateway.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "gateway")] {
+/// use std::time::Duration;
+///
+/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::start_gateway;
+///
+/// let mut config = GatewayConfig::default();
+/// config.listen = "127.0.0.1:0".parse()?;
+/// let gateway = start_gateway(config)?;
+/// let abort = gateway.abort();
+/// std::thread::spawn(move || abort.request());
+/// // Returns at once, although it would give open tunnels a minute.
+/// gateway.shutdown(Duration::from_secs(60));
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Abort(Arc<Stop>);
 
@@ -80,8 +100,10 @@ impl Abort {
         Self(Arc::clone(stop))
     }
 
-    /// Every tunnel is cut now, with a reset to both of its ends; a shutdown that is under way returns soon after. Before a
-    /// shutdown it is one with no time.
+    /// Resets every open tunnel now. A shutdown that is in progress returns soon afterwards; before
+    /// a shutdown, this starts one without a drain time.
+    ///
+    /// It does not block.
     pub fn request(&self) {
         self.0.cut();
     }

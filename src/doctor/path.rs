@@ -86,9 +86,7 @@ pub(super) fn check_all(
             phases.skip_rest("there is no token, see token");
             PathResult::No
         }
-        Err((Phase::Opening, refusal))
-            if refusal.is_policy() && target.is_some_and(|far_end| !far_end.named) =>
-        {
+        Err(rejection) if rejection.is_policy() && target.is_some_and(|far_end| !far_end.named) => {
             phases.pass(|step| {
                 Check::ok(
                     step,
@@ -97,13 +95,13 @@ pub(super) fn check_all(
             });
             PathResult::Forbidden
         }
-        Err((phase, refusal)) => {
-            let (what, remedy) = refusal.told();
-            let problem = match (phase, authority) {
-                (Phase::Opening, Some(target)) => Problem::new(format!("{target}: {what}"), remedy),
-                _ => Problem::new(what, remedy),
+        Err(rejection) => {
+            let phase = rejection.phase;
+            let what = match (phase, authority) {
+                (Phase::Opening, Some(target)) => format!("{target}: {rejection}"),
+                _ => rejection.to_string(),
             };
-            phases.pass(|step| Check::wrong(step, problem));
+            phases.pass(|step| Check::wrong(step, Problem::new(what, rejection.remedy)));
             phases.skip_rest(&format!("{phase} failed"));
             PathResult::No
         }

@@ -1,176 +1,148 @@
-//! TLS interception: the target is dialled with TLS and verified first, then the client is shown a certificate for the same
-//! name with the target's choice of protocol, and the bytes between flow as they are (`manual/protocol.md`, Interception).
+//! TLS interception: connects to the target with TLS and verifies it, then accepts TLS from the
+//! client with a certificate for the same name and the ALPN protocol that the target selected
+//! ([RFC 7301]). The data in between is not changed (`manual/protocol.md`, Interception).
 //!
-//! What is not TLS, and a target that speaks first, is passed through untouched.
+//! Connections that do not begin with a `ClientHello` are passed through unchanged.
+//!
+//! [RFC 7301]: https://www.rfc-editor.org/rfc/rfc7301
 
-use rustls::CertificateError;
+use std::time::Duration;
+
+use rustls::AlertDescription;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 
-use super::Shared;
-use super::client_hello::{self, ClientHello, FirstBytes, description};
+use super::client_hello::{self, ClientHello, FirstBytes};
+use super::context::GatewayContext;
+use super::tls_alert;
 use crate::control::deadline::Deadline;
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
 use crate::tunnel::drive::{WaitContext, drive_until};
-use crate::tunnel::error::{TlsError, TunnelError};
 use crate::tunnel::pump::Pump;
 use crate::tunnel::tls::Tls;
 
-/// Looks at the client's first bytes, and puts TLS of our own on both sides if they are TLS.
+/// Waits for the client's first bytes. If they are TLS, adds TLS to both connections.
 ///
 /// # Errors
-/// The tunnel has ended meanwhile.
+/// The tunnel has ended meanwhile, or interception failed.
 pub(super) fn begin<'a>(
-    gateway: &Shared,
+    gateway: &GatewayContext,
     authority: &Authority,
     pump: Box<Pump<'a>>,
 ) -> Result<Box<Pump<'a>>, TunnelSummary> {
-    let mut seen = FirstBytes::NeedMore;
+    let mut first = FirstBytes::NeedMore;
     let mut pump = pump.peek(|bytes| {
-        seen = client_hello::read(bytes);
-        !matches!(seen, FirstBytes::NeedMore)
+        first = client_hello::sniff(bytes);
+        !matches!(first, FirstBytes::NeedMore)
     })?;
-    let refused = match seen {
+    let error = match first {
         FirstBytes::NeedMore | FirstBytes::NotTls => return Ok(pump),
-        FirstBytes::Broken { alert, reason } => Refused {
+        FirstBytes::Broken { alert, reason } => InterceptError {
             alert,
             by: Party::Client,
             why: format!("ClientHello: {reason}"),
         },
-        FirstBytes::Hello(hello) => match secure(gateway, authority, &hello, &mut pump) {
+        FirstBytes::Hello(hello) => match add_tls(gateway, authority, &hello, &mut pump) {
             Ok(()) => return Ok(pump),
-            Err(refused) => refused,
+            Err(error) => error,
         },
     };
-    log::warn!("{authority} refused: {}", refused.why);
-    let ending = pump.finish_with(&refused.alert);
+    log::warn!("gateway: {authority}: interception failed: {}", error.why);
+    let summary = pump.finish_with(&error.alert);
     Err(TunnelSummary {
         how: EndReason::Broken {
-            by: refused.by,
-            why: refused.why,
+            by: error.by,
+            why: error.why,
         },
-        ..ending
+        ..summary
     })
 }
 
-/// An interception that did not come to be.
-struct Refused {
-    /// What the client's TLS is told.
+/// Why interception failed. The client receives a TLS alert, since its tunnel is open already.
+struct InterceptError {
+    /// The alert record for the client; empty if rustls has sent one.
     alert: Vec<u8>,
     by: Party,
     why: String,
 }
 
-impl Refused {
-    fn new(description: u8, by: Party, why: impl Into<String>) -> Self {
+impl InterceptError {
+    fn new(alert: AlertDescription, by: Party, why: impl Into<String>) -> Self {
         Self {
-            alert: client_hello::alert(description).to_vec(),
+            alert: tls_alert::fatal(alert),
             by,
             why: why.into(),
         }
     }
+
+    /// A failure of the gateway.
+    fn internal(why: impl ToString) -> Self {
+        Self::new(
+            AlertDescription::InternalError,
+            Party::Gateway,
+            why.to_string(),
+        )
+    }
 }
 
-/// Puts TLS on both sides of the pump: the target's first, as the client's depends on it.
-fn secure(
-    gateway: &Shared,
+/// Adds TLS to both connections of the pump: the target's first, because the client's depends on it.
+fn add_tls(
+    gateway: &GatewayContext,
     authority: &Authority,
     hello: &ClientHello,
     pump: &mut Pump<'_>,
-) -> Result<(), Refused> {
+) -> Result<(), InterceptError> {
     if let Some(sni) = &hello.sni
         && Host::parse(sni).as_ref() != Ok(&authority.host)
     {
-        let why = format!(
-            "the ClientHello asks for {sni:?}, which is not the host of the CONNECT request"
-        );
-        return Err(Refused::new(
-            description::UNRECOGNIZED_NAME,
+        return Err(InterceptError::new(
+            AlertDescription::UnrecognisedName,
             Party::Client,
-            why,
+            format!("the ClientHello names {sni:?}, which is not the host of the CONNECT request"),
         ));
     }
     let name = tls::server_name(&authority.host).map_err(|_| {
-        Refused::new(
-            description::UNRECOGNIZED_NAME,
+        InterceptError::new(
+            AlertDescription::UnrecognisedName,
             Party::Client,
-            "no certificate can carry this host's name",
+            "no certificate can contain this host's name",
         )
     })?;
-    let config = tls::with_alpn(&gateway.targets, hello.alpn.clone());
-    let connection = UnbufferedClientConnection::new(config, name).map_err(|error| {
-        Refused::new(
-            description::INTERNAL_ERROR,
-            Party::Gateway,
-            error.to_string(),
-        )
-    })?;
+    let config = tls::with_alpn(&gateway.target_tls, hello.alpn.clone());
+    let connection =
+        UnbufferedClientConnection::new(config, name).map_err(InterceptError::internal)?;
 
     let (tcp, ws, outbound, inbound) = pump.parts();
     tcp.add_tls(Tls::client(connection, &gateway.pool));
-    let watch = WaitContext {
+    let wait = WaitContext {
         stop: &gateway.stop,
         client: Some(ws.socket()),
         deadline: Deadline::after(gateway.limits.connect_timeout),
         phase: Phase::Tls,
-        keepalive: std::time::Duration::ZERO,
+        keepalive: Duration::ZERO,
         drains: true,
     };
-    let alpn = drive_until(tcp, outbound, &watch, |conn, _| {
+    let alpn = drive_until(tcp, outbound, &wait, |conn, _| {
         let tls = conn.tls().filter(|tls| tls.established());
         Ok(tls.map(|tls| tls.alpn().map(<[u8]>::to_vec)))
     })
-    .map_err(|fault| {
-        let why = format!("TLS with the target failed: {fault}");
-        Refused::new(alert_for(&fault), Party::Target, why)
+    .map_err(|error| {
+        let why = format!("TLS with the target failed: {error}");
+        InterceptError::new(tls_alert::for_target(&error), Party::Target, why)
     })?;
 
     let config = gateway
         .issuer
         .server_config(&authority.host, alpn.as_deref())
-        .map_err(|error| {
-            Refused::new(
-                description::INTERNAL_ERROR,
-                Party::Gateway,
-                error.to_string(),
-            )
-        })?;
-    let connection = UnbufferedServerConnection::new(config).map_err(|error| {
-        Refused::new(
-            description::INTERNAL_ERROR,
-            Party::Gateway,
-            error.to_string(),
-        )
-    })?;
+        .map_err(InterceptError::internal)?;
+    let connection = UnbufferedServerConnection::new(config).map_err(InterceptError::internal)?;
     ws.add_inner_tls(Tls::server(connection, &gateway.pool), inbound)
-        .map_err(|fault| {
-            // rustls has already said its own alert.
-            Refused {
-                alert: Vec::new(),
-                by: Party::Client,
-                why: format!("TLS with the client failed: {fault}"),
-            }
+        .map_err(|error| InterceptError {
+            alert: Vec::new(),
+            by: Party::Client,
+            why: format!("TLS with the client failed: {error}"),
         })
-}
-
-/// The alert that tells a client what is wrong with the target ([RFC 8446, section 6.2]).
-///
-/// [RFC 8446, section 6.2]: https://www.rfc-editor.org/rfc/rfc8446#section-6.2
-fn alert_for(fault: &TunnelError) -> u8 {
-    match fault {
-        TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(error))) => match error
-        {
-            CertificateError::UnknownIssuer => description::UNKNOWN_CA,
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                description::CERTIFICATE_EXPIRED
-            }
-            _ => description::BAD_CERTIFICATE,
-        },
-        TunnelError::Tls(TlsError::Rustls(rustls::Error::AlertReceived(alert))) => u8::from(*alert),
-        TunnelError::Tls(_) => description::HANDSHAKE_FAILURE,
-        _ => description::INTERNAL_ERROR,
-    }
 }

@@ -7,10 +7,13 @@
 mod auth;
 mod cert_cache;
 pub(crate) mod client_hello;
+mod context;
 mod intercept;
 mod issuer;
 pub(crate) mod policy;
 mod session;
+mod target;
+pub(crate) mod tls_alert;
 mod unauthenticated;
 pub(crate) mod upgrade;
 
@@ -20,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use rustls::{ClientConfig, ServerConfig};
+use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
@@ -34,14 +37,16 @@ use crate::config::Limits;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::{tls, tls_server};
-use crate::http::reply::Reply;
+use crate::http::response;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 
+use context::GatewayContext;
 use issuer::Issuer;
 use policy::Policy;
 use unauthenticated::Unauthenticated;
@@ -127,7 +132,7 @@ impl std::error::Error for GatewayError {}
 /// A gateway that listens. Dropping it stops it with its drain timeout.
 pub struct Gateway {
     listening: Listening,
-    shared: Arc<Shared>,
+    context: Arc<GatewayContext>,
 }
 
 impl fmt::Debug for Gateway {
@@ -146,7 +151,7 @@ impl Gateway {
 
     /// The base URL that a relay on this machine uses.
     pub fn base_url(&self) -> String {
-        let scheme = if self.shared.tls.is_some() {
+        let scheme = if self.context.tls.is_some() {
             "https"
         } else {
             "http"
@@ -156,13 +161,13 @@ impl Gateway {
 
     /// The interception CA's certificates, as the CA endpoint serves them.
     pub fn ca_pem(&self) -> &str {
-        self.shared.issuer.ca_pem()
+        self.context.issuer.ca_pem()
     }
 
     /// Lets other sessions in from now on; open tunnels go on.
     pub fn replace_sessions(&self, sessions: Sessions) {
         *self
-            .shared
+            .context
             .sessions
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(sessions);
@@ -170,12 +175,12 @@ impl Gateway {
 
     /// The counters now.
     pub fn stats(&self) -> Stats {
-        self.shared.counters.stats()
+        self.context.counters.stats()
     }
 
     /// A reader of the counters that stays valid during and after [`shutdown`](Self::shutdown).
     pub fn stats_reader(&self) -> StatsReader {
-        StatsReader::new(&self.shared.counters)
+        StatsReader::new(&self.context.counters)
     }
 
     /// The way to end a shutdown that takes its time, from another thread.
@@ -186,29 +191,6 @@ impl Gateway {
     /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
-    }
-}
-
-/// What all sessions share.
-struct Shared {
-    sessions: RwLock<Arc<Sessions>>,
-    issuer: Issuer,
-    intercept: Vec<Pattern>,
-    tls: Option<Arc<ServerConfig>>,
-    targets: Arc<ClientConfig>,
-    resolver: Resolver,
-    policy: Policy,
-    newcomers: Unauthenticated,
-    limits: Limits,
-    stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    pool: Pool,
-    budget: Budget,
-}
-
-impl Shared {
-    fn sessions(&self) -> Arc<Sessions> {
-        Arc::clone(&self.sessions.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -235,7 +217,7 @@ pub(crate) fn start(
         GatewayError::new(format!("the interception CA cannot be used: {error}"))
     })?;
     let tls = config.tls.as_ref().map(identity).transpose()?;
-    let targets = tls::client_config(roots).map_err(|error| {
+    let target_tls = tls::client_config(roots).map_err(|error| {
         GatewayError::new(format!(
             "targets cannot be verified: {error}; check --target-ca"
         ))
@@ -253,25 +235,25 @@ pub(crate) fn start(
     let stop =
         Arc::new(Stop::new().map_err(|error| failed("no descriptor for the stop signal", error))?);
     let counters = Arc::new(Counters::default());
-    let shared = Arc::new(Shared {
+    let context = Arc::new(GatewayContext {
         sessions: RwLock::new(Arc::new(config.sessions)),
         issuer,
         intercept: config.intercept,
         tls,
-        targets,
+        target_tls,
         resolver: Resolver::with_overrides(config.resolve),
         policy: Policy {
             allow_private: config.allow_private,
             own: Some(own),
         },
-        newcomers: Unauthenticated::default(),
+        unauthenticated: Unauthenticated::default(),
         limits: config.limits.bounded(),
         stop: Arc::clone(&stop),
         counters: Arc::clone(&counters),
         pool: Pool::default(),
         budget: Budget::default(),
     });
-    let service = Arc::new(GatewayService(Arc::clone(&shared)));
+    let service = Arc::new(GatewayService(Arc::clone(&context)));
     let listening = listener::start(
         socket,
         service,
@@ -281,7 +263,7 @@ pub(crate) fn start(
         counters,
     )
     .map_err(|error| failed("cannot start the gateway's threads", error))?;
-    Ok(Gateway { listening, shared })
+    Ok(Gateway { listening, context })
 }
 
 /// The configuration of our own TLS server.
@@ -300,7 +282,7 @@ fn identity(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
     })
 }
 
-struct GatewayService(Arc<Shared>);
+struct GatewayService(Arc<GatewayContext>);
 
 impl Service for GatewayService {
     const LOG_NAME: &'static str = "gateway";
@@ -311,13 +293,15 @@ impl Service for GatewayService {
     }
 
     fn refusal(&self) -> Vec<u8> {
-        Reply::new(503, "the gateway has no tunnel free; try again in a moment")
-            .because("connection_limit_reached", Phase::Head)
-            .with("Retry-After", "1")
-            .to_bytes()
+        response::closing(
+            &Rejection::new(503, Phase::Head, "the gateway has no tunnel free")
+                .remedy("try again in a moment")
+                .proxy_status("connection_limit_reached")
+                .field("Retry-After", "1"),
+        )
     }
 
     fn make_room(&self) -> Eviction {
-        self.0.newcomers.turn_out()
+        self.0.unauthenticated.evict_oldest()
     }
 }

@@ -23,7 +23,10 @@ impl Policy {
     /// # Errors
     ///
     /// None is left; the refusal of the first says why.
-    pub(crate) fn choose(&self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refusal> {
+    pub(crate) fn choose(
+        &self,
+        addresses: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, AddressDenied> {
         let mut first_refusal = None;
         let mut chosen = addresses;
         chosen.retain(|address| match self.permits_dialling(*address) {
@@ -34,29 +37,29 @@ impl Policy {
             }
         });
         if chosen.is_empty() {
-            return Err(first_refusal.unwrap_or(Refusal::NoAddress));
+            return Err(first_refusal.unwrap_or(AddressDenied::NoAddress));
         }
         Ok(chosen)
     }
 
     /// Whether `address` is one that a client may reach, whatever the port.
-    pub(crate) fn permits(&self, address: IpAddr) -> Result<(), Refusal> {
+    pub(crate) fn permits(&self, address: IpAddr) -> Result<(), AddressDenied> {
         if self.allow_private {
             return Ok(());
         }
         match class_of(address) {
-            Some(class) => Err(Refusal::Address { address, class }),
+            Some(class) => Err(AddressDenied::Address { address, class }),
             None => Ok(()),
         }
     }
 
-    fn permits_dialling(&self, address: SocketAddr) -> Result<(), Refusal> {
+    fn permits_dialling(&self, address: SocketAddr) -> Result<(), AddressDenied> {
         if self.is_own(address) {
-            return Err(Refusal::OwnListener { address });
+            return Err(AddressDenied::OwnListener { address });
         }
         let zoned = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
         if zoned && !self.allow_private {
-            return Err(Refusal::Address {
+            return Err(AddressDenied::Address {
                 address: address.ip(),
                 class: Class::Zoned,
             });
@@ -77,7 +80,7 @@ impl Policy {
 
 /// Why an address is not dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum AddressDenied {
     /// The address is of a class that clients have no business with.
     Address {
         /// The address as it was resolved.
@@ -94,7 +97,7 @@ pub(crate) enum Refusal {
     NoAddress,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for AddressDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address { address, class } => write!(f, "{address} is refused: {class}"),
@@ -106,7 +109,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for AddressDenied {}
 
 /// A kind of address that is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +298,7 @@ mod tests {
     fn class(address: &str) -> Option<Class> {
         match STRICT.permits(address.parse().expect(address)) {
             Ok(()) => None,
-            Err(Refusal::Address { class, .. }) => Some(class),
+            Err(AddressDenied::Address { class, .. }) => Some(class),
             Err(other) => panic!("{other}"),
         }
     }
@@ -442,7 +445,7 @@ mod tests {
         let refusal = STRICT.choose(sockets(&["10.0.0.1:443", "127.0.0.1:443"]));
         let text = refusal.unwrap_err().to_string();
         assert_eq!(text, "10.0.0.1 is refused: a private address");
-        assert_eq!(STRICT.choose(vec![]), Err(Refusal::NoAddress));
+        assert_eq!(STRICT.choose(vec![]), Err(AddressDenied::NoAddress));
     }
 
     #[test]
@@ -475,7 +478,7 @@ mod tests {
             ] {
                 let refusal = policy.choose(sockets(&[target]));
                 assert!(
-                    matches!(refusal, Err(Refusal::OwnListener { .. })),
+                    matches!(refusal, Err(AddressDenied::OwnListener { .. })),
                     "{own} {target}: {refusal:?}"
                 );
             }

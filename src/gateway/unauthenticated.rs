@@ -1,5 +1,5 @@
-//! The connections that have shown no token yet, so that at the cap the oldest of them makes room for the next: a crowd of
-//! silent strangers must not keep those with a token out for as long as a head may take.
+//! The connections that have not sent a valid token yet. When no slot is free, the oldest of them is
+//! closed, so that silent connections cannot keep clients with a token out.
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
@@ -8,48 +8,46 @@ use std::time::{Duration, Instant};
 
 use crate::listener::Eviction;
 
-/// How long a newcomer is left in peace: TLS and the upgrade take three round trips, and one who is on the way to show a
-/// token must not be turned out for the sake of one who has not even begun.
+/// How long a connection cannot be evicted. TLS and the upgrade take three round trips; a client that
+/// is about to send its token must not be closed in favour of one that has just connected.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// Who has shown no token yet, in the order in which they came.
+/// The unauthenticated connections, in the order in which they arrived.
 #[derive(Debug, Default)]
-pub(crate) struct Unauthenticated(Mutex<Waiting>);
+pub(crate) struct Unauthenticated(Mutex<Entries>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Entries {
     next: u64,
     connections: BTreeMap<u64, (Instant, TcpStream)>,
 }
 
-/// One newcomer's place in the list, given up when dropped.
+/// A connection's entry in the list. Dropping it removes the entry.
+#[must_use = "dropping it removes the connection from the list"]
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
-    newcomers: &'a Unauthenticated,
+pub(crate) struct Entry<'a> {
+    list: &'a Unauthenticated,
     id: u64,
 }
 
 impl Unauthenticated {
-    /// Puts a connection that has just come on the list. It holds a second descriptor while it is there, which is no more
-    /// than a tunnel has; one for which there is none cannot be turned out before its time.
-    pub(crate) fn add(&self, connection: &TcpStream) -> Place<'_> {
+    /// Adds a connection that was just accepted. The list duplicates its descriptor, so it needs two,
+    /// as a tunnel does. If there is no descriptor left, the connection cannot be evicted.
+    pub(crate) fn add(&self, connection: &TcpStream) -> Entry<'_> {
         let second = connection.try_clone();
-        let mut waiting = self.lock();
-        let id = waiting.next;
-        waiting.next += 1;
+        let mut entries = self.lock();
+        let id = entries.next;
+        entries.next += 1;
         if let Ok(second) = second {
-            waiting.connections.insert(id, (Instant::now(), second));
+            entries.connections.insert(id, (Instant::now(), second));
         }
-        Place {
-            newcomers: self,
-            id,
-        }
+        Entry { list: self, id }
     }
 
-    /// Turns out the one that came first, if it has had its grace.
-    pub(crate) fn turn_out(&self) -> Eviction {
-        let mut waiting = self.lock();
-        let Some(first) = waiting.connections.first_entry() else {
+    /// Closes the oldest connection, if its [`GRACE`] is over.
+    pub(crate) fn evict_oldest(&self) -> Eviction {
+        let mut entries = self.lock();
+        let Some(first) = entries.connections.first_entry() else {
             return Eviction::None;
         };
         let grace_ends = first.get().0 + GRACE;
@@ -57,19 +55,19 @@ impl Unauthenticated {
             return Eviction::NotBefore(grace_ends);
         }
         let (_, connection) = first.remove();
-        // Its worker reads the end. Where that fails there is no connection any more.
+        // Its worker reads the end of stream. If this fails, the connection is closed already.
         let _ = connection.shutdown(Shutdown::Both);
         Eviction::Made
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.newcomers.lock().connections.remove(&self.id);
+        self.list.lock().connections.remove(&self.id);
     }
 }
 
@@ -81,29 +79,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_that_came_is_turned_out_first_and_not_before_its_grace() {
+    fn the_oldest_connection_is_evicted_first_and_not_before_its_grace_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let newcomers = Unauthenticated::default();
-        assert_eq!(newcomers.turn_out(), Eviction::None);
-        let come = || {
+        let unauthenticated = Unauthenticated::default();
+        assert_eq!(unauthenticated.evict_oldest(), Eviction::None);
+        let accept = || {
             let client = TcpStream::connect(address).unwrap();
             (client, listener.accept().unwrap().0)
         };
-        let (mut first, second, admitted) = (come(), come(), come());
-        let admitted_place = newcomers.add(&admitted.1);
-        let _places = [newcomers.add(&first.1), newcomers.add(&second.1)];
-        drop(admitted_place);
+        let (mut first, second, admitted) = (accept(), accept(), accept());
+        let admitted_entry = unauthenticated.add(&admitted.1);
+        let _entries = [
+            unauthenticated.add(&first.1),
+            unauthenticated.add(&second.1),
+        ];
+        drop(admitted_entry);
         loop {
-            match newcomers.turn_out() {
+            match unauthenticated.evict_oldest() {
                 Eviction::NotBefore(time) => {
                     std::thread::sleep(time.saturating_duration_since(Instant::now()));
                 }
-                room => break assert_eq!(room, Eviction::Made),
+                eviction => break assert_eq!(eviction, Eviction::Made),
             }
         }
         assert_eq!(first.0.read(&mut [0]).unwrap(), 0);
-        assert_eq!(newcomers.lock().connections.len(), 1);
+        assert_eq!(unauthenticated.lock().connections.len(), 1);
         second.0.set_nonblocking(true).unwrap();
         assert!((&second.0).read(&mut [0]).is_err(), "still connected");
     }

@@ -1,7 +1,9 @@
-//! What the gateway decides by the request head alone, before a connection may cost anything: the CA endpoint, the upgrade
-//! with its token, or a refusal.
+//! What the gateway does with a connection, decided from the request head alone: serve the CA
+//! certificates, upgrade to WebSocket ([RFC 6455, section 4.2]), or reject.
 //!
-//! Pure: a head to a decision. The rules of the upgrade are tungstenite's, the rules of who may come in are ours.
+//! Without I/O. tungstenite checks the upgrade itself; this file checks who may connect.
+//!
+//! [RFC 6455, section 4.2]: https://www.rfc-editor.org/rfc/rfc6455#section-4.2
 
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::{Request, create_response, write_response};
@@ -9,99 +11,94 @@ use tungstenite::http::HeaderValue;
 
 use super::auth::{Bearer, Sessions};
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::http::base_url::{CA_CERT_PATH, WS_PATH};
 use crate::http::head::RequestHead;
-use crate::http::reply::Reply;
 use crate::tunnel::ws_codec::{SUBPROTOCOL_V2, Version};
 
-/// What is done with a connection.
+/// What to do with a connection.
 pub(crate) enum UpgradeDecision {
-    /// The CA's certificates are sent, and that is all.
+    /// Send the CA's certificates, then close.
     CaCertificates,
-    /// It becomes a WebSocket after this answer.
+    /// Send this response; then the connection is a WebSocket.
     Open {
-        /// The token that opened it; the opening must be of a session with the same.
+        /// The token of the upgrade. The session of the CONNECT request must have the same one.
         bearer: Bearer,
-        /// The version of the wire that was agreed on.
+        /// The negotiated wire version.
         version: Version,
         /// The 101 response.
-        answer: Vec<u8>,
+        response: Vec<u8>,
     },
-    /// It is refused.
-    Shut(Reply),
+    /// Send the rejection, then close.
+    Reject(Rejection),
 }
 
-/// Decides by the request's `head`, whose own bytes are `raw`.
+/// Decides from the request's `head`, whose bytes are `raw`.
 pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> UpgradeDecision {
-    let refuse = |status, sentence: &str| UpgradeDecision::Shut(Reply::new(status, sentence));
     match head.target.as_str() {
-        CA_CERT_PATH | WS_PATH if head.method != "GET" => UpgradeDecision::Shut(
-            Reply::new(405, "this endpoint takes GET only").with("Allow", "GET"),
-        ),
+        CA_CERT_PATH | WS_PATH if head.method != "GET" => {
+            let what = "this endpoint accepts only GET";
+            UpgradeDecision::Reject(Rejection::new(405, Phase::Upgrade, what).field("Allow", "GET"))
+        }
         CA_CERT_PATH => UpgradeDecision::CaCertificates,
-        WS_PATH => upgrade(head, raw, sessions),
-        _ => refuse(
-            404,
-            "there is nothing here; the base URL of a gateway has no path of its own",
+        WS_PATH => upgrade(head, raw, sessions).unwrap_or_else(UpgradeDecision::Reject),
+        _ => UpgradeDecision::Reject(
+            Rejection::new(404, Phase::Upgrade, "there is no such endpoint")
+                .remedy("use the gateway's base URL without a path"),
         ),
     }
 }
 
-fn upgrade(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> UpgradeDecision {
-    // RFC 6455, section 10.2: a browser names the page's origin. No page has any business here.
+fn upgrade(
+    head: &RequestHead,
+    raw: &[u8],
+    sessions: &Sessions,
+) -> Result<UpgradeDecision, Rejection> {
+    // RFC 6455, section 10.2: a browser sends the page's origin. No page may use the gateway.
     if head.fields.has("origin") {
-        return UpgradeDecision::Shut(
-            Reply::new(403, "browsers are not served here")
-                .because("http_request_denied", Phase::Upgrade),
-        );
+        let what = "browsers are not served";
+        return Err(Rejection::new(403, Phase::Upgrade, what).proxy_status("http_request_denied"));
     }
-    let Some(bearer) = head
+    let bearer = head
         .fields
         .one("authorization")
-        .and_then(|value| sessions.bearer(value))
-    else {
-        // No detail: which part was wrong is nobody's business who does not hold a token.
-        return UpgradeDecision::Shut(
-            Reply::new(401, "a valid session token is needed")
-                .because("http_request_denied", Phase::Upgrade)
-                .with("WWW-Authenticate", "Bearer"),
-        );
+        .and_then(|value| sessions.bearer(value));
+    let Some(bearer) = bearer else {
+        // Without details: a client without a token must not learn which part was wrong.
+        let what = "a valid session token is required";
+        return Err(Rejection::new(401, Phase::Upgrade, what)
+            .proxy_status("http_request_denied")
+            .field("WWW-Authenticate", "Bearer"));
     };
-    let response = match Request::try_parse(raw) {
-        Ok(Some((_, request))) => create_response(&request),
-        _ => return UpgradeDecision::Shut(not_an_upgrade()),
+    let Ok(Some((_, request))) = Request::try_parse(raw) else {
+        return Err(not_an_upgrade());
     };
-    let Ok(mut response) = response else {
-        return UpgradeDecision::Shut(not_an_upgrade());
-    };
-    let offered = head
+    let mut response = create_response(&request).map_err(|_| not_an_upgrade())?;
+    let v2_offered = head
         .fields
         .list("sec-websocket-protocol")
         .any(|name| name == SUBPROTOCOL_V2.as_bytes());
-    if offered {
+    if v2_offered {
         response.headers_mut().insert(
             "Sec-WebSocket-Protocol",
             HeaderValue::from_static(SUBPROTOCOL_V2),
         );
     }
-    let mut answer = Vec::with_capacity(256);
-    if write_response(&mut answer, &response).is_err() {
-        return UpgradeDecision::Shut(not_an_upgrade());
-    }
-    UpgradeDecision::Open {
+    let mut bytes = Vec::with_capacity(256);
+    write_response(&mut bytes, &response).map_err(|_| not_an_upgrade())?;
+    Ok(UpgradeDecision::Open {
         bearer,
-        version: if offered { Version::V2 } else { Version::V1 },
-        answer,
-    }
+        version: if v2_offered { Version::V2 } else { Version::V1 },
+        response: bytes,
+    })
 }
 
-fn not_an_upgrade() -> Reply {
-    Reply::new(
-        426,
-        "this endpoint speaks WebSocket version 13; send an upgrade as RFC 6455 asks",
-    )
-    .because("http_upgrade_failed", Phase::Upgrade)
-    .with("Sec-WebSocket-Version", "13")
+fn not_an_upgrade() -> Rejection {
+    let what = "this endpoint accepts only WebSocket upgrades, version 13";
+    Rejection::new(426, Phase::Upgrade, what)
+        .remedy("send an upgrade request as in RFC 6455")
+        .proxy_status("http_upgrade_failed")
+        .field("Sec-WebSocket-Version", "13")
 }
 
 #[cfg(test)]
@@ -112,7 +109,7 @@ mod tests {
     const GOOD: &str = "Host: g\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer t\r\n";
 
-    fn door(request_line: &str, fields: &str) -> UpgradeDecision {
+    fn decision(request_line: &str, fields: &str) -> UpgradeDecision {
         let raw = format!("{request_line} HTTP/1.1\r\n{fields}\r\n");
         let (head, _) = head::request(raw.as_bytes())
             .expect("no fault")
@@ -125,15 +122,15 @@ mod tests {
     }
 
     fn status(request_line: &str, fields: &str) -> u16 {
-        match door(request_line, fields) {
+        match decision(request_line, fields) {
             UpgradeDecision::CaCertificates => 200,
             UpgradeDecision::Open { .. } => 101,
-            UpgradeDecision::Shut(reply) => reply.status,
+            UpgradeDecision::Reject(rejection) => rejection.status,
         }
     }
 
     #[test]
-    fn the_ca_is_for_anybody_and_the_tunnel_for_those_with_a_token() {
+    fn the_ca_needs_no_token_and_the_tunnel_needs_one() {
         let ws = format!("GET {WS_PATH}");
         assert_eq!(status(&format!("GET {CA_CERT_PATH}"), ""), 200);
         assert_eq!(status(&format!("HEAD {CA_CERT_PATH}"), ""), 405);
@@ -152,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_is_selected_where_it_is_offered_and_nothing_else_is() {
+    fn version_2_is_selected_if_offered_and_no_other_subprotocol_is() {
         let ws = format!("GET {WS_PATH}");
         for (offer, chosen) in [
             ("", false),
@@ -166,12 +163,12 @@ mod tests {
                 format!("{GOOD}Sec-WebSocket-Protocol: {offer}\r\n")
             };
             let UpgradeDecision::Open {
-                version, answer, ..
-            } = door(&ws, &fields)
+                version, response, ..
+            } = decision(&ws, &fields)
             else {
                 panic!("{offer}")
             };
-            let (head, _) = head::response(&answer).expect("no fault").expect("whole");
+            let (head, _) = head::response(&response).expect("no fault").expect("whole");
             assert_eq!(
                 head.fields.one("sec-websocket-accept"),
                 Some(&b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="[..])

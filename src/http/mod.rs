@@ -1,5 +1,5 @@
-//! Parsers of HTTP texts, without I/O: authorities, base URLs, message heads, and the responses that
-//! this program generates.
+//! Parsers of HTTP texts, without I/O: authorities, base URLs, message heads, and the response to a
+//! rejected request.
 
 // Without the gateway, no public item names an authority.
 #[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
@@ -9,4 +9,4 @@ pub(crate) mod head;
 // Without the gateway, patterns are only a type in the settings.
 #[cfg_attr(not(feature = "gateway"), allow(dead_code, unreachable_pub))]
 pub(crate) mod pattern;
-pub(crate) mod reply;
+pub(crate) mod response;

@@ -98,7 +98,7 @@ impl Supervisor {
     fn record(&self, outcome: &Outcome) {
         let counters = &self.counters;
         match &outcome.how {
-            EndReason::Refused { .. } => Counters::add(&counters.refused, 1),
+            EndReason::Rejected(_) => Counters::add(&counters.refused, 1),
             EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => {
                 Counters::add(&counters.broken, 1);
             }
@@ -111,7 +111,7 @@ impl Supervisor {
 fn count(outcome: &Outcome, report: &mut ShutdownReport) {
     match outcome.how {
         EndReason::Cut => report.cut += 1,
-        EndReason::Answered | EndReason::Abandoned | EndReason::Refused { .. } => {}
+        EndReason::Answered | EndReason::Abandoned | EndReason::Rejected(_) => {}
         _ => report.ended += 1,
     }
 }

@@ -11,7 +11,7 @@ use crate::control::phase::Phase;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, Fields};
-use crate::http::reply::Reply;
+use crate::http::response;
 use crate::probe::problem::Problem;
 use crate::tunnel::opening;
 
@@ -87,7 +87,8 @@ impl Tunnel {
             }
             Ok(Some((head, len))) => {
                 let text = opening::plain_text(received.get(len..).unwrap_or_default());
-                let (what, remedy) = Reply::parts(text.trim());
+                let (what, remedy) = response::parse_text(&text);
+                let remedy = remedy.unwrap_or("see the relay's log");
                 let what = format!("{target} was refused with {}: {what}", head.status);
                 Err(Problem {
                     policy: head.status == 403 && names_opening(&head.fields),

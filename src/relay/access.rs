@@ -1,5 +1,7 @@
-//! Who may use the relay's port: this user and root, by the owner of the socket at the other end; and, where it is switched
-//! on, whoever knows the password of the proxy URL ([RFC 9110, section 11.7]).
+//! Access control of the relay's port: the user of the client's socket, and optionally the password
+//! of the proxy URL ([RFC 9110, section 11.7]).
+//!
+//! It does not read requests; `request` does.
 //!
 //! [RFC 9110, section 11.7]: https://www.rfc-editor.org/rfc/rfc9110#section-11.7
 
@@ -9,24 +11,24 @@ use std::{fmt, io};
 use super::peer_uid::PeerUid;
 use crate::config::Config;
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::head::Fields;
-use crate::http::reply::Reply;
 
-/// The user part of the proxy URL; nobody is told apart by it.
+/// The user name in the proxy URL. It is the same for every relay: the password alone is checked.
 const USER: &str = "upstreamproxy";
 const ROOT: u32 = 0;
 
-/// The rules at the door.
+/// Decides who may use the relay's port.
 #[derive(Debug)]
 pub(crate) struct AccessControl {
-    /// Who the kernel says is there; `None`: everybody may come.
-    owners: Option<PeerUid>,
-    /// Other machines may come, whose sockets no table of ours holds.
-    from_afar: bool,
+    /// Finds the user of a connection; `None`: every user may connect.
+    peer_uid: Option<PeerUid>,
+    /// Other machines may connect. This kernel does not know the users of their sockets.
+    allow_remote: bool,
     own_uid: u32,
-    /// What `Proxy-Authorization` must be; `None`: nothing is asked for.
+    /// What `Proxy-Authorization` must contain; `None`: it is not required.
     password: Option<Password>,
 }
 
@@ -42,70 +44,70 @@ impl fmt::Debug for Password {
 }
 
 impl AccessControl {
-    /// The rules that `config` asks for.
+    /// The rules that `config` requests.
     ///
     /// # Errors
-    /// No randomness for a password.
+    /// The system has no random bytes for a password.
     pub(crate) fn new(config: &Config) -> io::Result<Self> {
-        let owners = if config.allow_any_user {
+        let peer_uid = if config.allow_any_user {
             None
         } else {
             Some(PeerUid::new())
         };
-        let owners = owners.filter(|owners| {
-            let can_tell = owners.can_tell();
-            if !can_tell {
-                log::warn!("this kernel does not tell who connects: every user of this machine can use the port; --listen-credential helps");
+        let peer_uid = peer_uid.filter(|peer_uid| {
+            let supported = peer_uid.is_supported();
+            if !supported {
+                log::warn!(
+                    "this kernel does not report the users of connections: every user of this \
+                     machine can use the port; set --listen-credential to require a password"
+                );
             }
-            can_tell
+            supported
         });
         let password = config.listen_credential.then(Password::new).transpose()?;
         let own_uid = rustix::process::geteuid().as_raw();
         Ok(Self {
-            owners,
-            from_afar: config.allow_non_loopback,
+            peer_uid,
+            allow_remote: config.allow_non_loopback,
             own_uid,
             password,
         })
     }
 
-    /// `user:password` for the proxy URL, where one is asked for.
+    /// `user:password` for the proxy URL, if a password is required.
     pub(crate) fn userinfo(&self) -> Option<&str> {
         self.password
             .as_ref()
             .map(|password| password.userinfo.as_str())
     }
 
-    /// Whether the user at the other end may use the port; else who it was, for the log.
+    /// Checks the user of `connection`: this process's own or root.
     ///
     /// # Errors
-    /// Another user, or one who has left already and so cannot be told from any other.
-    pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), String> {
-        let Some(owners) = &self.owners else {
+    /// Another user, or an unknown one because the client has already closed its socket.
+    pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), Rejection> {
+        let Some(peer_uid) = &self.peer_uid else {
             return Ok(());
         };
-        let asked = connection
+        let found = connection
             .peer_addr()
-            .and_then(|peer| Ok((peer, owners.of(peer, connection.local_addr()?)?)));
-        match asked {
-            Ok((_, Some(uid))) if uid == self.own_uid || uid == ROOT => Ok(()),
-            Ok((_, Some(uid))) => Err(format!("the connection is of user {uid}")),
-            Ok((peer, None)) if self.from_afar && !peer.ip().is_loopback() => Ok(()),
-            Ok((_, None)) => Err("the connection was closed before its user was known".into()),
-            Err(error) => Err(format!(
-                "the kernel did not tell whose connection it is: {error}"
-            )),
-        }
+            .and_then(|peer| Ok((peer, peer_uid.of(peer, connection.local_addr()?)?)));
+        let detail = match found {
+            Ok((_, Some(uid))) if uid == self.own_uid || uid == ROOT => return Ok(()),
+            Ok((peer, None)) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
+            Ok((_, Some(uid))) => format!("the client is user {uid}"),
+            Ok((_, None)) => "the client closed the connection before its user was known".into(),
+            Err(error) => format!("the kernel did not report the client's user: {error}"),
+        };
+        let what = "this proxy serves only the user who started it, and root";
+        Err(Rejection::new(403, Phase::Head, what)
+            .remedy("run the tool as that user, or set --allow-any-user")
+            .proxy_status("http_request_denied")
+            .detail(detail))
     }
 
-    /// What another user is told.
-    pub(super) fn stranger() -> Reply {
-        Reply::new(403, "this proxy serves the user who started it and nobody else; --allow-any-user lifts that")
-            .because("http_request_denied", Phase::Head)
-    }
-
-    /// Whether the request shows the password, where one is asked for.
-    pub(super) fn knows_password(&self, fields: &Fields) -> bool {
+    /// Whether the request has the password, if one is required.
+    pub(super) fn has_password(&self, fields: &Fields) -> bool {
         let Some(password) = &self.password else {
             return true;
         };
@@ -114,14 +116,12 @@ impl AccessControl {
             .is_some_and(|value| password.header.matches(value))
     }
 
-    /// What a client without the password is told; the connection stays open for its next try.
-    pub(super) fn challenge() -> Reply {
-        Reply::new(
-            407,
-            "this proxy asks for the password that is in the HTTPS_PROXY it set",
-        )
-        .because("http_request_denied", Phase::Head)
-        .with("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"")
+    /// The rejection of a request without the password.
+    pub(super) fn challenge() -> Rejection {
+        Rejection::new(407, Phase::Head, "this proxy requires a password")
+            .remedy("use the proxy URL of HTTPS_PROXY, which contains it")
+            .proxy_status("http_request_denied")
+            .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"")
     }
 }
 

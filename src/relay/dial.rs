@@ -1,9 +1,12 @@
-//! The way to the gateway: name, TCP, TLS, WebSocket upgrade, opening. What is said when it fails is `refusal`'s.
+//! Dials the gateway: name, TCP, TLS, WebSocket upgrade ([RFC 6455, section 4]), CONNECT request.
 //!
-//! The token goes to the configured upstream and nowhere else: no redirect is followed.
+//! `rejection` says what a failure means to the client. The token goes to the configured upstream
+//! only: no redirect is followed.
+//!
+//! [RFC 6455, section 4]: https://www.rfc-editor.org/rfc/rfc6455#section-4
 
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use rustls::client::UnbufferedClientConnection;
@@ -11,12 +14,12 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::CloseCode;
 use zeroize::Zeroizing;
 
-use super::refusal::{Refusal, refused_by_gateway};
-use super::{Relay, Shared, Upstream};
+use super::context::{RelayContext, Upstream};
+use super::rejection::DialError;
 use crate::config::Limits;
 use crate::control::deadline::Deadline;
-use crate::control::metrics::Counters;
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::control::stop::Stop;
 use crate::crypto::{random, tls};
 use crate::http::authority::Authority;
@@ -34,152 +37,127 @@ use crate::tunnel::ws_codec::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
 /// How long the text of a refusal may take after its head.
 const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An open way to the target.
+/// An open tunnel to the target.
 pub(super) struct DialedTunnel {
     /// The WebSocket.
     pub(super) conn: Conn,
-    /// What the target has already sent.
+    /// Data that the target has already sent.
     pub(super) received: Buffer,
 }
 
-/// A phase that was passed, and what was learnt in it.
+/// A phase that has succeeded, with its result.
 pub(crate) enum DialEvent<'a> {
     /// The gateway's name has these addresses.
     Resolve(&'a [SocketAddr]),
-    /// This one answered.
+    /// The connection is to this address.
     Connect(SocketAddr),
-    /// TLS stands.
+    /// The TLS handshake is complete.
     Tls(&'a Tls),
-    /// The WebSocket stands, and speaks this version of the wire.
+    /// The WebSocket is open and uses this wire version.
     Upgrade(Version),
     /// The gateway has reached the target.
     Opening,
 }
 
-/// Has the gateway open a tunnel to `target` for `client`: over a WebSocket that stands by, else over a new one.
-pub(super) fn open(
-    relay: &Relay,
-    target: &Authority,
-    client: &TcpStream,
-) -> Result<DialedTunnel, Refusal> {
-    let shared = &relay.shared;
-    if let Some(conn) = relay.standby.take(shared) {
-        let mut way = Dialer::new(shared, Some(client));
-        // One whose host has vanished is found out in the time that a dial may take.
-        conn.set_user_timeout(shared.limits.connect_timeout);
-        match way.ask(conn, Buffer::new(&shared.pool), target) {
-            // Nothing of the client's was passed on, so that a second try can do no harm.
-            Err(
-                fault
-                @ (TunnelError::Io(_) | TunnelError::ConnectionEnded | TunnelError::Closed(_)),
-            ) => {
-                log::debug!("relay: {target}: what stood by was dead: {fault}; dialling");
-            }
-            Err(fault) => return Err(Refusal::of(way.phase, &fault)),
-            Ok(answer) => {
-                Counters::add(&shared.counters.standby, 1);
-                let dialled = answer?;
-                dialled.conn.set_user_timeout(Duration::ZERO);
-                return Ok(dialled);
-            }
-        }
-    }
-    let mut since = Instant::now();
-    let mut watcher = |passed: DialEvent<'_>| match passed {
-        DialEvent::Upgrade(_) => relay.standby.note_distance(shared, since.elapsed()),
-        _ => since = Instant::now(),
-    };
-    let mut way = Dialer {
-        watcher: Some(&mut watcher),
-        ..Dialer::new(shared, Some(client))
-    };
-    way.walk(target)
-        .map_err(|fault| Refusal::of(way.phase, &fault))?
-}
-
-/// A WebSocket to the gateway on which nothing was asked for yet.
-pub(super) fn stand_by(shared: &Shared) -> Result<Conn, TunnelError> {
-    let mut way = Dialer::new(shared, None);
-    let (mut conn, mut received) = way.reach()?;
-    way.upgrade(&mut conn, &mut received)?;
+/// Opens a WebSocket to the gateway without a CONNECT request, for the warm pool.
+pub(super) fn dial_ahead(context: &RelayContext) -> Result<Conn, TunnelError> {
+    let mut dialer = Dialer::new(context, None);
+    let (mut conn, mut received) = dialer.connect_transport()?;
+    dialer.upgrade(&mut conn, &mut received)?;
     Ok(conn)
 }
 
-/// Walks the same way for who wants to know what lies on it, and hangs up. Without a target it goes no further than TLS,
-/// so that the gateway does not learn who we are.
+/// Dials the gateway, reports each phase to `observer`, and closes the connection. Without a target
+/// it stops after TLS, so that the gateway does not receive the credentials.
+///
+/// It blocks for the timeouts in `limits` at most.
+///
+/// # Errors
+/// The rejection that a client would receive.
+#[cfg(feature = "cli")]
 pub(crate) fn trace(
     upstream: &Upstream,
     limits: &Limits,
     target: Option<&Authority>,
-    watcher: &mut dyn FnMut(DialEvent<'_>),
-) -> Result<(), (Phase, Refusal)> {
-    let begins = Phase::Resolve;
-    let stop = Stop::new().map_err(|error| (begins, Refusal::of(begins, &error.into())))?;
-    let (pool, budget) = (Pool::default(), Budget::default());
-    let mut way = Dialer {
+    observer: &mut dyn FnMut(DialEvent<'_>),
+) -> Result<(), Rejection> {
+    let rejected = |error: DialError, phase| error.rejection(phase);
+    let stop =
+        Stop::new().map_err(|error| rejected(TunnelError::from(error).into(), Phase::Resolve))?;
+    let mut dialer = Dialer {
         upstream,
         limits,
         stop: &stop,
-        pool: &pool,
-        budget: &budget,
+        pool: &Pool::default(),
+        budget: &Budget::default(),
         client: None,
-        phase: begins,
-        watcher: Some(watcher),
+        phase: Phase::Resolve,
+        observer: Some(observer),
     };
-    let walked = match target {
-        Some(target) => way.walk(target).map(|opened| opened.map(|to| to.conn)),
-        None => way.reach().map(|(conn, _)| Ok(conn)),
+    let dialed = match target {
+        Some(target) => dialer.connect_all(target).map(|tunnel| tunnel.conn),
+        None => dialer
+            .connect_transport()
+            .map(|(conn, _)| conn)
+            .map_err(DialError::from),
     };
-    let phase = way.phase;
-    let mut conn = walked
-        .map_err(|fault| (phase, Refusal::of(phase, &fault)))?
-        .map_err(|refusal| (phase, refusal))?;
+    let mut conn = dialed.map_err(|error| rejected(error, dialer.phase))?;
     conn.try_close(CloseCode::Away);
     close_and_drain(conn, &stop, limits.close_timeout);
     Ok(())
 }
 
-/// One walk to the gateway.
-struct Dialer<'a> {
+/// Dials the gateway once, phase by phase.
+pub(super) struct Dialer<'a> {
     upstream: &'a Upstream,
     limits: &'a Limits,
     stop: &'a Stop,
     pool: &'a Pool,
     budget: &'a Budget,
-    /// Who waits for the tunnel, if anybody.
+    /// The client that waits for the tunnel. If it disconnects, the dial ends.
     client: Option<&'a TcpStream>,
-    /// Where it stands.
+    /// The phase that runs, or that failed.
     phase: Phase,
-    /// Told of each phase when it is passed.
-    watcher: Option<&'a mut dyn FnMut(DialEvent<'_>)>,
+    observer: Option<&'a mut dyn FnMut(DialEvent<'_>)>,
 }
 
 impl<'a> Dialer<'a> {
-    /// From the beginning, with nobody who wants to know.
-    fn new(shared: &'a Shared, client: Option<&'a TcpStream>) -> Self {
+    /// A dialer that has not started, for `client`.
+    pub(super) fn new(context: &'a RelayContext, client: Option<&'a TcpStream>) -> Self {
         Self {
-            upstream: &shared.upstream,
-            limits: &shared.limits,
-            stop: &shared.stop,
-            pool: &shared.pool,
-            budget: &shared.budget,
+            upstream: &context.upstream,
+            limits: &context.limits,
+            stop: &context.stop,
+            pool: &context.pool,
+            budget: &context.budget,
             client,
             phase: Phase::Resolve,
-            watcher: None,
+            observer: None,
         }
     }
 
-    /// Every phase in turn. The inner error is the gateway's own refusal.
-    fn walk(&mut self, target: &Authority) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
-        let (mut conn, mut received) = self.reach()?;
-        self.upgrade(&mut conn, &mut received)?;
-        self.ask(conn, received, target)
+    /// Reports each phase that succeeds to `observer`.
+    pub(super) fn observed_by(mut self, observer: &'a mut dyn FnMut(DialEvent<'_>)) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
-    /// Name, TCP and TLS: all that needs no credentials.
-    fn reach(&mut self) -> Result<(Conn, Buffer), TunnelError> {
+    /// The phase that runs, or that failed.
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Runs every phase in order.
+    pub(super) fn connect_all(&mut self, target: &Authority) -> Result<DialedTunnel, DialError> {
+        let (mut conn, mut received) = self.connect_transport()?;
+        self.upgrade(&mut conn, &mut received)?;
+        self.open_tunnel(conn, received, target)
+    }
+
+    /// The phases that need no credentials: name, TCP and TLS.
+    fn connect_transport(&mut self) -> Result<(Conn, Buffer), TunnelError> {
         let (upstream, stop) = (self.upstream, self.stop);
-        let limit = self.limits.connect_timeout;
+        let timeout = self.limits.connect_timeout;
         let authority = upstream.base.authority();
         self.phase = Phase::Resolve;
         let addresses = upstream
@@ -187,17 +165,17 @@ impl<'a> Dialer<'a> {
             .resolve_while(
                 &authority.host,
                 authority.port,
-                Deadline::after(limit),
+                Deadline::after(timeout),
                 &|| stop.requested().is_none(),
             )
             .map_err(TunnelError::of_lookup)?;
-        self.pass(DialEvent::Resolve(&addresses));
+        self.report(DialEvent::Resolve(&addresses));
 
         self.phase = Phase::Connect;
-        let (stream, address) = connect(&addresses, &self.bounded(limit))?;
-        self.pass(DialEvent::Connect(address));
+        let (stream, address) = connect(&addresses, &self.wait_context(timeout))?;
+        self.report(DialEvent::Connect(address));
         let mut conn = Conn::new(stream, self.pool);
-        // We speak first, on whichever layer.
+        // The relay sends first, in TLS and in HTTP.
         conn.readable = false;
         let mut received = Buffer::new(self.pool);
 
@@ -206,23 +184,24 @@ impl<'a> Dialer<'a> {
             let name = tls::server_name(&authority.host).map_err(|_| TlsError::ServerName)?;
             let connection = UnbufferedClientConnection::new(config.clone(), name)?;
             conn.add_tls(Tls::client(connection, self.pool));
-            drive_until(&mut conn, &mut received, &self.bounded(limit), |conn, _| {
+            let wait = self.wait_context(timeout);
+            drive_until(&mut conn, &mut received, &wait, |conn, _| {
                 Ok(conn.tls().is_some_and(Tls::established).then_some(()))
             })?;
             if let Some(tls) = conn.tls() {
-                self.pass(DialEvent::Tls(tls));
+                self.report(DialEvent::Tls(tls));
             }
         }
         Ok((conn, received))
     }
 
-    /// The WebSocket.
+    /// The WebSocket upgrade, which sends the token.
     fn upgrade(&mut self, conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
         self.phase = Phase::Upgrade;
         let key = upgrade_key()?;
         self.send(conn, &upgrade_request(self.upstream, &key))?;
-        let watch = self.bounded(self.limits.connect_timeout);
-        let version = drive_until(conn, received, &watch, |_, received| {
+        let wait = self.wait_context(self.limits.connect_timeout);
+        let version = drive_until(conn, received, &wait, |_, received| {
             let Some((head, len)) = head::final_response(received.filled())? else {
                 return Ok(None);
             };
@@ -230,63 +209,63 @@ impl<'a> Dialer<'a> {
             upgraded(&head, &key).map(Some)
         })?;
         conn.add_websocket(WsCodec::new(Role::Client, version, self.budget), received)?;
-        self.pass(DialEvent::Upgrade(version));
+        self.report(DialEvent::Upgrade(version));
         Ok(())
     }
 
-    /// The opening inside the WebSocket.
-    fn ask(
+    /// The CONNECT request inside the WebSocket, and its response.
+    pub(super) fn open_tunnel(
         &mut self,
         mut conn: Conn,
         mut received: Buffer,
         target: &Authority,
-    ) -> Result<Result<DialedTunnel, Refusal>, TunnelError> {
+    ) -> Result<DialedTunnel, DialError> {
         self.phase = Phase::Opening;
         if !received.is_empty() {
-            return Err(OpeningError::EarlyResponse.into());
+            return Err(TunnelError::from(OpeningError::EarlyResponse).into());
         }
         self.send(
             &mut conn,
             &opening::request(target, &self.upstream.credentials),
         )?;
-        let watch = self.bounded(self.limits.opening_timeout);
-        let heard = drive_until(&mut conn, &mut received, &watch, |_, received| {
+        let wait = self.wait_context(self.limits.opening_timeout);
+        let response = drive_until(&mut conn, &mut received, &wait, |_, received| {
             ConnectResponse::read(received.filled())
         });
-        // Without waiting: the client has nothing to gain from our manners.
-        let answer = heard.inspect_err(|fault| conn.try_close(fault.close_code()))?;
-        received.consume(answer.len);
-        if answer.is_success() {
-            self.pass(DialEvent::Opening);
-            return Ok(Ok(DialedTunnel { conn, received }));
+        // Without waiting for the peer's close: the client waits for the rejection.
+        let response = response.inspect_err(|error| conn.try_close(error.close_code()))?;
+        received.consume(response.len);
+        if response.is_success() {
+            self.report(DialEvent::Opening);
+            return Ok(DialedTunnel { conn, received });
         }
-        let watch = WaitContext {
-            deadline: watch.deadline.min(Deadline::after(TEXT_TIMEOUT)),
-            ..watch
+        let wait = WaitContext {
+            deadline: wait.deadline.min(Deadline::after(TEXT_TIMEOUT)),
+            ..wait
         };
-        let wanted = answer
+        let expected = response
             .text
             .unwrap_or(opening::TEXT_LIMIT)
             .min(opening::TEXT_LIMIT);
-        // However the text ends, what came of it is what there is.
-        let _ = drive_until(&mut conn, &mut received, &watch, |_, received| {
-            Ok((received.len() >= wanted).then_some(()))
+        // If the text is incomplete, the part that arrived is used.
+        let _ = drive_until(&mut conn, &mut received, &wait, |_, received| {
+            Ok((received.len() >= expected).then_some(()))
         });
-        let came = received.filled();
-        Ok(Err(refused_by_gateway(
-            answer.status,
-            &opening::plain_text(&came[..came.len().min(wanted)]),
-        )))
+        let text = received.filled();
+        Err(DialError::Refused {
+            status: response.status,
+            text: opening::plain_text(&text[..text.len().min(expected)]),
+        })
     }
 
-    fn pass(&mut self, phase: DialEvent<'_>) {
-        if let Some(watcher) = &mut self.watcher {
-            watcher(phase);
+    fn report(&mut self, event: DialEvent<'_>) {
+        if let Some(observer) = &mut self.observer {
+            observer(event);
         }
     }
 
-    /// What bounds the present phase.
-    fn bounded(&self, timeout: Duration) -> WaitContext<'_> {
+    /// What bounds the waiting in the current phase.
+    fn wait_context(&self, timeout: Duration) -> WaitContext<'_> {
         WaitContext {
             stop: self.stop,
             client: self.client,
@@ -297,7 +276,7 @@ impl<'a> Dialer<'a> {
         }
     }
 
-    /// Seals `bytes` for the link's peer, at its present layer.
+    /// Passes `bytes` to the outermost layer of `conn`.
     fn send(&self, conn: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
         let mut plain = Buffer::new(self.pool);
         plain.extend(bytes);
@@ -305,14 +284,15 @@ impl<'a> Dialer<'a> {
     }
 }
 
-/// A fresh `Sec-WebSocket-Key`: sixteen random bytes. tungstenite's own would panic where its source of randomness fails.
+/// A fresh `Sec-WebSocket-Key` of 16 random bytes. tungstenite's function would panic if the system
+/// has no random bytes.
 fn upgrade_key() -> Result<String, TunnelError> {
     let mut bytes = [0; 16];
     random::fill(&mut bytes)?;
     Ok(BASE64.encode(&bytes))
 }
 
-/// The opening handshake's request, written by ourselves: it carries the token, and is never traced.
+/// The upgrade request. It contains the token, so no library that may log it writes it.
 fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
     let base = &upstream.base;
     let bearer = upstream.credentials.bearer();
@@ -337,29 +317,25 @@ fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
     head
 }
 
-/// Checks the answer to the upgrade ([RFC 6455, section 4.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.1)).
+/// Checks the response to the upgrade ([RFC 6455, section 4.1]).
+///
+/// [RFC 6455, section 4.1]: https://www.rfc-editor.org/rfc/rfc6455#section-4.1
 pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, TunnelError> {
     match head.status {
         101 => {}
         401 | 403 | 407 => return Err(UpgradeError::Unauthorized.into()),
-        300..=399 => {
-            return Err(UpgradeError::Redirect.into());
-        }
-        404 => {
-            return Err(UpgradeError::NotFound.into());
-        }
+        300..=399 => return Err(UpgradeError::Redirect.into()),
+        404 => return Err(UpgradeError::NotFound.into()),
         200..=299 => return Err(UpgradeError::Page.into()),
         429 | 500..=599 => return Err(UpgradeError::Unavailable.into()),
-        _ => {
-            return Err(UpgradeError::NotSwitched.into());
-        }
+        _ => return Err(UpgradeError::NotSwitched.into()),
     }
-    let says = |name, word: &[u8]| {
+    let lists = |name, value: &[u8]| {
         head.fields
             .list(name)
-            .any(|element| element.eq_ignore_ascii_case(word))
+            .any(|element| element.eq_ignore_ascii_case(value))
     };
-    if !says("upgrade", b"websocket") || !says("connection", b"upgrade") {
+    if !lists("upgrade", b"websocket") || !lists("connection", b"upgrade") {
         return Err(UpgradeError::NotWebSocket.into());
     }
     if head.fields.one("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_bytes())

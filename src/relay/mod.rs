@@ -1,12 +1,15 @@
-//! The client end: a CONNECT proxy on loopback whose every tunnel is a WebSocket of its own to the gateway.
+//! The client end: a CONNECT proxy on loopback. Each tunnel is a WebSocket of its own to the gateway.
 //!
-//! `worker` is the life of one connection, `entry` who may use the port, `dial` the way to the gateway, `standby` what was
-//! dialled ahead, `refusal` what is said when there is no way. The gateway's code is never used here.
+//! `worker` serves one connection, `access` decides who may use the port, `request` reads the CONNECT
+//! request, `dial` opens the tunnel, `warm_pool` keeps connections that were dialed ahead, and
+//! `rejection` says why there is no tunnel. It never uses the gateway's code.
 
 mod access;
+mod context;
 pub(crate) mod dial;
 mod peer_uid;
-mod refusal;
+mod rejection;
+mod request;
 mod warm_pool;
 mod worker;
 
@@ -15,63 +18,30 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-use rustls::ClientConfig;
-
 pub(crate) use access::AccessControl;
+pub(crate) use context::Upstream;
+#[cfg(feature = "cli")]
 pub(crate) use dial::{DialEvent, trace};
-use warm_pool::WarmPool;
 
 use crate::config::Limits;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::control::stop::{Abort, Stop};
-use crate::crypto::secret::Credentials;
-use crate::http::base_url::BaseUrl;
-use crate::http::reply::Reply;
+use crate::http::response;
 use crate::listener::{self, Listening, Service, ShutdownReport};
-use crate::net::resolver::Resolver;
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
+use context::RelayContext;
+use warm_pool::WarmPool;
+use worker::Relay;
 
-/// Where the gateway is, and what to show it.
-#[derive(Clone, Debug)]
-pub(crate) struct Upstream {
-    /// The base URL of its endpoints.
-    pub(crate) base: BaseUrl,
-    /// Who we are.
-    pub(crate) credentials: Credentials,
-    /// Whom to trust; `None` for a plain upstream on loopback.
-    pub(crate) tls: Option<Arc<ClientConfig>>,
-    /// How names are looked up.
-    pub(crate) resolver: Resolver,
-}
-
-/// What all workers share.
-#[derive(Debug)]
-pub(crate) struct Relay {
-    entry: AccessControl,
-    own_address: SocketAddr,
-    standby: WarmPool,
-    shared: Arc<Shared>,
-}
-
-/// What is needed for dialling too, whoever does it.
-#[derive(Debug)]
-struct Shared {
-    upstream: Upstream,
-    limits: Limits,
-    stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    pool: Pool,
-    budget: Budget,
-}
-
-/// A relay that listens.
+/// A relay that listens. Dropping it stops it.
 pub(crate) struct Running {
     listening: Listening,
-    counters: Arc<Counters>,
+    stats: StatsReader,
     userinfo: Option<String>,
 }
 
@@ -85,32 +55,32 @@ impl fmt::Debug for Running {
 }
 
 impl Running {
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.listening.local_addr()
     }
 
-    /// `user:password` for the proxy URL, where the relay asks for it.
+    /// `user:password` for the proxy URL, if the relay requires a password.
     pub(crate) fn userinfo(&self) -> Option<&str> {
         self.userinfo.as_deref()
     }
 
-    /// What has happened so far.
+    /// The counters now.
     pub(crate) fn stats(&self) -> Stats {
-        self.counters.stats()
+        self.stats.read()
     }
 
     /// A reader of the counters that stays valid during and after the shutdown.
     pub(crate) fn stats_reader(&self) -> StatsReader {
-        StatsReader::new(&self.counters)
+        self.stats.clone()
     }
 
-    /// The way to end a shutdown that takes its time.
+    /// Ends a shutdown early, from another thread.
     pub(crate) fn abort(&self) -> Abort {
         self.listening.abort()
     }
 
-    /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
+    /// Stops accepting, gives open tunnels `drain` to end, resets the others, and joins every thread.
     pub(crate) fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }
@@ -119,24 +89,24 @@ impl Running {
 /// Starts a relay on `socket` with at most `cap` tunnels.
 ///
 /// # Errors
-/// A descriptor or a thread could not be had.
+/// The socket has no address, or there is no descriptor or thread left.
 pub(crate) fn start(
     socket: TcpListener,
-    entry: AccessControl,
+    access: AccessControl,
     upstream: Upstream,
     limits: Limits,
     cap: usize,
 ) -> io::Result<Running> {
     let limits = limits.bounded();
     probe_every(&socket, limits.keepalive);
-    let userinfo = entry.userinfo().map(str::to_owned);
+    let userinfo = access.userinfo().map(str::to_owned);
     let stop = Arc::new(Stop::new()?);
     let counters = Arc::new(Counters::default());
     let relay = Arc::new(Relay {
-        entry,
+        access,
         own_address: socket.local_addr()?,
-        standby: WarmPool::new(limits.standby),
-        shared: Arc::new(Shared {
+        warm_pool: WarmPool::new(limits.standby),
+        context: Arc::new(RelayContext {
             upstream,
             limits,
             stop: Arc::clone(&stop),
@@ -145,17 +115,11 @@ pub(crate) fn start(
             budget: Budget::default(),
         }),
     });
-    let listening = listener::start(
-        socket,
-        relay,
-        cap,
-        limits.drain_timeout,
-        &stop,
-        Arc::clone(&counters),
-    )?;
+    let stats = StatsReader::new(&counters);
+    let listening = listener::start(socket, relay, cap, limits.drain_timeout, &stop, counters)?;
     Ok(Running {
         listening,
-        counters,
+        stats,
         userinfo,
     })
 }
@@ -165,16 +129,16 @@ impl Service for Relay {
     const THREADS: [&'static str; 3] = ["uproxy-super", "uproxy-accept", "tun"];
 
     fn serve(&self, connection: TcpStream, _: SocketAddr) -> Outcome {
-        worker::serve(self, connection)
+        self.serve_connection(connection)
     }
 
     fn refusal(&self) -> Vec<u8> {
-        Reply::new(
-            503,
-            "upstreamproxy has no tunnel free; try again in a moment, or raise --max-tunnels",
+        let what = "upstreamproxy has no tunnel free";
+        response::closing(
+            &Rejection::new(503, Phase::Head, what)
+                .remedy("try again in a moment, or raise --max-tunnels")
+                .proxy_status("connection_limit_reached")
+                .field("Retry-After", "1"),
         )
-        .because("connection_limit_reached", Phase::Head)
-        .with("Retry-After", "1")
-        .to_bytes()
     }
 }

@@ -1,8 +1,9 @@
-//! Whose connection it is: the user that owns the socket at the other end, by the kernel's own socket table (Linux).
+//! The user who owns the other end of a loopback connection, from the kernel's socket table (Linux).
 //!
-//! The relay spends its session's authority for whoever can connect, and on loopback that is every user of the machine.
-//! So the owner of the client's socket must be us, or root, who can do what we can anyway.
-//! `sock_diag(7)` is asked first; where netlink is not to be had, `/proc/net/tcp` and `tcp6` are read.
+//! The relay acts with the authority of its session for every client, and every user of the machine
+//! can connect to loopback. So the client's socket must belong to this process's user, or to root, who
+//! can read the token anyway. The source is `sock_diag(7)`; without netlink, `/proc/net/tcp` and
+//! `tcp6`. It does not decide who may connect; `access` does.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,45 +13,46 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::net::sockets::{SocketTable, unmapped};
 
-/// Asks the kernel who owns a socket.
+/// Finds the user who owns a socket.
 #[derive(Debug)]
 pub(super) struct PeerUid {
-    /// The kernel's table, if it can be asked; one question at a time.
-    kernel: Option<Mutex<SocketTable>>,
+    /// The netlink socket, if there is one; one query at a time.
+    netlink: Option<Mutex<SocketTable>>,
 }
 
 /// The owner of a connected socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Owner {
     uid: u32,
-    /// Zero for a socket that its process has closed: the kernel then names root, whoever it was.
+    /// Zero for a socket that its process has closed: the kernel then reports root as its owner.
     inode: u64,
 }
 
 impl PeerUid {
-    /// Opens what is needed; that something is missing shows at the first question.
+    /// Opens a netlink socket. If there is none, `/proc` is read for each query.
     pub(super) fn new() -> Self {
         Self {
-            kernel: SocketTable::open().ok().map(Mutex::new),
+            netlink: SocketTable::open().ok().map(Mutex::new),
         }
     }
 
-    /// Whether this system tells at all.
-    pub(super) fn can_tell(&self) -> bool {
-        // Nobody is connected so: a system that tells says just that.
-        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        self.of(nobody, nobody).is_ok()
+    /// Whether this system reports the owners of sockets.
+    pub(super) fn is_supported(&self) -> bool {
+        // There is no such connection: a system that supports the query answers "none".
+        let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        self.of(unused, unused).is_ok()
     }
 
-    /// The user who owns the client's end of the connection from `client` to `ours`; `None` if that end is closed or gone.
+    /// The user who owns the client's end of the connection from `client` to `ours`; `None` if that
+    /// end is closed.
     ///
     /// # Errors
-    /// This system does not tell.
+    /// This system does not report the owners of sockets.
     pub(super) fn of(&self, client: SocketAddr, ours: SocketAddr) -> io::Result<Option<u32>> {
-        let asked = match &self.kernel {
-            Some(kernel) => {
-                let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-                let entry = kernel.ask(client, ours);
+        let found = match &self.netlink {
+            Some(netlink) => {
+                let netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
+                let entry = netlink.ask(client, ours);
                 entry.map(|entry| {
                     entry.map(|entry| Owner {
                         uid: entry.uid,
@@ -60,14 +62,15 @@ impl PeerUid {
             }
             None => Err(io::ErrorKind::Unsupported.into()),
         };
-        let owner = asked.or_else(|_| look_up(client, ours))?;
+        let owner = found.or_else(|_| look_up(client, ours))?;
         Ok(owner
             .filter(|owner| owner.inode != 0)
             .map(|owner| owner.uid))
     }
 }
 
-/// The same from the tables in `/proc`, which list a dual-stack client's socket under IPv6.
+/// The owner according to the tables in `/proc`. They list the socket of a dual-stack client under
+/// IPv6.
 fn look_up(client: SocketAddr, ours: SocketAddr) -> io::Result<Option<Owner>> {
     let (client, ours) = (unmapped(client), unmapped(ours));
     let mut readable = false;
@@ -90,7 +93,7 @@ fn look_up(client: SocketAddr, ours: SocketAddr) -> io::Result<Option<Owner>> {
     }
 }
 
-/// The line of the socket at `from` connected to `to`.
+/// The owner of the socket at `from` that is connected to `to`.
 fn find(table: &str, from: &str, to: &str) -> Option<Owner> {
     table.lines().skip(1).find_map(|line| {
         let mut columns = line.split_ascii_whitespace().skip(1);
@@ -104,7 +107,8 @@ fn find(table: &str, from: &str, to: &str) -> Option<Owner> {
     })
 }
 
-/// An address as the tables print it: each four bytes as one number of this machine, in hexadecimal.
+/// An address in the format of the tables: each four bytes as one native-endian number, in
+/// hexadecimal.
 fn hexadecimal(address: SocketAddr, wide: bool) -> Option<String> {
     let octets = match (address.ip(), wide) {
         (IpAddr::V4(ip), false) => ip.octets().to_vec(),
@@ -139,29 +143,29 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_of_a_connection_is_its_process_user_by_either_way() {
+    fn the_owner_of_a_connection_is_its_process_user_from_either_source() {
         let pairs = [
             ("127.0.0.1:0", "127.0.0.1".parse().unwrap()),
             ("[::1]:0", IpAddr::V6(Ipv6Addr::LOCALHOST)),
             ("127.0.0.1:0", "::ffff:127.0.0.1".parse().unwrap()),
         ];
-        let owners = PeerUid::new();
+        let peer_uid = PeerUid::new();
         for (listen, dial) in pairs {
             // Not every machine has an IPv6 loopback.
             let Some((_client, ours)) = connected(listen, dial) else {
                 continue;
             };
             let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
-            if let Some(kernel) = &owners.kernel {
-                let asked = kernel.lock().unwrap().ask(peer, own).unwrap();
+            if let Some(netlink) = &peer_uid.netlink {
+                let found = netlink.lock().unwrap().ask(peer, own).unwrap();
                 assert_eq!(
-                    asked.map(|owner| owner.uid),
+                    found.map(|owner| owner.uid),
                     Some(own_uid()),
                     "{listen} {dial}"
                 );
             }
             assert_eq!(
-                owners.of(peer, own).unwrap(),
+                peer_uid.of(peer, own).unwrap(),
                 Some(own_uid()),
                 "{listen} {dial}"
             );
@@ -178,18 +182,18 @@ mod tests {
         let (client, ours) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
         let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
         drop(client);
-        let without_netlink = PeerUid { kernel: None };
-        for owners in [PeerUid::new(), without_netlink] {
-            assert_eq!(owners.of(peer, own).unwrap(), None, "{owners:?}");
+        let without_netlink = PeerUid { netlink: None };
+        for peer_uid in [PeerUid::new(), without_netlink] {
+            assert_eq!(peer_uid.of(peer, own).unwrap(), None, "{peer_uid:?}");
         }
     }
 
     #[test]
     fn an_address_pair_that_is_not_connected_has_no_owner() {
-        let nobody = "127.0.0.1:9".parse().unwrap();
+        let unused = "127.0.0.1:9".parse().unwrap();
         let ours = "127.0.0.1:10".parse().unwrap();
-        assert_eq!(PeerUid::new().of(nobody, ours).unwrap(), None);
-        assert_eq!(look_up(nobody, ours).unwrap(), None);
+        assert_eq!(PeerUid::new().of(unused, ours).unwrap(), None);
+        assert_eq!(look_up(unused, ours).unwrap(), None);
     }
 
     #[test]

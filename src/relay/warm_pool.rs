@@ -1,9 +1,10 @@
-//! Connections to the gateway that stand, upgraded, before anybody asks for a tunnel, so that a CONNECT costs one round trip
-//! and not four or more.
+//! Upgraded connections to the gateway that wait for the next CONNECT, so that it costs one round
+//! trip and not four or more (option `--standby`).
 //!
-//! How many follows demand: as many as there were CONNECTs a short while ago, up to `--standby`. Nobody asks, nothing is kept;
-//! and where dialling takes no time, as on loopback, nothing is kept either. Each is looked at when it is taken, and what
-//! proves dead all the same is dialled anew, once (`manual/architecture.md`, The standby).
+//! Their number follows demand: as many as CONNECTs arrived in the last seconds, up to `--standby`.
+//! Without CONNECTs, or if the gateway is near (loopback), there are none. A connection is checked
+//! when it is taken. If it proves dead later, the worker dials once more (`manual/architecture.md`,
+//! The warm pool).
 
 use std::collections::VecDeque;
 use std::mem;
@@ -16,102 +17,105 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::Shared;
-use super::dial;
+use super::context::RelayContext;
+use super::dial::dial_ahead;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::ws_codec::WsCodec;
 
-/// How long a CONNECT counts as demand: from one step of an installation to the next.
+/// How long a CONNECT counts as demand: about the time between two steps of an installation.
 const DEMAND: Duration = Duration::from_secs(10);
-/// How long one may wait to be taken. Gateways ping a silent peer after 25 to 30 s and give it up after three such intervals,
-/// and what stands between often forgets a connection after a minute: none is kept for so long, and so none need be tended.
-const AGE: Duration = Duration::from_secs(45);
-/// A gateway that answers sooner than this is so near that nothing would be won.
-const NEAR: Duration = Duration::from_millis(5);
-/// How many are dialled at once.
-const DIALLERS: usize = 4;
-/// How long nothing is dialled after a dial that failed: those who ask for tunnels find out by themselves.
+/// How long a connection may wait. Gateways ping a silent peer after 25 to 30 s and give up after
+/// three such intervals, and middleboxes often forget a connection after a minute. As none waits
+/// that long, no thread has to answer pings.
+const MAX_AGE: Duration = Duration::from_secs(45);
+/// Below this round-trip time a warm connection saves nothing that matters.
+const MIN_RTT: Duration = Duration::from_millis(5);
+/// How many connections are dialed at once.
+const DIALERS: usize = 4;
+/// How long nothing is dialed ahead after a failed dial. CONNECTs that arrive meanwhile dial and
+/// report the error.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// The standby of one relay. Dropping it ends its threads and hangs up on all that waited.
-pub(super) struct WarmPool(Arc<Store>);
+/// The warm pool of one relay. Dropping it closes its connections and joins its threads.
+pub(super) struct WarmPool(Arc<Inner>);
 
-/// What it shares with its threads.
-struct Store {
+/// What the pool shares with its threads.
+struct Inner {
     limit: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
-    /// The newest last.
-    ready: Vec<Ready>,
-    /// Dials under way.
-    dialling: usize,
-    /// When the latest CONNECTs came, no more of them than may stand by.
-    asked: VecDeque<Instant>,
-    /// The quickest that the gateway ever answered an upgrade: its distance.
-    distance: Option<Duration>,
+struct PoolState {
+    /// The connections, the newest last.
+    ready: Vec<WarmConn>,
+    /// The number of dials in progress.
+    dialing: usize,
+    /// When the latest CONNECTs arrived; at most as many as the limit.
+    demand_times: VecDeque<Instant>,
+    /// The shortest time in which the gateway has answered an upgrade.
+    min_rtt: Option<Duration>,
+    /// Nothing is dialed ahead before this time.
     not_before: Option<Instant>,
-    /// A thread sees to it that none gets too old.
-    kept: bool,
+    /// A thread closes connections that get too old.
+    has_reaper: bool,
     closed: bool,
     threads: Vec<JoinHandle<()>>,
 }
 
-struct Ready {
+struct WarmConn {
     conn: Conn,
     since: Instant,
 }
 
 impl std::fmt::Debug for WarmPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Standby")
+        f.debug_struct("WarmPool")
             .field("limit", &self.0.limit)
             .finish_non_exhaustive()
     }
 }
 
 impl WarmPool {
-    /// At most `limit` connections; zero: none, ever.
+    /// A pool of at most `limit` connections; zero switches it off.
     pub(super) fn new(limit: usize) -> Self {
-        Self(Arc::new(Store {
+        Self(Arc::new(Inner {
             limit,
             state: Mutex::default(),
         }))
     }
 
-    /// A connection for a CONNECT that has come, if one is ready and alive as far as can be seen. Others are dialled in its
-    /// place.
-    pub(super) fn take(&self, shared: &Arc<Shared>) -> Option<Conn> {
+    /// A connection for a CONNECT that has arrived, if one is ready and appears alive. Others are
+    /// dialed to replace it. It does not block.
+    pub(super) fn take(&self, context: &Arc<RelayContext>) -> Option<Conn> {
         if self.0.limit == 0 {
             return None;
         }
         let now = Instant::now();
         let mut state = self.0.lock();
-        if state.asked.len() == self.0.limit {
-            state.asked.pop_front();
+        if state.demand_times.len() == self.0.limit {
+            state.demand_times.pop_front();
         }
-        state.asked.push_back(now);
+        state.demand_times.push_back(now);
         let mut taken = None;
         while let Some(mut ready) = state.ready.pop() {
-            if ready.is_alive(shared, now) {
+            if ready.is_alive(context, now) {
                 taken = Some(ready.conn);
                 break;
             }
         }
-        state.tell(shared);
-        self.0.call_diallers(&mut state, shared, now);
+        state.update_counter(context);
+        self.0.start_dialers(&mut state, context, now);
         taken
     }
 
-    /// Takes note of how long the gateway took to answer an upgrade: one round trip.
-    pub(super) fn note_distance(&self, shared: &Arc<Shared>, took: Duration) {
+    /// Records how long the gateway took to answer an upgrade: one round trip.
+    pub(super) fn record_rtt(&self, context: &Arc<RelayContext>, took: Duration) {
         let mut state = self.0.lock();
-        state.distance = Some(state.distance.map_or(took, |before| before.min(took)));
-        self.0.call_diallers(&mut state, shared, Instant::now());
+        state.min_rtt = Some(state.min_rtt.map_or(took, |before| before.min(took)));
+        self.0.start_dialers(&mut state, context, Instant::now());
     }
 }
 
@@ -122,79 +126,87 @@ impl Drop for WarmPool {
             state.closed = true;
             (mem::take(&mut state.ready), mem::take(&mut state.threads))
         };
-        hang_up(ready);
+        close_all(ready);
         for thread in threads {
-            // A dialler that panicked has nothing that anybody waits for.
+            // No one waits for the result of a thread that panicked.
             let _ = thread.join();
         }
     }
 }
 
-impl Store {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts as many threads as there is something to dial for, a few at most.
-    fn call_diallers(self: &Arc<Self>, state: &mut State, shared: &Arc<Shared>, now: Instant) {
+    /// Starts a thread per missing connection, up to [`DIALERS`].
+    fn start_dialers(
+        self: &Arc<Self>,
+        state: &mut PoolState,
+        context: &Arc<RelayContext>,
+        now: Instant,
+    ) {
         state.threads.retain(|thread| !thread.is_finished());
         let missing = state.missing(now);
-        for _ in 0..missing.min(DIALLERS.saturating_sub(state.dialling)) {
-            let (store, shared) = (Arc::clone(self), Arc::clone(shared));
+        for _ in 0..missing.min(DIALERS.saturating_sub(state.dialing)) {
+            let (inner, context) = (Arc::clone(self), Arc::clone(context));
             let spawned = thread::Builder::new()
                 .name("uproxy-standby".into())
-                .spawn(move || store.dial(&shared));
-            // Without a thread there is no standby, and the tunnels are dialled when they are asked for.
+                .spawn(move || inner.dial(&context));
+            // Without a thread nothing is dialed ahead; each CONNECT dials for itself.
             let Ok(thread) = spawned else { return };
-            state.dialling += 1;
+            state.dialing += 1;
             state.threads.push(thread);
         }
     }
 
-    /// A dialler's life: dial while there is something to dial for; one then stays to watch their age.
-    fn dial(&self, shared: &Shared) {
+    /// A thread: dials while connections are missing. One of the threads then remains as the reaper.
+    fn dial(&self, context: &RelayContext) {
         loop {
-            let dialled = dial::stand_by(shared);
+            let dialed = dial_ahead(context);
             let now = Instant::now();
             let mut state = self.lock();
-            state.dialling -= 1;
-            match dialled {
-                Ok(conn) if !state.closed => state.ready.push(Ready { conn, since: now }),
+            state.dialing -= 1;
+            match dialed {
+                Ok(conn) if !state.closed => state.ready.push(WarmConn { conn, since: now }),
                 Ok(_) => {}
-                Err(fault) => {
-                    log::debug!("relay: nothing could be dialled ahead: {fault}");
+                Err(error) => {
+                    log::debug!("relay: dialing ahead failed: {error}");
                     state.not_before = Some(now + PAUSE);
                 }
             }
-            state.tell(shared);
+            state.update_counter(context);
             if state.missing(now) == 0 {
                 break;
             }
-            state.dialling += 1;
+            state.dialing += 1;
         }
-        self.keep(shared);
+        self.reap(context);
     }
 
-    /// Hangs up on those that get too old, or that nobody seems to want, until none is left.
-    fn keep(&self, shared: &Shared) {
-        if mem::replace(&mut self.lock().kept, true) {
+    /// Closes connections that are too old or more than the demand, until none is left.
+    fn reap(&self, context: &RelayContext) {
+        if mem::replace(&mut self.lock().has_reaper, true) {
             return;
         }
         loop {
             let now = Instant::now();
-            let (leaving, next) = {
+            let (surplus, next) = {
                 let mut state = self.lock();
-                let leaving = state.superfluous(now);
-                state.tell(shared);
+                let surplus = state.take_surplus(now);
+                state.update_counter(context);
                 let next = state.next_check();
-                state.kept = next.is_some() && shared.stop.requested().is_none();
-                if !state.kept {
-                    break hang_up(leaving);
+                state.has_reaper = next.is_some() && context.stop.requested().is_none();
+                if !state.has_reaper {
+                    break close_all(surplus);
                 }
-                (leaving, next)
+                (surplus, next)
             };
-            hang_up(leaving);
-            let mut fds = [PollFd::from_borrowed_fd(shared.stop.as_fd(), PollFlags::IN)];
+            close_all(surplus);
+            let mut fds = [PollFd::from_borrowed_fd(
+                context.stop.as_fd(),
+                PollFlags::IN,
+            )];
             if wait(&mut fds, next).is_err() {
                 thread::sleep(Duration::from_secs(1));
             }
@@ -202,67 +214,78 @@ impl Store {
     }
 }
 
-impl State {
-    fn tell(&self, shared: &Shared) {
-        let standing_by = &shared.counters.standing_by;
+impl PoolState {
+    /// Sets the counter of connections in the pool.
+    fn update_counter(&self, context: &RelayContext) {
+        let standing_by = &context.counters.standing_by;
         standing_by.store(self.ready.len() as u64, Ordering::Relaxed);
     }
 
-    /// How many are wanted now: as many as CONNECTs came a short while ago, if the gateway is far enough for it.
+    /// How many connections should be ready: one per recent CONNECT, if the gateway is far enough.
     fn demand(&mut self, now: Instant) -> usize {
-        while self.asked.front().is_some_and(|at| *at + DEMAND <= now) {
-            self.asked.pop_front();
+        while self
+            .demand_times
+            .front()
+            .is_some_and(|at| *at + DEMAND <= now)
+        {
+            self.demand_times.pop_front();
         }
-        if self.distance.is_none_or(|distance| distance < NEAR) {
+        if self.min_rtt.is_none_or(|rtt| rtt < MIN_RTT) {
             return 0;
         }
-        self.asked.len()
+        self.demand_times.len()
     }
 
-    /// How many are to be dialled now.
+    /// How many connections to dial now.
     fn missing(&mut self, now: Instant) -> usize {
         if self.closed || self.not_before.is_some_and(|at| now < at) {
             return 0;
         }
-        let have = self.ready.len() + self.dialling;
+        let have = self.ready.len() + self.dialing;
         self.demand(now).saturating_sub(have)
     }
 
-    /// Takes out those that are too old, and the oldest of those that nobody seems to want.
-    fn superfluous(&mut self, now: Instant) -> Vec<Ready> {
+    /// Removes the connections that are too old, and the oldest ones above the demand.
+    fn take_surplus(&mut self, now: Instant) -> Vec<WarmConn> {
         let demand = self.demand(now);
         let too_many = self.ready.len().saturating_sub(demand);
-        let too_old = self.ready.partition_point(|ready| ready.since + AGE <= now);
+        let too_old = self
+            .ready
+            .partition_point(|ready| ready.since + MAX_AGE <= now);
         self.ready.drain(..too_many.max(too_old)).collect()
     }
 
-    /// When the next of them may be too old or too many.
+    /// When a connection next becomes too old, or demand next drops.
     fn next_check(&self) -> Option<Instant> {
-        let oldest = self.ready.first()?.since + AGE;
-        let forgotten = self.asked.front().map(|at| *at + DEMAND);
-        Some(forgotten.map_or(oldest, |at| at.min(oldest)))
+        let oldest = self.ready.first()?.since + MAX_AGE;
+        let demand_drops = self.demand_times.front().map(|at| *at + DEMAND);
+        Some(demand_drops.map_or(oldest, |at| at.min(oldest)))
     }
 }
 
-impl Ready {
-    /// Whether it is young enough, and its peer has neither hung up nor said anything but pings.
-    fn is_alive(&mut self, shared: &Shared, now: Instant) -> bool {
+impl WarmConn {
+    /// Whether it is young enough, and its peer has neither closed it nor sent anything but pings.
+    fn is_alive(&mut self, context: &RelayContext, now: Instant) -> bool {
         let conn = &mut self.conn;
-        let mut said = Buffer::new(&shared.pool);
+        let mut received = Buffer::new(&context.pool);
         conn.readable = true;
         while conn.readable {
-            if conn.fill(&mut said).and_then(|()| conn.flush()).is_err() {
+            if conn
+                .fill(&mut received)
+                .and_then(|()| conn.flush())
+                .is_err()
+            {
                 return false;
             }
         }
         let closed = conn.websocket().and_then(WsCodec::peer_close);
-        self.since + AGE > now && said.is_empty() && !conn.eof() && closed.is_none()
+        self.since + MAX_AGE > now && received.is_empty() && !conn.eof() && closed.is_none()
     }
 }
 
-/// Says goodbye as far as it goes without waiting.
-fn hang_up(ready: Vec<Ready>) {
-    for Ready { mut conn, .. } in ready {
+/// Closes the connections without waiting for their peers.
+fn close_all(ready: Vec<WarmConn>) {
+    for WarmConn { mut conn, .. } in ready {
         conn.try_close(CloseCode::Away);
     }
 }

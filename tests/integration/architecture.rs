@@ -26,7 +26,7 @@ const WITHOUT_IO: [&str; 15] = [
     "http/base_url",
     "http/head",
     "http/pattern",
-    "http/reply",
+    "http/response",
     "crypto/pem",
     "tunnel/buffer",
     "tunnel/chunk",

@@ -456,6 +456,8 @@ fn a_target_that_fails_the_tls_handshake_ends_the_interception_with_a_reason() {
     // Data that is not TLS passes through nevertheless.
     assert_tunnel_works(&relay, &echo);
     let log = gateway.running.stop().stderr;
-    let reasons = log.matches("refused: TLS with the target failed").count();
+    let reasons = log
+        .matches("interception failed: TLS with the target failed")
+        .count();
     assert_eq!(reasons, 3, "{log}");
 }

@@ -286,7 +286,7 @@ impl Pump<'_> {
         let ws = &mut self.ws.conn;
         let _ = ws.send_close(code).and_then(|()| ws.flush());
         if client_left {
-            return EndReason::HungUp;
+            return EndReason::ClientClosed;
         }
         EndReason::Broken {
             by,

@@ -13,6 +13,7 @@ use crate::gateway::upgrade::{self, UpgradeDecision};
 use crate::http::authority::Authority;
 use crate::http::base_url::WS_PATH;
 use crate::http::head::{self, Fields, HEAD_LIMIT};
+use crate::http::response;
 use crate::relay::dial;
 use crate::tunnel::opening::{self, ConnectRequest, ConnectResponse};
 
@@ -44,7 +45,7 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
         return;
     };
     match upgrade::decide(&head, &bytes[..len], &sessions) {
-        UpgradeDecision::Open { answer, .. } => {
+        UpgradeDecision::Open { response, .. } => {
             let value = head
                 .fields
                 .one("authorization")
@@ -59,14 +60,18 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
                 (head.method.as_str(), head.target.as_str()),
                 ("GET", WS_PATH)
             );
-            let (response, len) = head::response(&answer).expect("a head").expect("complete");
-            assert_eq!((response.status, len), (101, answer.len()));
+            let (head, len) = head::response(&response)
+                .expect("a head")
+                .expect("complete");
+            assert_eq!((head.status, len), (101, response.len()));
         }
         UpgradeDecision::CaCertificates => assert_eq!(head.method, "GET"),
-        UpgradeDecision::Shut(reply) => {
-            let refusal = reply.to_bytes();
-            let (response, _) = head::response(&refusal).expect("a head").expect("complete");
-            assert!(response.status >= 400);
+        UpgradeDecision::Reject(rejection) => {
+            let response = response::closing(&rejection);
+            let (head, _) = head::response(&response)
+                .expect("a head")
+                .expect("complete");
+            assert!(head.status >= 400);
         }
     }
 }
@@ -133,7 +138,7 @@ pub(super) fn answer(bytes: &[u8]) {
 /// result.
 pub(super) fn client_hello(bytes: &[u8]) {
     let answer = stable_result(bytes, |prefix| {
-        let answer = client_hello::read(prefix);
+        let answer = client_hello::sniff(prefix);
         (answer != FirstBytes::NeedMore).then_some(answer)
     });
     match answer {
@@ -142,7 +147,7 @@ pub(super) fn client_hello(bytes: &[u8]) {
                 assert!(!name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase()));
             }
             for fragment in [100, 1_000] {
-                let again = client_hello::read(&divide_into_records(bytes, fragment));
+                let again = client_hello::sniff(&divide_into_records(bytes, fragment));
                 assert_eq!(
                     again,
                     FirstBytes::Hello(found.clone()),

@@ -1,0 +1,43 @@
+//! What every thread of one gateway shares.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::{ClientConfig, ServerConfig};
+
+use super::auth::Sessions;
+use super::issuer::Issuer;
+use super::policy::Policy;
+use super::unauthenticated::Unauthenticated;
+use crate::config::Limits;
+use crate::control::metrics::Counters;
+use crate::control::stop::Stop;
+use crate::http::pattern::Pattern;
+use crate::net::resolver::Resolver;
+use crate::tunnel::buffer::Pool;
+use crate::tunnel::ws_codec::Budget;
+
+/// What the sessions of one gateway share.
+pub(super) struct GatewayContext {
+    pub(super) sessions: RwLock<Arc<Sessions>>,
+    pub(super) issuer: Issuer,
+    pub(super) intercept: Vec<Pattern>,
+    /// The TLS server; `None`: http and ws.
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// The TLS client that verifies intercepted targets.
+    pub(super) target_tls: Arc<ClientConfig>,
+    pub(super) resolver: Resolver,
+    pub(super) policy: Policy,
+    pub(super) unauthenticated: Unauthenticated,
+    pub(super) limits: Limits,
+    pub(super) stop: Arc<Stop>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) pool: Pool,
+    pub(super) budget: Budget,
+}
+
+impl GatewayContext {
+    /// The sessions that are valid now.
+    pub(super) fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.sessions.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
