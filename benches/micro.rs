@@ -1,7 +1,8 @@
-//! The tunnel's single steps by themselves: mask, frame header, chunk codec, head parser.
+//! Measures the single steps of a tunnel: mask, frame header, chunk codec, head parser.
 //!
-//! A figure by itself says little on a machine that others share; the ratio to a plain copy of as many bytes, taken in the same
-//! breath, says what a step costs beside what cannot be saved. What a whole tunnel costs is `benches/tunnel`'s to say.
+//! On a shared machine an absolute time says little. Therefore each step is also compared with a
+//! plain copy of the same number of bytes, measured alternately with it. `benches/tunnel` measures
+//! whole tunnels.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,16 +23,16 @@ use upstreamproxy::fuzzing::steps::{
 };
 
 const HELP: &str = "\
-Measures the tunnel's single steps: mask, frame header, chunk codec, head parser.
+Measures the single steps of a tunnel: mask, frame header, chunk codec, head parser.
 
 Usage: cargo bench --features fuzzing --bench micro -- [options] [FILTER...]
 
-  FILTER     only steps whose name holds one of these words
-  --quick    a short look
-  --json     one JSON document instead of the table
+  FILTER     only steps whose name contains one of these words
+  --quick    fewer and shorter samples
+  --json     print one JSON document instead of the table
 ";
 
-/// What is masked and copied at once: what a read brings on a busy connection, and what a quiet one brings.
+/// The sizes that are masked and decoded: a typical read on a busy connection, and on a quiet one.
 const BULK: usize = 256 << 10;
 const SMALL: usize = 1 << 10;
 
@@ -44,7 +45,8 @@ const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket
 /// One step.
 struct Step<'a> {
     name: &'static str,
-    /// Bytes that one call is about; 0 where the step is about none.
+    /// The number of bytes that one call processes; 0 if the time does not depend on a number of
+    /// bytes.
     bytes: usize,
     call: Box<dyn FnMut() + 'a>,
 }
@@ -59,13 +61,13 @@ impl<'a> Step<'a> {
     }
 }
 
-/// What a step took.
-struct Found {
+/// The times of a step.
+struct Timing {
     name: &'static str,
     bytes: usize,
     nanos: f64,
-    /// By how much more than a copy of as many bytes.
-    of_a_copy: Option<f64>,
+    /// The ratio to a copy of the same number of bytes.
+    copy_ratio: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -80,7 +82,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let (mut json, mut filters) = (false, Vec::new());
-    // Cargo says `--bench` when it benchmarks and nothing when it tests: then this is only to show that it works.
+    // `cargo bench` passes `--bench`, `cargo test` does not. A test run only checks that it works.
     let mut effort = QUICK;
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
@@ -89,7 +91,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             "--json" => json = true,
             "--help" | "-h" => return Ok(io::stdout().write_all(HELP.as_bytes())?),
             option if option.starts_with('-') => {
-                return Err(format!("there is no option {option}; --help lists them").into());
+                return Err(format!("unknown option {option}; see --help").into());
             }
             word => filters.push(word.to_owned()),
         }
@@ -97,19 +99,19 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::args().any(|argument| argument == "--quick") {
         effort = QUICK;
     }
-    let found = measure(&filters, &effort);
-    if found.is_empty() {
-        return Err("no step has such a name".into());
+    let timings = measure(&filters, &effort);
+    if timings.is_empty() {
+        return Err("no step name contains one of the filters".into());
     }
     let output = if json {
-        document(&found)
+        document(&timings)
     } else {
-        table(&found)
+        table(&timings)
     };
     Ok(io::stdout().write_all(output.as_bytes())?)
 }
 
-/// How long a sample goes on, and how many there are.
+/// The length of a sample, and the number of samples.
 struct Effort {
     sample: Duration,
     samples: usize,
@@ -124,7 +126,7 @@ const QUICK: Effort = Effort {
     samples: 5,
 };
 
-fn measure(filters: &[String], effort: &Effort) -> Vec<Found> {
+fn measure(filters: &[String], effort: &Effort) -> Vec<Timing> {
     let noise: Vec<u8> = (0..BULK).map(|n| (n * 31 % 251) as u8).collect();
     let (mut place, mut other) = (noise.clone(), noise.clone());
     let (mut sender, mut masker, mut copier) =
@@ -135,7 +137,7 @@ fn measure(filters: &[String], effort: &Effort) -> Vec<Found> {
         Step::new("mask 256 KiB in place", BULK, || {
             masker.mask(black_box(&mut place));
         }),
-        Step::new("mask 256 KiB on the way", BULK, || {
+        Step::new("mask 256 KiB while copying", BULK, || {
             copier.copy(black_box(&noise), black_box(&mut other));
         }),
         Step::new("frame header, written", 0, || {
@@ -147,7 +149,7 @@ fn measure(filters: &[String], effort: &Effort) -> Vec<Found> {
         Step::new("chunk header, written", 0, || {
             black_box(chunk_header(black_box(BULK)));
         }),
-        Step::new("chunk of 256 KiB, looked at", 0, || {
+        Step::new("chunk of 256 KiB, header read", 0, || {
             assert_eq!(chunk_start(black_box(&message)), 4);
         }),
         Step::new("chunk of 256 KiB, decoded", 0, || {
@@ -160,17 +162,17 @@ fn measure(filters: &[String], effort: &Effort) -> Vec<Found> {
             assert_eq!(response_head(black_box(RESPONSE)), RESPONSE.len());
         }),
     ];
-    let wanted =
+    let is_selected =
         |step: &Step<'_>| filters.is_empty() || filters.iter().any(|word| step.name.contains(word));
     steps
         .into_iter()
-        .filter(wanted)
-        .map(|step| compared(step, effort))
+        .filter(is_selected)
+        .map(|step| compare(step, effort))
         .collect()
 }
 
-/// The step beside a copy of as many bytes, sample by sample in turns.
-fn compared(mut step: Step<'_>, effort: &Effort) -> Found {
+/// Measures the step and a copy of the same number of bytes, in alternate samples.
+fn compare(mut step: Step<'_>, effort: &Effort) -> Timing {
     let from = vec![1_u8; step.bytes];
     let mut to = vec![0_u8; step.bytes];
     let mut copy = || black_box(&mut to).copy_from_slice(black_box(&from));
@@ -181,15 +183,15 @@ fn compared(mut step: Step<'_>, effort: &Effort) -> Found {
         own.push(nanos);
         ratios.push(nanos / time(&mut copy, copies));
     }
-    Found {
+    Timing {
         name: step.name,
         bytes: step.bytes,
         nanos: median(own),
-        of_a_copy: (step.bytes > 0).then(|| median(ratios)),
+        copy_ratio: (step.bytes > 0).then(|| median(ratios)),
     }
 }
 
-/// How many calls make a sample.
+/// The number of calls in one sample.
 fn calls(call: &mut impl FnMut(), effort: &Effort) -> u32 {
     let mut calls = 1;
     loop {
@@ -202,7 +204,7 @@ fn calls(call: &mut impl FnMut(), effort: &Effort) -> u32 {
     }
 }
 
-/// Nanoseconds for one of so many calls.
+/// Runs this number of calls and returns the nanoseconds per call.
 fn time(call: &mut impl FnMut(), calls: u32) -> f64 {
     let began = Instant::now();
     (0..calls).for_each(|_| call());
@@ -214,18 +216,18 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-impl Found {
+impl Timing {
     fn nanos_per_byte(&self) -> Option<f64> {
         (self.bytes > 0).then(|| self.nanos / self.bytes as f64)
     }
 }
 
-fn table(found: &[Found]) -> String {
+fn table(timings: &[Timing]) -> String {
     let mut out = format!(
         "{:<30}{:>12}{:>12}{:>12}{:>14}\n",
-        "step", "ns a call", "ns a byte", "GiB/s", "x a copy"
+        "step", "ns per call", "ns per byte", "GiB/s", "x copy"
     );
-    for step in found {
+    for step in timings {
         let or_dash = |value: Option<f64>, places: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.places$}"))
         };
@@ -239,14 +241,14 @@ fn table(found: &[Found]) -> String {
             step.nanos,
             or_dash(step.nanos_per_byte(), 3),
             or_dash(rate, 2),
-            or_dash(step.of_a_copy, 2),
+            or_dash(step.copy_ratio, 2),
         );
     }
     out
 }
 
-fn document(found: &[Found]) -> String {
-    let steps: Vec<_> = found
+fn document(timings: &[Timing]) -> String {
+    let steps: Vec<_> = timings
         .iter()
         .map(|step| {
             json!({
@@ -254,7 +256,7 @@ fn document(found: &[Found]) -> String {
                 "ns": step.nanos,
                 "bytes": step.bytes,
                 "ns_per_byte": step.nanos_per_byte(),
-                "ratio_to_copy": step.of_a_copy,
+                "ratio_to_copy": step.copy_ratio,
             })
         })
         .collect();

@@ -1,6 +1,6 @@
-//! A plain TCP port forwarder, the yardstick: what a hop costs that does nothing but copy.
+//! A plain TCP port forwarder, the reference: the cost of a hop that only copies.
 //!
-//! It is this very program in another process, two blocking threads a connection. It speaks no protocol.
+//! It is this program in another process, with two blocking threads per connection and no protocol.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -13,11 +13,12 @@ use crate::pattern::PIECE;
 /// The first argument that makes this program a forwarder; the port to forward to follows.
 pub(crate) const ROLE: &str = "--forwarder";
 
-/// Forwards to `port` on loopback until standard input ends, which it does when the load generator is gone.
+/// Forwards to `port` on loopback until standard input ends, which happens when the load generator
+/// ends.
 pub(crate) fn run(port: &str) -> Outcome<()> {
     let to: u16 = port
         .parse()
-        .map_err(|_| format!("{ROLE} wants a port, not {port}"))?;
+        .map_err(|_| format!("{ROLE} needs a port, not {port}"))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     writeln!(
         io::stdout(),

@@ -1,6 +1,7 @@
-//! What a tunnel costs that stands and carries nothing: resident memory of all processes on the path, by the number of tunnels.
+//! Measures the memory of idle tunnels: the resident memory of all processes on the path, divided
+//! by the number of tunnels.
 //!
-//! The processes are fresh ones, so that nothing that an earlier load left behind hides what the tunnels take.
+//! The processes are new, so memory that an earlier load left allocated cannot hide the result.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -12,40 +13,41 @@ use crate::measure::{close, round_trip_over};
 use crate::path::Path;
 use crate::{Outcome, usage};
 
-/// The group's name.
+/// The name of the test.
 pub(crate) const NAME: &str = "idle";
-/// What one path takes, in seconds, for the estimate.
+/// The estimated duration for one path, in seconds.
 pub(crate) const COST: f64 = 6.0;
 
-/// Descriptors that are none of the tunnels': logs, listeners, what the harness has open.
+/// Descriptors for other uses: logs, listeners, the harness.
 const OTHER_DESCRIPTORS: usize = 100;
-/// How often memory is looked at, and how long it has at least and at most to come to rest: buffers are shed after 300 ms, and
-/// threads with nothing to do leave after 2 s.
-const GLANCE: Duration = Duration::from_millis(250);
-const REST: (Duration, Duration) = (Duration::from_millis(2500), Duration::from_secs(6));
+/// The interval between memory readings.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// The minimum and maximum time for memory to settle: buffers are released after 300 ms, and idle
+/// threads end after 2 s.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(2500), Duration::from_secs(6));
 
-/// What the processes of one path held.
+/// The memory of the processes of one path.
 pub(crate) struct Idle {
     /// The path's name.
     pub(crate) path: &'static str,
-    /// So many tunnels.
+    /// The number of tunnels.
     pub(crate) tunnels: usize,
-    /// Each process: its role; KiB resident before, with the tunnels, and after them.
+    /// For each process: its role; resident KiB before, with, and after the tunnels.
     pub(crate) processes: Vec<(&'static str, [u64; 3])>,
 }
 
 impl Idle {
-    /// KiB for each tunnel, all processes together.
+    /// KiB per tunnel, all processes together.
     pub(crate) fn per_tunnel(&self) -> f64 {
         let sum = |when: usize| self.processes.iter().map(|p| p.1[when]).sum::<u64>() as f64;
         (sum(1) - sum(0)) / self.tunnels as f64
     }
 }
 
-/// Lets this process, and what it starts, have the descriptors that it may have; returns how many.
+/// Raises the descriptor limit of this process and its children to the maximum. Returns the limit.
 pub(crate) fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised it stays as it was.
+    // If this fails, the limit stays unchanged.
     let _ = setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -57,7 +59,8 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     limit.current.map_or(usize::MAX, |limit| limit as usize)
 }
 
-/// Holds `wanted` tunnels, or as many as there are descriptors for, over a path that `start` makes to its target.
+/// Opens `wanted` tunnels, or as many as the descriptor limit allows, over a path that `start`
+/// creates to its target.
 pub(crate) fn measure(
     start: impl FnOnce(SocketAddr) -> Outcome<Path>,
     target: &TcpListener,
@@ -76,13 +79,13 @@ pub(crate) fn measure(
             })
             .collect()
     };
-    // What is made once and kept belongs to what was there before.
+    // Resources that are created once and kept belong to the baseline.
     drop_all(open(1)?)?;
-    let before = at_rest(&path)?;
-    let held = open(tunnels)?;
-    let with = at_rest(&path)?;
-    drop_all(held)?;
-    let after = at_rest(&path)?;
+    let before = settled_memory(&path)?;
+    let open_tunnels = open(tunnels)?;
+    let with = settled_memory(&path)?;
+    drop_all(open_tunnels)?;
+    let after = settled_memory(&path)?;
     let processes = path.processes.iter().enumerate();
     let processes = processes
         .map(|(at, process)| (process.role, [before[at], with[at], after[at]]))
@@ -104,24 +107,24 @@ fn drop_all(pairs: Vec<(std::net::TcpStream, std::net::TcpStream)>) -> Outcome<(
     Ok(())
 }
 
-/// KiB resident of each process, once that falls no more.
-fn at_rest(path: &Path) -> Outcome<Vec<u64>> {
+/// The resident KiB of each process, once it decreases no more.
+fn settled_memory(path: &Path) -> Outcome<Vec<u64>> {
     let begun = Instant::now();
-    let look = || -> Outcome<Vec<u64>> {
-        let looks = path.processes.iter().map(|process| {
+    let read = || -> Outcome<Vec<u64>> {
+        let values = path.processes.iter().map(|process| {
             let memory = usage::memory(process.pid());
             let missing = || format!("the memory of the {} cannot be read", process.role);
             Ok(memory.ok_or_else(missing)?.now)
         });
-        looks.collect()
+        values.collect()
     };
-    let mut last = look()?;
+    let mut last = read()?;
     loop {
-        thread::sleep(GLANCE);
-        let now = look()?;
-        let falls = now.iter().zip(&last).any(|(now, last)| now < last);
+        thread::sleep(POLL_INTERVAL);
+        let now = read()?;
+        let decreases = now.iter().zip(&last).any(|(now, last)| now < last);
         let waited = begun.elapsed();
-        if waited >= REST.1 || (waited >= REST.0 && !falls) {
+        if waited >= SETTLE.1 || (waited >= SETTLE.0 && !decreases) {
             return Ok(now);
         }
         last = now;

@@ -1,16 +1,20 @@
-//! What a tunnel costs: throughput, set-up, echo and memory through a real relay process and a real gateway process, in one run with
-//! plain TCP forwarders and direct loopback, so that ratios mean something on any machine.
+//! Measures tunnels through a real relay process and a real gateway process: throughput, set-up,
+//! echo, and memory. The same run measures plain TCP forwarders and direct loopback, so the ratios
+//! are meaningful on any machine.
 //!
-//! Not a micro-benchmark: codec, head and mask are private to the library and show here only as part of the whole. Not a
-//! comparison with other programs either: it needs none installed.
+//! This is not a micro-benchmark (see `benches/micro.rs`) and not a comparison with other programs:
+//! it needs no other program.
 //!
-//! Beside that: the memory of idle tunnels (`idle`), and set-up through a line that delays (`delay`).
+//! It also measures the memory of idle tunnels (`idle`) and the set-up over a connection with
+//! latency (`delay`).
 //!
-//! Every round measures every test over every path, so that what the machine does meanwhile falls on all of them alike. All
-//! bytes are checked on arrival. Everything stays on 127.0.0.1, and every process started here ends with this one.
+//! Each round measures every test over every path, so other load on the machine affects all of them
+//! equally. All bytes are checked on arrival. All connections are on 127.0.0.1, and all child
+//! processes end with this process.
 //!
-//! With `soak` as its first word it is the other half of the question: what is left after very many tunnels, and after long ones.
-//! With `gate` it measures no time at all, and can fail: counts, held against those that were blessed.
+//! Two subcommands measure something else. `soak` shows which resources remain in use after very
+//! many tunnels and after long ones. `gate` measures no time: it counts instructions, allocations
+//! and system calls, compares the counts with a baseline, and fails if one is too high.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +25,7 @@
 
 mod delay;
 #[path = "../../tests/integration/support/delay.rs"]
-mod delay_line;
+mod delay_forwarder;
 mod forwarder;
 mod gate;
 mod idle;
@@ -30,13 +34,13 @@ mod path;
 #[path = "../../src/bench/pattern.rs"]
 mod pattern;
 mod plan;
+#[path = "../../src/bench/usage.rs"]
+mod proc_usage;
 mod process;
 mod progress;
 mod report;
 mod soak;
 mod usage;
-#[path = "../../src/bench/usage.rs"]
-mod used;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -50,19 +54,20 @@ use socket2::SockRef;
 
 use crate::path::Path;
 use crate::pattern::Pattern;
-use crate::plan::{Asked, HELP, Plan, TESTS};
+use crate::plan::{HELP, Invocation, Plan, TESTS};
 use crate::progress::Progress;
 use crate::report::{Cell, Report};
 
-/// Why there is no figure.
+/// The reason why there is no result.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-/// A figure, or why there is none.
+/// A result, or the reason why there is none.
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
-/// How long anything local may take before the run fails: far over what it needs on a loaded machine, under valgrind too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout for each local operation: far more than it needs on a loaded machine or under
+/// valgrind.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The paths' names, those to compare with first.
+/// The names of the paths; the reference paths come first.
 const PATHS: [&str; 5] = ["direct", "forwarder", "2 forwarders", "ws", "wss"];
 const REFERENCES: usize = 3;
 
@@ -84,22 +89,28 @@ fn run() -> Outcome<()> {
     {
         return forwarder::run(&arguments.next().unwrap_or_default());
     }
-    if arguments.next_if(|first| first == soak::WORD).is_some() {
+    if arguments
+        .next_if(|first| first == soak::SUBCOMMAND)
+        .is_some()
+    {
         return soak::run(arguments);
     }
-    if arguments.next_if(|first| first == gate::WORD).is_some() {
+    if arguments
+        .next_if(|first| first == gate::SUBCOMMAND)
+        .is_some()
+    {
         return gate::run(arguments);
     }
     let output = match Plan::read(arguments)? {
-        Asked::Help => HELP.to_owned(),
-        Asked::List => TESTS
+        Invocation::Help => HELP.to_owned(),
+        Invocation::List => TESTS
             .iter()
             .flat_map(|test| PATHS.map(|path| plan::name(test.name, path)))
             .chain(PATHS[1..].iter().map(|path| plan::name(idle::NAME, path)))
             .chain(delay::ROUND_TRIPS.map(delay::name))
             .map(|name| name + "\n")
             .collect(),
-        Asked::Measure(plan) => measure(&plan)?,
+        Invocation::Measure(plan) => measure(&plan)?,
     };
     Ok(io::stdout().write_all(output.as_bytes())?)
 }
@@ -112,33 +123,33 @@ fn measure(plan: &Plan) -> Outcome<String> {
     let descriptors = idle::raise_descriptor_limit();
     let pattern = Pattern::new();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    // It bounds accept, too.
-    SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+    // The timeout applies to accept too.
+    SockRef::from(&listener).set_read_timeout(Some(TIMEOUT))?;
     let target = listener.local_addr()?;
-    let mut cells = chosen(plan);
-    let over: Vec<&str> = PATHS[1..]
+    let mut cells = selected(plan);
+    let idle_paths: Vec<&str> = PATHS[1..]
         .iter()
         .copied()
-        .filter(|path| plan.wants(&plan::name(idle::NAME, path)))
+        .filter(|path| plan.selects(&plan::name(idle::NAME, path)))
         .collect();
     let distances: Vec<u64> = delay::ROUND_TRIPS
         .into_iter()
-        .filter(|&round_trip| plan.wants(&delay::name(round_trip)))
+        .filter(|&round_trip| plan.selects(&delay::name(round_trip)))
         .collect();
-    if cells.is_empty() && over.is_empty() && distances.is_empty() {
-        return Err("no test has such a name; --list shows them".into());
+    if cells.is_empty() && idle_paths.is_empty() && distances.is_empty() {
+        return Err("no test name contains one of the filters; see --list".into());
     }
     let cost = |cell: &Cell| plan.effort.cost(TESTS[cell.test].work);
     let in_rounds: f64 = cells.iter().map(cost).sum::<f64>() * plan.rounds as f64;
-    let afar: f64 = distances
+    let for_delays: f64 = distances
         .iter()
         .map(|&round_trip| delay::cost(round_trip, plan.effort.turns))
         .sum();
-    let mut progress = Progress::new(in_rounds + over.len() as f64 * idle::COST + afar);
+    let mut progress = Progress::new(in_rounds + idle_paths.len() as f64 * idle::COST + for_delays);
 
-    // First, while the machine is as it was: memory is asked of processes that have done nothing else.
+    // Idle memory first, in new processes that have carried no other load.
     let mut idles = Vec::new();
-    for name in over {
+    for name in idle_paths {
         progress.part(&plan::name(idle::NAME, name));
         let start = |target| path(name, target);
         idles.push(idle::measure(
@@ -148,7 +159,7 @@ fn measure(plan: &Plan) -> Outcome<String> {
             descriptors,
         )?);
         progress.spent(idle::COST);
-        end_if(&stopped)?;
+        check_not(&stopped)?;
     }
 
     let paths = if cells.is_empty() {
@@ -162,7 +173,8 @@ fn measure(plan: &Plan) -> Outcome<String> {
             break;
         }
         progress.part(&format!("round {} of {}", round + 1, plan.rounds));
-        // There and back by turns, so that a path does not always follow the same one.
+        // Forwards and backwards in alternate rounds, so that a path does not always follow the
+        // same one.
         let count = cells.len();
         for index in 0..count {
             let place = if round % 2 == 0 {
@@ -176,7 +188,7 @@ fn measure(plan: &Plan) -> Outcome<String> {
                 .map_err(|error| format!("{}: {error}", plan::name(test.name, path.name)))?;
             cell.samples.push(sample);
             progress.spent(plan.effort.cost(test.work));
-            end_if(&stopped)?;
+            check_not(&stopped)?;
         }
     }
 
@@ -205,7 +217,7 @@ fn measure(plan: &Plan) -> Outcome<String> {
     Ok(output)
 }
 
-/// One of [`PATHS`], with its processes started.
+/// Starts the processes of one of [`PATHS`].
 fn path(name: &str, target: SocketAddr) -> Outcome<Path> {
     let [direct, one, two, ws, wss] = PATHS;
     match name {
@@ -217,22 +229,22 @@ fn path(name: &str, target: SocketAddr) -> Outcome<Path> {
     }
 }
 
-fn end_if(stopped: &AtomicBool) -> Outcome<()> {
+fn check_not(stopped: &AtomicBool) -> Outcome<()> {
     if stopped.load(Ordering::Relaxed) {
         return Err("stopped by a signal".into());
     }
     Ok(())
 }
 
-/// The cells that the filters choose, and those to compare them with.
-fn chosen(plan: &Plan) -> Vec<Cell> {
+/// The cells that the filters select, and the reference cells for them.
+fn selected(plan: &Plan) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (test, row) in TESTS.iter().enumerate() {
-        let wanted = PATHS.map(|path| plan.wants(&plan::name(row.name, path)));
-        if wanted.contains(&true) {
+        let is_selected = PATHS.map(|path| plan.selects(&plan::name(row.name, path)));
+        if is_selected.contains(&true) {
             cells.extend(
                 (0..PATHS.len())
-                    .filter(|&path| wanted[path] || path < REFERENCES)
+                    .filter(|&path| is_selected[path] || path < REFERENCES)
                     .map(|path| Cell {
                         test,
                         path,

@@ -1,7 +1,8 @@
-//! The load generator: blocking threads at both ends of a path, the target's among them, so that what was received can be
-//! held against what was sent.
+//! The load generator: blocking threads at both ends of a path. The target is in this process too,
+//! so that the received bytes can be compared with the sent ones.
 //!
-//! Nothing here knows what the path is made of. Every operation on a socket has a timeout, every loop a count or a deadline.
+//! This module does not know what the path consists of. Every socket operation has a timeout; every
+//! loop has a count or a deadline.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::path::{Path, prepared};
+use crate::path::{Path, with_timeouts};
 use crate::pattern::{PIECE, Pattern};
 use crate::plan::{Effort, Work};
 use crate::process::Process;
@@ -19,13 +20,14 @@ use crate::{Outcome, usage};
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 
-/// What one test over one path gave in one round.
+/// The result of one test over one path in one round.
 pub(crate) struct Sample {
-    /// In the order of the test's metrics.
+    /// The values, in the order of the metrics of the test.
     pub(crate) values: Vec<f64>,
-    /// Processor seconds of each process on the path and, last, of the load generator itself; `None` where they cannot be read.
+    /// The processor seconds of each process on the path and, last, of the load generator; `None`
+    /// if they cannot be read.
     pub(crate) cpu: Vec<Option<f64>>,
-    /// What they were spent on, in the unit of [`Work::cpu_per`].
+    /// The amount of work for these seconds, in the unit of [`Work::cpu_per`].
     pub(crate) amount: f64,
 }
 
@@ -79,7 +81,7 @@ pub(crate) fn run(
     })
 }
 
-/// A transfer that lasts as long as asked.
+/// A transfer with a given duration.
 #[derive(Clone, Copy)]
 struct Bulk<'a> {
     pattern: &'a Pattern,
@@ -89,12 +91,12 @@ struct Bulk<'a> {
 }
 
 impl Bulk<'_> {
-    /// The bytes that arrived, and the seconds from the first to the last of them.
+    /// Returns the number of bytes that arrived, and the seconds from the start to the last byte.
     fn run(self, path: &Path, target: &TcpListener, streams: usize) -> Outcome<(f64, f64)> {
         let pairs = (0..streams)
             .map(|_| path.pair(target))
             .collect::<Outcome<Vec<_>>>()?;
-        // The ends between which bytes go, one entry a direction.
+        // The sending and receiving ends, one entry per direction.
         let flows: Vec<(&TcpStream, &TcpStream)> = pairs
             .iter()
             .flat_map(|(near, far)| {
@@ -145,7 +147,7 @@ impl Bulk<'_> {
         let mut sent = 0;
         while Instant::now() < end {
             to.write_all(self.pattern.piece(sent))
-                .map_err(|error| format!("sending broke off after {sent} bytes: {error}"))?;
+                .map_err(|error| format!("sending failed after {sent} bytes: {error}"))?;
             sent += PIECE as u64;
         }
         to.shutdown(Shutdown::Write)?;
@@ -159,29 +161,31 @@ impl Bulk<'_> {
         loop {
             let count = from
                 .read(&mut buffer)
-                .map_err(|error| format!("receiving broke off after {received} bytes: {error}"))?;
+                .map_err(|error| format!("receiving failed after {received} bytes: {error}"))?;
             if count == 0 {
                 return Ok((received, Instant::now()));
             }
             if !self.pattern.matches(received, &buffer[..count]) {
-                return Err(format!("wrong bytes after {received} right ones").into());
+                return Err(format!("wrong data after {received} correct bytes").into());
             }
             received += count as u64;
         }
     }
 }
 
-/// Ends the silent direction too, and waits until the path has seen it: what it does then is not to fall into the next test.
+/// Ends the unused direction too, and waits until the other end has seen it, so that the closing
+/// does not overlap with the next test.
 pub(crate) fn close(mut from: &TcpStream, to: &TcpStream) -> Outcome<()> {
     to.shutdown(Shutdown::Write)?;
     match from.read(&mut [0])? {
         0 => Ok(()),
-        _ => Err("a byte that nobody sent".into()),
+        _ => Err("a byte that was not sent".into()),
     }
 }
 
-/// Opens and closes `count` connections, `at_once` at a time. The latencies reach from the first segment to the first byte
-/// back from the target; the seconds cover the closing too.
+/// Opens and closes `count` connections, `at_once` at a time. Returns the latencies, each from the
+/// first segment to the first byte from the target, and the total seconds, which include the
+/// closing.
 pub(crate) fn set_up(
     path: &Path,
     target: &TcpListener,
@@ -224,7 +228,7 @@ fn open_some(path: &Path, left: &AtomicUsize) -> Outcome<Vec<Duration>> {
 fn answer_some(target: &TcpListener, left: &AtomicUsize) -> Outcome<()> {
     while take_one(left) {
         let (stream, _) = target.accept()?;
-        send_back(&prepared(stream)?)?;
+        send_back(&with_timeouts(stream)?)?;
     }
     Ok(())
 }
@@ -236,7 +240,7 @@ fn take_one(left: &AtomicUsize) -> bool {
     .is_ok()
 }
 
-/// `count` round trips of one byte over one connection, one after the other.
+/// Sends one byte and back `count` times, sequentially over one connection.
 fn echo(path: &Path, target: &TcpListener, count: usize) -> Outcome<Vec<Duration>> {
     let (near, far) = path.pair(target)?;
     thread::scope(|scope| {
@@ -248,7 +252,7 @@ fn echo(path: &Path, target: &TcpListener, count: usize) -> Outcome<Vec<Duration
                 Ok(started.elapsed())
             })
             .collect::<Outcome<Vec<_>>>();
-        // On an error too: it ends the other thread.
+        // Close after an error too: this ends the other thread.
         let closed = close(&near, &near);
         joined(echoing)?;
         closed?;
@@ -256,7 +260,7 @@ fn echo(path: &Path, target: &TcpListener, count: usize) -> Outcome<Vec<Duration
     })
 }
 
-/// One byte over a standing connection and back, both ends here.
+/// Sends one byte over an open connection and back; both ends are given.
 pub(crate) fn round_trip_over(mut near: &TcpStream, mut far: &TcpStream) -> Outcome<()> {
     let mut byte = [0];
     near.write_all(&[1])?;
@@ -284,20 +288,20 @@ fn send_back(mut stream: &TcpStream) -> Outcome<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
-/// Median and 99th percentile in microseconds, after the rate if there is one.
+/// The rate, if there is one, then the median and the 99th percentile in microseconds.
 fn quantiles(latencies: &[Duration], rate: Option<f64>) -> Vec<f64> {
     let at = |share| quantile(latencies, share).as_secs_f64() * 1e6;
     rate.into_iter().chain([at(50), at(99)]).collect()
 }
 
-/// What so many of a hundred do not exceed.
+/// The percentile `share` of the latencies.
 pub(crate) fn quantile(latencies: &[Duration], share: usize) -> Duration {
     let mut sorted = latencies.to_vec();
     sorted.sort_unstable();
     sorted[(sorted.len() * share).div_ceil(100).saturating_sub(1)]
 }
 
-/// What a thread came to.
+/// The result of a thread.
 pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, Outcome<T>>) -> Outcome<T> {
     thread
         .join()

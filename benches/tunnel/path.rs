@@ -1,4 +1,5 @@
-//! The ways from the load generator to its target: straight, through forwarders, through the relay and the gateway.
+//! The paths from the load generator to its target: direct, through forwarders, and through a relay
+//! and a gateway.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,55 +15,57 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::{Outcome, PATIENCE, forwarder};
+use crate::{Outcome, TIMEOUT, forwarder};
 
-/// More than any test opens: the cap on tunnels is not what is measured here.
+/// More tunnels than any test opens, so that the limit has no effect.
 const MAX_TUNNELS: &str = "2048";
 /// The binary under measurement.
-pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_upstreamproxy");
-/// The processes of a tunnel.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_upstreamproxy");
+/// The role of the relay process.
 pub(crate) const RELAY: &str = "relay";
+/// The role of the gateway process.
 pub(crate) const GATEWAY: &str = "gateway";
-/// Who the relay says it is.
+/// The session ID of the relay.
 const SESSION: &str = "benchmark";
 
-/// One way to the target and the processes on it.
+/// A path to the target, and the processes on it.
 pub(crate) struct Path {
     /// Its name in the tables.
     pub(crate) name: &'static str,
-    /// In the order in which a request meets them.
+    /// In the order in which a request passes them.
     pub(crate) processes: Vec<Process>,
     entry: SocketAddr,
-    /// What to ask of a proxy at the entry; `None`: the entry leads to the target by itself.
+    /// The request to the proxy at the entry; `None` if the entry leads to the target without a
+    /// request.
     request: Option<Vec<u8>>,
-    /// Homes, keys and logs, as long as they are needed.
-    folders: Vec<TempDir>,
+    /// Home directories, keys and logs; removed on drop.
+    directories: Vec<TempDir>,
 }
 
 impl Path {
-    /// Nothing between.
+    /// No process between the load generator and the target.
     pub(crate) fn direct(name: &'static str, target: SocketAddr) -> Self {
         Self {
             name,
             processes: Vec::new(),
             entry: target,
             request: None,
-            folders: Vec::new(),
+            directories: Vec::new(),
         }
     }
 
-    /// As many plain forwarders in a row.
+    /// A chain of plain forwarders, one for each role.
     pub(crate) fn forwarders(
         name: &'static str,
         roles: &[&'static str],
         target: SocketAddr,
     ) -> Outcome<Self> {
-        let folder = tempfile::tempdir()?;
+        let directory = tempfile::tempdir()?;
         let (mut processes, mut port) = (Vec::new(), target.port());
         for role in roles {
             let mut command = Command::new(std::env::current_exe()?);
             command.args([forwarder::ROLE, &port.to_string()]);
-            let (process, ready) = Process::start(role, &mut command, folder.path())?;
+            let (process, ready) = Process::start(role, &mut command, directory.path())?;
             processes.insert(0, process);
             port = port_of(&ready)?;
         }
@@ -71,16 +74,17 @@ impl Path {
             processes,
             entry: (Ipv4Addr::LOCALHOST, port).into(),
             request: None,
-            folders: vec![folder],
+            directories: vec![directory],
         })
     }
 
-    /// `upstreamproxy serve` and `upstreamproxy gateway`, all settings that cost time at their defaults.
+    /// `upstreamproxy serve` and `upstreamproxy gateway`. All settings that affect performance have
+    /// their defaults.
     pub(crate) fn tunnel(name: &'static str, tls: bool, target: SocketAddr) -> Outcome<Self> {
-        Self::tunnel_by(name, tls, target, |_| bare(OURS))
+        Self::tunnel_by(name, tls, target, |_| clean_command(BINARY))
     }
 
-    /// The same, each process begun by the command that `begin` gives for its role and that the arguments are added to.
+    /// The same. `begin` returns the command for each role; the arguments are added to it.
     pub(crate) fn tunnel_by(
         name: &'static str,
         tls: bool,
@@ -91,15 +95,16 @@ impl Path {
             process,
             base_url,
             files,
-            folder,
+            directory,
         } = Gateway::start_by(begin(GATEWAY), tls)?;
         let mut path = Self::relay(begin(RELAY), name, &base_url, &files, &[], target)?;
         path.processes.push(process);
-        path.folders.push(folder);
+        path.directories.push(directory);
         Ok(path)
     }
 
-    /// `upstreamproxy serve` alone, begun by this command, with these options too, in front of a gateway at `base_url`.
+    /// `upstreamproxy serve` alone, started with this command and further options, with the gateway
+    /// at `base_url`.
     pub(crate) fn relay(
         mut relay: Command,
         name: &'static str,
@@ -108,85 +113,88 @@ impl Path {
         options: &[&str],
         target: SocketAddr,
     ) -> Outcome<Self> {
-        let folder = tempfile::tempdir()?;
-        relay.env("HOME", folder.path());
+        let directory = tempfile::tempdir()?;
+        relay.env("HOME", directory.path());
         relay.args(["serve", "--when", "always", "--listen", "127.0.0.1:0"]);
         relay.args(["--base-url", base_url, "--session-id", SESSION]);
         relay.args(["--require", "--max-tunnels", MAX_TUNNELS]);
         relay
             .arg("--token-file")
-            .arg(files.fresh_token(folder.path())?);
-        // The machine's own roots are nobody's business here, and may not be installed.
+            .arg(files.fresh_token(directory.path())?);
+        // The roots of the machine are not needed, and may not be installed.
         relay.arg("--system-ca").arg(&files.ca);
         relay.arg("--upstream-ca").arg(&files.ca);
         relay.args(options);
-        let (relay, ready) = Process::start(RELAY, &mut relay, folder.path())?;
+        let (relay, ready) = Process::start(RELAY, &mut relay, directory.path())?;
         Ok(Self {
             name,
             entry: (Ipv4Addr::LOCALHOST, port_of(&ready)?).into(),
             processes: vec![relay],
             request: Some(request(target)),
-            folders: vec![folder],
+            directories: vec![directory],
         })
     }
 
-    /// A connection to the target, as soon as this way lets anything pass.
+    /// Opens a connection to the target, and waits for the response of the proxy if there is one.
     pub(crate) fn connect(&self) -> Outcome<TcpStream> {
-        let stream = self.ask()?;
+        let stream = self.send_request()?;
         if self.request.is_some() {
-            established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
+            expect_established(&stream)
+                .map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
         }
         Ok(stream)
     }
 
-    /// A connection to the entry, on which the target has been asked for and no answer been read.
-    pub(crate) fn ask(&self) -> Outcome<TcpStream> {
-        let stream = self.enter()?;
+    /// Connects to the entry and sends the request for the target; does not read the response.
+    pub(crate) fn send_request(&self) -> Outcome<TcpStream> {
+        let stream = self.connect_to_entry()?;
         if let Some(request) = &self.request {
             (&stream).write_all(request)?;
         }
         Ok(stream)
     }
 
-    /// A tunnel to a target of its own choice.
+    /// Opens a tunnel to another target.
     pub(crate) fn connect_to(&self, target: SocketAddr) -> Outcome<TcpStream> {
-        let stream = self.enter()?;
+        let stream = self.connect_to_entry()?;
         (&stream).write_all(&request(target))?;
-        established(&stream).map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
+        expect_established(&stream)
+            .map_err(|error| format!("CONNECT over {}: {error}", self.name))?;
         Ok(stream)
     }
 
-    /// A connection to the entry, with nothing asked yet.
-    pub(crate) fn enter(&self) -> Outcome<TcpStream> {
-        let stream = TcpStream::connect_timeout(&self.entry, PATIENCE).and_then(prepared);
+    /// Connects to the entry and sends nothing.
+    pub(crate) fn connect_to_entry(&self) -> Outcome<TcpStream> {
+        let stream = TcpStream::connect_timeout(&self.entry, TIMEOUT).and_then(with_timeouts);
         Ok(stream.map_err(|error| format!("no connection to {}: {error}", self.name))?)
     }
 
-    /// The two ends of a connection: ours, and that of the target behind `listener`.
+    /// Opens a connection. Returns the client's end and the end of the target, which listens on
+    /// `listener`.
     pub(crate) fn pair(&self, listener: &TcpListener) -> Outcome<(TcpStream, TcpStream)> {
         let near = self.connect()?;
         let (far, _) = listener
             .accept()
             .map_err(|error| format!("nothing reached the target over {}: {error}", self.name))?;
-        Ok((near, prepared(far)?))
+        Ok((near, with_timeouts(far)?))
     }
 
-    /// Ends its processes, the one that a request meets first before the others.
+    /// Stops its processes, the first one on the path first.
     pub(crate) fn stop(self) -> Outcome<()> {
-        let has_orderly_end = self.request.is_some();
-        for process in self.processes.into_iter().filter(|_| has_orderly_end) {
+        let stops_cleanly = self.request.is_some();
+        for process in self.processes.into_iter().filter(|_| stops_cleanly) {
             process.stop()?;
         }
-        // Not before those who have their homes there.
-        drop(self.folders);
+        // After the processes, because their home directories are there.
+        drop(self.directories);
         Ok(())
     }
 }
 
-/// No operation on the stream waits for ever, none waits for more bytes to send.
-pub(crate) fn prepared(stream: TcpStream) -> std::io::Result<TcpStream> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// Sets timeouts for all operations, and disables Nagle's algorithm.
+pub(crate) fn with_timeouts(stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -196,24 +204,25 @@ pub(crate) fn request(target: SocketAddr) -> Vec<u8> {
     format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").into_bytes()
 }
 
-/// Reads the proxy's answer. The target never speaks first in our tests, so that nothing may come behind it.
-fn established(stream: &TcpStream) -> Outcome<()> {
-    match answer(stream)? {
+/// Reads the response of the proxy, which must be 200. No data follows it, because the target never
+/// sends first in these tests.
+fn expect_established(stream: &TcpStream) -> Outcome<()> {
+    match read_response(stream)? {
         (200, _) => Ok(()),
         (_, head) => Err(format!("refused: {}", head.trim_end()).into()),
     }
 }
 
-/// The status and the head of an answer.
-pub(crate) fn answer(mut stream: &TcpStream) -> Outcome<(u16, String)> {
-    let (mut answer, mut filled) = ([0; 2048], 0);
-    while !answer[..filled].windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut answer[filled..])? {
-            0 => return Err("no whole answer".into()),
+/// Reads the head of a response. Returns its status and its text.
+pub(crate) fn read_response(mut stream: &TcpStream) -> Outcome<(u16, String)> {
+    let (mut response, mut filled) = ([0; 2048], 0);
+    while !response[..filled].windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut response[filled..])? {
+            0 => return Err("the response is incomplete".into()),
             count => filled += count,
         }
     }
-    let head = String::from_utf8_lossy(&answer[..filled]).into_owned();
+    let head = String::from_utf8_lossy(&response[..filled]).into_owned();
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| format!("no status in {head:?}"))?;
     Ok((status, head))
@@ -224,34 +233,34 @@ fn port_of(ready: &Value) -> Outcome<u16> {
     Ok(port.ok_or_else(|| format!("no port in {ready}"))?)
 }
 
-/// A command with nothing of this machine's environment.
-pub(crate) fn bare(program: impl AsRef<OsStr>) -> Command {
+/// A command with an empty environment.
+pub(crate) fn clean_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     command
 }
 
-/// A gateway by itself: relays may stand before it at any distance.
+/// A gateway without a relay: relays connect to it directly or through other connections.
 pub(crate) struct Gateway {
     /// The process.
     pub(crate) process: Process,
-    /// Where it is.
+    /// Its base URL.
     pub(crate) base_url: String,
-    /// What it and its relays know.
+    /// The keys and tokens for it and its relays.
     pub(crate) files: Files,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Gateway {
-    /// One on loopback, with TLS or without.
+    /// Starts a gateway on loopback, with or without TLS.
     pub(crate) fn start(tls: bool) -> Outcome<Self> {
-        Self::start_by(bare(OURS), tls)
+        Self::start_by(clean_command(BINARY), tls)
     }
 
     fn start_by(mut command: Command, tls: bool) -> Outcome<Self> {
-        let folder = tempfile::tempdir()?;
-        let files = Files::write(folder.path())?;
-        command.env("HOME", folder.path());
+        let directory = tempfile::tempdir()?;
+        let files = Files::write(directory.path())?;
+        command.env("HOME", directory.path());
         command.args(["gateway", "--listen", "127.0.0.1:0", "--intercept", "none"]);
         command.args(["--allow-private", "--max-tunnels", MAX_TUNNELS]);
         command.arg("--sessions").arg(&files.sessions);
@@ -259,7 +268,7 @@ impl Gateway {
             command.arg("--tls-cert").arg(&files.certificate);
             command.arg("--tls-key").arg(&files.key);
         }
-        let (process, ready) = Process::start(GATEWAY, &mut command, folder.path())?;
+        let (process, ready) = Process::start(GATEWAY, &mut command, directory.path())?;
         let base_url = ready["base_url"]
             .as_str()
             .ok_or_else(|| format!("no base URL in the gateway's {ready}"))?
@@ -268,12 +277,12 @@ impl Gateway {
             process,
             base_url,
             files,
-            folder,
+            directory,
         })
     }
 }
 
-/// The files that a gateway and its relays are given.
+/// The files for a gateway and its relays.
 pub(crate) struct Files {
     ca: PathBuf,
     certificate: PathBuf,
@@ -283,8 +292,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// A CA, a certificate for loopback under it, and a token, all made now and for this run only.
-    fn write(folder: &FilePath) -> Outcome<Self> {
+    /// Creates a CA, a certificate for loopback, and a token, for this run only.
+    fn write(directory: &FilePath) -> Outcome<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -294,9 +303,9 @@ impl Files {
         let key = KeyPair::generate()?;
         let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
-        // A key is random enough for a token that lives as long as this run.
+        // A new key is random enough for a token that is valid during this run only.
         let token = HEXLOWER.encode(&KeyPair::generate()?.serialize_der()[..]);
-        let file = |name: &str, content: &str| private(folder, name, content);
+        let file = |name: &str, content: &str| write_private(directory, name, content);
         Ok(Self {
             ca: file("ca.pem", &ca)?,
             certificate: file("certificate.pem", &certificate.pem())?,
@@ -306,14 +315,14 @@ impl Files {
         })
     }
 
-    /// The token in a file of its own: every relay burns the one that it reads.
-    fn fresh_token(&self, folder: &FilePath) -> Outcome<PathBuf> {
-        Ok(private(folder, "token", &self.token)?)
+    /// Writes the token to a new file, because every relay burns its token file.
+    fn fresh_token(&self, directory: &FilePath) -> Outcome<PathBuf> {
+        Ok(write_private(directory, "token", &self.token)?)
     }
 }
 
-fn private(folder: &FilePath, name: &str, content: &str) -> std::io::Result<PathBuf> {
-    let path = folder.join(name);
+fn write_private(directory: &FilePath, name: &str, content: &str) -> std::io::Result<PathBuf> {
+    let path = directory.join(name);
     fs::write(&path, content)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(path)

@@ -1,53 +1,54 @@
-//! What is measured, for how long, and how the command line chooses among it.
+//! The tests, their durations, and the command line that selects them.
 
 use std::str::FromStr;
 
 use crate::Outcome;
 
-/// What `--help` says.
+/// The output of `--help`.
 pub(crate) const HELP: &str = "\
-Measures tunnels through a relay and a gateway of our own beside plain TCP forwarders and direct loopback: throughput, set-up,
-echo, processor time, the memory of idle tunnels, and set-up where the gateway is far. Takes about three minutes.
+Measures tunnels through a relay and a gateway, and for comparison plain TCP forwarders and direct
+loopback: throughput, set-up, echo, processor time, the memory of idle tunnels, and set-up with a
+distant gateway. Takes about three minutes.
 
 Usage: cargo bench --bench tunnel -- [options] [FILTER...]
-       cargo bench --bench tunnel -- soak [options]         what is left after many tunnels and long ones; soak --help
-       cargo bench --bench tunnel -- gate [options]         what is done, counted and held against a baseline; gate --help
+       cargo bench --bench tunnel -- soak [options]         show what remains in use after many and long tunnels; see soak --help
+       cargo bench --bench tunnel -- gate [options]         count operations and compare with a baseline; see gate --help
 
-  FILTER         only tests over paths whose name, such as down-x8/wss or delay-50ms, holds one of these words;
-                 what they are compared with is measured along with them
-  --quick        a short look: 3 rounds of 0.2 s
-  --rounds N     so many rounds; default 5
-  --seconds S    so long for each transfer; default 0.3
-  --json         one JSON document instead of the table
-  --list         only the names
+  FILTER         only tests whose name, such as down-x8/wss or delay-50ms, contains one of these words;
+                 their reference paths are measured too
+  --quick        3 rounds, transfers of 0.2 s
+  --rounds N     number of rounds (default 5)
+  --seconds S    duration of each transfer (default 0.3)
+  --json         print one JSON document instead of the table
+  --list         print only the names
 ";
 
 /// A kind of load.
 #[derive(Clone, Copy)]
 pub(crate) enum Work {
-    /// Bytes as fast as they go.
+    /// Transfers at full speed.
     Bulk {
         /// From the target to the client.
         down: bool,
         /// From the client to the target.
         up: bool,
-        /// Over so many tunnels.
+        /// The number of tunnels.
         streams: usize,
     },
-    /// A connection, one byte there and back, and its end.
+    /// Opens a connection, sends one byte and back, and closes it.
     SetUp {
-        /// So many at the same time.
+        /// The number of connections at the same time.
         at_once: usize,
     },
-    /// One byte there and back over a standing connection.
+    /// Sends one byte and back over an open connection.
     Echo,
 }
 
-/// A figure that a test gives.
+/// A value that a test measures.
 pub(crate) struct Metric {
-    /// What it is.
+    /// Its name.
     pub(crate) name: &'static str,
-    /// In what.
+    /// Its unit.
     pub(crate) unit: &'static str,
 }
 
@@ -69,7 +70,7 @@ const TAIL: Metric = Metric {
 };
 
 impl Work {
-    /// The figures it gives.
+    /// The values that it measures.
     pub(crate) fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Bulk { .. } => &[THROUGHPUT],
@@ -78,7 +79,7 @@ impl Work {
         }
     }
 
-    /// What its processor time is counted in: the unit, and how many of it make a second for one of the amount.
+    /// The unit of its processor time, and the factor from seconds per amount to this unit.
     pub(crate) fn cpu_per(self) -> (&'static str, f64) {
         match self {
             Self::Bulk { .. } => ("s/GiB", 1.0),
@@ -87,7 +88,7 @@ impl Work {
     }
 }
 
-/// One row of the plan.
+/// One test.
 pub(crate) struct Test {
     /// Its name.
     pub(crate) name: &'static str,
@@ -126,24 +127,26 @@ pub(crate) const TESTS: [Test; 10] = [
     },
 ];
 
-/// How long each test goes on. Connections and echoes are counted, so that both ends know when they are done.
+/// The size of each test. Connections and echoes have a fixed count, so both ends know when they
+/// are done.
 pub(crate) struct Effort {
-    /// Of a transfer.
+    /// The duration of a transfer.
     pub(crate) seconds: f64,
-    /// Connections one after the other.
+    /// The number of sequential connections.
     pub(crate) set_ups: usize,
-    /// Connections many at a time.
+    /// The number of connections in the concurrent test.
     pub(crate) set_ups_at_once: usize,
-    /// Round trips.
+    /// The number of echo round trips.
     pub(crate) echoes: usize,
-    /// Tunnels that stand idle.
+    /// The number of idle tunnels.
     pub(crate) idle: usize,
-    /// Openings of each kind at each distance.
+    /// The number of openings in each mode at each round-trip time.
     pub(crate) turns: usize,
 }
 
 impl Effort {
-    /// About how many seconds one test over one path takes in one round; a guess that the run itself corrects.
+    /// The approximate duration of one test over one path in one round, in seconds. The run
+    /// corrects it.
     pub(crate) fn cost(&self, work: Work) -> f64 {
         match work {
             Work::Bulk { .. } => self.seconds + 0.1,
@@ -171,31 +174,31 @@ const QUICK: Effort = Effort {
     turns: 6,
 };
 
-/// What the command line asks for.
+/// The parsed command line.
 pub(crate) struct Plan {
-    /// How often everything is measured.
+    /// The number of rounds.
     pub(crate) rounds: usize,
-    /// How long each time.
+    /// The size of the tests.
     pub(crate) effort: Effort,
-    /// JSON rather than a table.
+    /// Print JSON instead of a table.
     pub(crate) json: bool,
     filters: Vec<String>,
 }
 
-/// What is to be done.
-pub(crate) enum Asked {
+/// What the command line requests.
+pub(crate) enum Invocation {
     /// Measure.
     Measure(Plan),
-    /// Say how this program is used.
+    /// Print the help.
     Help,
-    /// Say what there is.
+    /// Print the names of the tests.
     List,
 }
 
 impl Plan {
-    /// Reads the arguments. Cargo says `--bench` when it benchmarks and nothing when it tests all targets: then the bench is
-    /// only to show that it works.
-    pub(crate) fn read(arguments: impl Iterator<Item = String>) -> Outcome<Asked> {
+    /// Parses the arguments. `cargo bench` passes `--bench`, `cargo test --all-targets` does not; a
+    /// test run only checks that the benchmark works.
+    pub(crate) fn read(arguments: impl Iterator<Item = String>) -> Outcome<Invocation> {
         let (mut benchmarking, mut quick, mut json) = (false, false, false);
         let (mut rounds, mut seconds) = (None, None);
         let mut filters = Vec::new();
@@ -206,27 +209,27 @@ impl Plan {
                 "--bench" => benchmarking = true,
                 "--quick" => quick = true,
                 "--json" => json = true,
-                "--help" | "-h" => return Ok(Asked::Help),
-                "--list" => return Ok(Asked::List),
+                "--help" | "-h" => return Ok(Invocation::Help),
+                "--list" => return Ok(Invocation::List),
                 "--rounds" => rounds = Some(number(&argument, &value())?),
                 "--seconds" => seconds = Some(number(&argument, &value())?),
                 option if option.starts_with('-') => {
-                    return Err(format!("there is no option {option}; --help lists them").into());
+                    return Err(format!("unknown option {option}; see --help").into());
                 }
                 word => filters.push(word.to_owned()),
             }
         }
-        let (usual, mut effort) = match (benchmarking, quick) {
+        let (default_rounds, mut effort) = match (benchmarking, quick) {
             (true, false) => (5, FULL),
             (true, true) => (3, QUICK),
             (false, _) => (1, QUICK),
         };
         effort.seconds = seconds.unwrap_or(effort.seconds);
-        let rounds = rounds.unwrap_or(usual);
+        let rounds = rounds.unwrap_or(default_rounds);
         if rounds == 0 || !(0.01..=60.0).contains(&effort.seconds) {
-            return Err("at least one round, transfers of 0.01 to 60 seconds".into());
+            return Err("--rounds must be at least 1, --seconds from 0.01 to 60".into());
         }
-        Ok(Asked::Measure(Self {
+        Ok(Invocation::Measure(Self {
             rounds,
             effort,
             json,
@@ -234,18 +237,18 @@ impl Plan {
         }))
     }
 
-    /// Whether this is wanted, by its [`name`].
-    pub(crate) fn wants(&self, name: &str) -> bool {
+    /// Whether the filters select the test with this [`name`].
+    pub(crate) fn selects(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|word| name.contains(word))
     }
 }
 
 fn number<T: FromStr>(option: &str, value: &str) -> Outcome<T> {
     let parsed = value.parse();
-    Ok(parsed.map_err(|_| format!("{option} wants a number, not \"{value}\""))?)
+    Ok(parsed.map_err(|_| format!("{option} needs a number, not \"{value}\""))?)
 }
 
-/// What filters look at.
+/// The name of a test over a path, which the filters are compared with.
 pub(crate) fn name(test: &str, path: &str) -> String {
     format!("{test}/{path}")
 }

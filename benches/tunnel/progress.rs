@@ -1,5 +1,5 @@
-//! How far a run has come and how long it still takes, on standard error: one line that is rewritten on a terminal, a line for
-//! each part elsewhere.
+//! Shows the progress of a run and the remaining time on standard error: on a terminal one line
+//! that is rewritten, otherwise one line per part.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
@@ -8,14 +8,14 @@ use std::time::Instant;
 pub(crate) struct Progress {
     begun: Instant,
     part: String,
-    /// Seconds by the plan, which is only as good as a guess: what has passed corrects it.
+    /// The estimated duration in seconds. The time that the finished parts took corrects it.
     planned: f64,
     done: f64,
     rewrites: bool,
 }
 
 impl Progress {
-    /// One of a run that ought to take so many seconds.
+    /// The progress of a run that takes about this number of seconds.
     pub(crate) fn new(planned: f64) -> Self {
         Self {
             begun: Instant::now(),
@@ -26,21 +26,21 @@ impl Progress {
         }
     }
 
-    /// A part of the run begins.
+    /// Starts a part of the run.
     pub(crate) fn part(&mut self, name: &str) {
         name.clone_into(&mut self.part);
-        self.tell();
+        self.print();
     }
 
-    /// What was planned to take `seconds` is done.
+    /// Records that work with an estimate of `seconds` is done.
     pub(crate) fn spent(&mut self, seconds: f64) {
         self.done += seconds;
         if self.rewrites {
-            self.tell();
+            self.print();
         }
     }
 
-    fn tell(&self) {
+    fn print(&self) {
         let so_far = self.begun.elapsed().as_secs_f64();
         let pace = if self.done > 0.0 {
             so_far / self.done

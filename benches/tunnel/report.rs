@@ -1,4 +1,5 @@
-//! From samples to a table for readers or a JSON document for programs: medians over the rounds, ratios within each round.
+//! Creates the table or the JSON document from the samples: medians over the rounds, ratios within
+//! each round.
 
 use std::fmt::Write as _;
 
@@ -11,14 +12,14 @@ use crate::path::Path;
 use crate::plan::{Metric, Plan, TESTS, Test};
 use crate::usage;
 
-/// The load generator, target included, where processor time is shown.
+/// The name of the load generator (with the target) in the processor times.
 const LOAD: &str = "load";
 
-/// What one test gave over one path, one sample a round.
+/// The results of one test over one path, one sample per round.
 pub(crate) struct Cell {
-    /// The test's place in [`TESTS`].
+    /// The index of the test in [`TESTS`].
     pub(crate) test: usize,
-    /// The path's place in the list of paths.
+    /// The index of the path in the list of paths.
     pub(crate) path: usize,
     /// The samples, in the order of the rounds.
     pub(crate) samples: Vec<Sample>,
@@ -26,17 +27,17 @@ pub(crate) struct Cell {
 
 /// Everything that was measured.
 pub(crate) struct Report<'a> {
-    /// How.
+    /// The command line.
     pub(crate) plan: &'a Plan,
-    /// Over what.
+    /// The measured paths.
     pub(crate) paths: &'a [Path],
-    /// The figures.
+    /// The results.
     pub(crate) cells: &'a [Cell],
-    /// How many paths there are to compare with; they come first among the paths.
+    /// The number of reference paths, which are the first ones.
     pub(crate) references: usize,
-    /// What idle tunnels hold.
+    /// The memory of idle tunnels.
     pub(crate) idles: &'a [Idle],
-    /// Set-up from afar.
+    /// The set-up times with latency.
     pub(crate) delays: &'a [Delay],
 }
 
@@ -45,13 +46,14 @@ impl Cell {
         self.samples.iter().map(|s| s.values[metric]).collect()
     }
 
-    /// The median of the ratios of each round: what slows a whole round cancels out.
+    /// The median of the ratios of each round, so that a slow round has no effect.
     fn ratio(&self, to: &Self, metric: usize) -> Option<f64> {
-        let (ours, theirs) = (self.values(metric), to.values(metric));
-        median(ours.iter().zip(theirs).map(|(a, b)| a / b).collect())
+        let (values, references) = (self.values(metric), to.values(metric));
+        median(values.iter().zip(references).map(|(a, b)| a / b).collect())
     }
 
-    /// Processor time for each of the amount, with its user: all rounds together, since the kernel counts in ticks of 10 ms.
+    /// The processor time per amount of work of each process. All rounds are added, because the
+    /// kernel counts in ticks of 10 ms.
     fn cpu<'a>(&self, paths: &'a [Path]) -> Vec<(&'a str, Option<f64>)> {
         let amount: f64 = self.samples.iter().map(|s| s.amount).sum();
         let (_, factor) = TESTS[self.test].work.cpu_per();
@@ -69,11 +71,11 @@ impl Cell {
 }
 
 impl Report<'_> {
-    /// For readers.
+    /// The table.
     pub(crate) fn table(&self) -> String {
         let mut out = format!(
-            "upstreamproxy {}, {} rounds, transfers of {} s, {} processors. Medians of the rounds; ratios are taken within each\n\
-             round. Higher is better for MiB/s and 1/s, lower for us and processor time. Only ratios of one run mean anything.\n",
+            "upstreamproxy {}, {} rounds, transfers of {} s, {} processors. Medians of the rounds; ratios within each round.\n\
+             Higher is better for MiB/s and 1/s, lower for us and processor time. Compare only ratios of the same run.\n",
             env!("CARGO_PKG_VERSION"),
             self.plan.rounds,
             self.plan.effort.seconds,
@@ -121,7 +123,7 @@ impl Report<'_> {
         for reference in self.paths.iter().take(self.references) {
             let _ = write!(out, "{:>15}", format!("x {}", reference.name));
         }
-        // Once a test is enough.
+        // Only in the first block of a test.
         let has_cpu = metric == 0;
         if has_cpu {
             let _ = write!(out, "   processor, {}", test.work.cpu_per().0);
@@ -157,7 +159,7 @@ impl Report<'_> {
         }
     }
 
-    /// Idle tunnels over all paths.
+    /// The table of idle tunnels.
     fn idle_block(&self, out: &mut String) {
         let Some(first) = self.idles.first() else {
             return;
@@ -166,7 +168,7 @@ impl Report<'_> {
         let _ = writeln!(
             out,
             "\n{title:<28}{:>12}   each process: before, with, after",
-            "a tunnel"
+            "per tunnel"
         );
         for idle in self.idles {
             let each: Vec<String> = idle
@@ -187,7 +189,7 @@ impl Report<'_> {
         }
     }
 
-    /// Set-up from afar.
+    /// The table of set-up times with latency.
     fn delay_block(&self, out: &mut String) {
         if self.delays.is_empty() {
             return;
@@ -195,24 +197,25 @@ impl Report<'_> {
         let _ = writeln!(
             out,
             "\nCONNECT to first byte, wss  {:>9}{:>9}{:>14}{:>14}",
-            "p50 ms", "p99 ms", "p50 / trip", "p99 / trip"
+            "p50 ms", "p99 ms", "p50 / RTT", "p99 / RTT"
         );
         for delay in self.delays {
-            let name = format!("{} {}", delay::name(delay.round_trip), delay.way);
+            let name = format!("{} {}", delay::name(delay.round_trip), delay.mode);
             let _ = write!(out, "  {name:<26}");
             for share in [50, 99] {
                 let took = quantile(&delay.latencies, share).as_secs_f64() * 1e3;
                 let _ = write!(out, "{took:>9.1}");
             }
             for share in [50, 99] {
-                let trips = trips(delay, share).map_or_else(dash, |trips| format!("{trips:.2}"));
-                let _ = write!(out, "{trips:>14}");
+                let in_round_trips = in_round_trips(delay, share)
+                    .map_or_else(dash, |in_round_trips| format!("{in_round_trips:.2}"));
+                let _ = write!(out, "{in_round_trips:>14}");
             }
             out.push('\n');
         }
     }
 
-    /// Against each path to compare with, in their order.
+    /// The ratio to each reference path, in the order of the paths.
     fn ratios(&self, cell: &Cell, metric: usize, cells: &[&Cell]) -> Vec<Option<f64>> {
         (0..self.references)
             .map(|reference| {
@@ -222,7 +225,7 @@ impl Report<'_> {
             .collect()
     }
 
-    /// For programs.
+    /// The JSON document.
     pub(crate) fn json(&self) -> Value {
         let mut results = Vec::new();
         for cell in self.cells {
@@ -293,18 +296,18 @@ impl Report<'_> {
             let ms = |share| quantile(&delay.latencies, share).as_secs_f64() * 1e3;
             json!({
                 "round_trip_ms": delay.round_trip,
-                "way": delay.way,
+                "way": delay.mode,
                 "openings": delay.latencies.len(),
                 "p50_ms": ms(50),
                 "p99_ms": ms(99),
-                "p50_round_trips": trips(delay, 50),
-                "p99_round_trips": trips(delay, 99),
+                "p50_round_trips": in_round_trips(delay, 50),
+                "p99_round_trips": in_round_trips(delay, 99),
             })
         });
         delays.collect()
     }
 
-    /// Path, role, KiB at rest and at the peak of the whole run.
+    /// Path, role, KiB at rest, and peak KiB of the whole run.
     fn memory(&self) -> impl Iterator<Item = (&str, &str, Option<u64>, Option<u64>)> {
         self.paths.iter().flat_map(|path| {
             path.processes.iter().map(|process| {
@@ -316,10 +319,10 @@ impl Report<'_> {
     }
 }
 
-/// In round trips of the line, where it has any.
-fn trips(delay: &Delay, share: usize) -> Option<f64> {
-    let line = delay.round_trip as f64 / 1e3;
-    (line > 0.0).then(|| quantile(&delay.latencies, share).as_secs_f64() / line)
+/// The percentile `share` in round-trip times; `None` without latency.
+fn in_round_trips(delay: &Delay, share: usize) -> Option<f64> {
+    let round_trip = delay.round_trip as f64 / 1e3;
+    (round_trip > 0.0).then(|| quantile(&delay.latencies, share).as_secs_f64() / round_trip)
 }
 
 fn processors() -> usize {
@@ -345,7 +348,7 @@ fn dash() -> String {
     "-".to_owned()
 }
 
-/// With as many places as mean something.
+/// Formats with a sensible number of decimal places.
 fn figure(value: f64) -> String {
     if value < 10.0 {
         format!("{value:.2}")
@@ -354,7 +357,7 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Without places, in groups of three digits.
+/// Formats without decimal places, in groups of three digits.
 fn whole(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

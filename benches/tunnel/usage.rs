@@ -1,23 +1,24 @@
-//! What another process has used so far, from `/proc`: memory, threads, descriptors, and processor time.
+//! The resource usage of another process, from `/proc`: memory, threads, descriptors, and processor
+//! time.
 //!
-//! The files read here are open to everyone, of a non-dumpable process too, unless `/proc` is mounted with `hidepid`: then the
-//! answer is `None` and the table shows a dash.
+//! Every user can read these files, of a non-dumpable process too, unless `/proc` is mounted with
+//! `hidepid`. Then the result is `None` and the table shows a dash.
 
 use std::fs;
 
-pub(crate) use crate::used::cpu_seconds;
-use crate::used::kib;
+pub(crate) use crate::proc_usage::cpu_seconds;
+use crate::proc_usage::kib;
 
 /// Resident memory in KiB.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
-    /// At this moment.
+    /// The current value.
     pub(crate) now: u64,
-    /// The most so far.
+    /// The peak value.
     pub(crate) peak: u64,
 }
 
-/// How much of its memory is and was resident.
+/// The resident memory of the process.
 pub(crate) fn memory(pid: u32) -> Option<Memory> {
     Some(Memory {
         now: kib(pid, "VmRSS:")?,
@@ -25,8 +26,9 @@ pub(crate) fn memory(pid: u32) -> Option<Memory> {
     })
 }
 
-/// Threads and open descriptors; the latter of a non-dumpable process are shown to root only.
-pub(crate) fn held(pid: u32) -> Option<(u64, u64)> {
+/// The numbers of threads and open descriptors. Only root can read the descriptors of a
+/// non-dumpable process.
+pub(crate) fn threads_and_descriptors(pid: u32) -> Option<(u64, u64)> {
     let count = |what: &str| {
         let entries = fs::read_dir(format!("/proc/{pid}/{what}")).ok()?;
         Some(entries.count() as u64)

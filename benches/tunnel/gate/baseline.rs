@@ -1,65 +1,67 @@
-//! The figures as they were last blessed: a text file that reads like a table, and what is to be said of a figure beside it.
+//! The baseline: a text file with a table of blessed values, and the comparison of a value with it.
 //!
-//! Pure, and part of the integration tests too, which show that the gate can fail.
+//! This module does no I/O. The integration tests include it to show that the gate can fail.
 
 use std::fmt::Write as _;
 
-/// What figures depend on the compiler: their names begin with it. The others count what the program asks of the system.
+/// The start of the names of values that depend on the compiler. The other values count requests to
+/// the system or the allocator.
 pub(crate) const INSTRUCTIONS: &str = "instructions";
 
-/// What the first line says of the compiler.
+/// The start of the line that names the compiler.
 const COMPILER: &str = "compiler:";
 
 const HEAD: &str = "\
-# What relay and gateway cost, in counts: written by `cargo bench --bench tunnel -- gate --bless`, held by `cargo bench --bench tunnel -- gate`.
-# A figure over value + tolerance fails; one under value - tolerance is to be blessed.
+# Operation counts of relay and gateway. `cargo bench --bench tunnel -- gate` compares with this
+# file, `cargo bench --bench tunnel -- gate --bless` writes it. A count above value + tolerance
+# fails. A count below value - tolerance should be blessed.
 ";
 
-/// All blessed figures.
+/// All blessed values.
 pub(crate) struct Baseline {
-    /// What built the program that they were counted of.
+    /// The compiler of the program that they were counted in.
     pub(crate) compiler: String,
-    /// One for each figure.
+    /// One row per value.
     pub(crate) rows: Vec<Row>,
 }
 
-/// One blessed figure.
+/// One blessed value.
 pub(crate) struct Row {
-    /// What it is, such as `instructions/up/wss/relay`.
+    /// Its name, such as `instructions/up/wss/relay`.
     pub(crate) name: String,
-    /// How much it was.
+    /// The blessed value.
     pub(crate) value: f64,
-    /// How much more or less it may be, in the same unit.
+    /// The allowed difference, in the same unit.
     pub(crate) tolerance: f64,
-    /// In what, such as `a MiB`.
+    /// The unit, such as `per MiB`.
     pub(crate) unit: String,
 }
 
-/// What is to be said of a figure.
+/// The result of the comparison with the baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Within the tolerance.
     Held,
-    /// Over it.
+    /// Above the tolerance.
     Worse,
-    /// Under it.
+    /// Below the tolerance.
     Better,
-    /// The baseline was counted of what another compiler made.
+    /// The baseline was counted with another compiler, so the values are not comparable.
     OtherCompiler,
-    /// The baseline has no such figure.
+    /// The baseline has no value with this name.
     Unknown,
 }
 
 impl Verdict {
-    /// Whether nobody may go past this.
+    /// Whether the gate fails.
     pub(crate) fn fails(self) -> bool {
         matches!(self, Self::Worse | Self::Unknown)
     }
 
-    /// As the table says it.
+    /// The text in the table.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Held => "held",
+            Self::Held => "ok",
             Self::Worse => "WORSE",
             Self::Better => "better",
             Self::OtherCompiler => "other compiler",
@@ -69,10 +71,10 @@ impl Verdict {
 }
 
 impl Baseline {
-    /// Reads the file.
+    /// Parses the file.
     ///
     /// # Errors
-    /// The line that is none of a baseline.
+    /// The text contains a line that is not a row, or does not name the compiler.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut compiler = None;
         let mut rows = Vec::new();
@@ -84,14 +86,14 @@ impl Baseline {
                 compiler = Some(named.trim().to_owned());
             } else {
                 let row = Row::parse(line);
-                rows.push(row.ok_or_else(|| format!("no row of a baseline: \"{line}\""))?);
+                rows.push(row.ok_or_else(|| format!("not a row of a baseline: \"{line}\""))?);
             }
         }
-        let compiler = compiler.ok_or("the baseline does not say which compiler it is of")?;
+        let compiler = compiler.ok_or("the baseline does not name its compiler")?;
         Ok(Self { compiler, rows })
     }
 
-    /// The file.
+    /// The text of the file.
     pub(crate) fn text(&self) -> String {
         let mut text = format!("{HEAD}{COMPILER} {}\n", self.compiler);
         let mut before = "";
@@ -115,12 +117,12 @@ impl Baseline {
         text
     }
 
-    /// The blessed figure of this name.
+    /// The blessed value with this name.
     pub(crate) fn row(&self, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == name)
     }
 
-    /// What is to be said of a figure that was counted of what `compiler` made.
+    /// Compares a value that was counted in a program built by `compiler`.
     pub(crate) fn judge(&self, name: &str, value: f64, compiler: &str) -> Verdict {
         let Some(row) = self.row(name) else {
             return Verdict::Unknown;
@@ -154,7 +156,7 @@ impl Row {
     }
 }
 
-/// With as many places as mean something.
+/// Formats with a sensible number of decimal places.
 pub(crate) fn shown(value: f64) -> String {
     if value.abs() < 1000.0 {
         format!("{value:.2}")

@@ -1,5 +1,5 @@
-//! From a load and a tool to figures: both processes are started under the tool, once for what goes before and once for each load
-//! besides, and the difference is the figure.
+//! Counts operations: starts both processes under a tool, once with only the warm-up and once with
+//! each load added. The difference is the count for the load.
 
 use std::fs;
 use std::io;
@@ -9,38 +9,38 @@ use std::path::{Path as FilePath, PathBuf};
 use socket2::SockRef;
 
 use super::baseline::Row;
-use super::load::{Ground, Load};
+use super::load::{Context, Load};
 use super::note;
 use super::plan::Plan;
 use super::tool::Tool;
 use crate::path::{GATEWAY, Path, RELAY};
 use crate::pattern::Pattern;
-use crate::{Outcome, PATIENCE};
+use crate::{Outcome, TIMEOUT};
 
-/// Where the tools leave what they found, for whoever wants to know where a count comes from.
-pub(super) const FOUND: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/gate");
+/// The directory with the output of the tools, which shows where a count comes from.
+pub(super) const TOOL_OUTPUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/gate");
 
-/// The tolerance in spreads: how far apart the rounds of a blessing were.
+/// The tolerance as a multiple of the spread of the rounds when a value is blessed.
 const SPREADS: f64 = 2.0;
 
-/// One figure, in as many rounds as it was counted.
+/// One count, in one or more rounds.
 pub(super) struct Figure {
-    /// Such as `instructions/up/wss/relay`.
+    /// Its name, such as `instructions/up/wss/relay`.
     pub(super) name: String,
-    /// Such as `a MiB`.
+    /// Its unit, such as `per MiB`.
     pub(super) unit: &'static str,
-    /// What it may differ by at least.
-    least: f64,
+    /// The minimum tolerance.
+    min_tolerance: f64,
     rounds: Vec<f64>,
 }
 
 impl Figure {
-    /// What the program needs: chance adds more often than it takes away.
+    /// The lowest count. Chance increases a count more often than it decreases it.
     pub(super) fn lowest(&self) -> f64 {
         self.rounds.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
-    /// As it goes into the baseline.
+    /// The row for the baseline.
     pub(super) fn blessed(&self) -> Row {
         let mut sorted = self.rounds.clone();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -49,14 +49,14 @@ impl Figure {
         Row {
             name: self.name.clone(),
             value,
-            tolerance: (SPREADS * spread).max(self.least),
+            tolerance: (SPREADS * spread).max(self.min_tolerance),
             unit: self.unit.to_owned(),
         }
     }
 }
 
-/// Sorts by measure, load, scheme and role, as the names are made.
-pub(super) fn place(name: &str) -> Vec<usize> {
+/// The sort key of a name: measure, load, scheme and role, each in the order of the table.
+pub(super) fn sort_key(name: &str) -> Vec<usize> {
     let measures = Tool::ALL.into_iter().flat_map(Tool::measures);
     let measures: Vec<&str> = measures.map(|(measure, _)| *measure).collect();
     let loads = Load::ALL.map(Load::name);
@@ -68,10 +68,10 @@ pub(super) fn place(name: &str) -> Vec<usize> {
 }
 
 const SCHEMES: [&str; 2] = ["ws", "wss"];
-/// In the order of a path's processes.
+/// In the order of the processes of a path.
 const ROLES: [&str; 2] = [RELAY, GATEWAY];
 
-/// What one start of both processes after another is counted for.
+/// The counts that come from the same runs.
 #[derive(Clone, Copy)]
 struct Group {
     tool: Tool,
@@ -88,13 +88,13 @@ impl Group {
         SCHEMES[usize::from(self.tls)]
     }
 
-    /// The figures' names, one for each role.
+    /// The names of the counts, one for each role.
     fn names(self, measure: &str, load: Load) -> [String; ROLES.len()] {
         ROLES.map(|role| format!("{measure}/{}/{}/{role}", load.name(), self.scheme()))
     }
 }
 
-/// What all counts share.
+/// The tools and the data that all counts share.
 pub(super) struct Counting {
     programs: Vec<PathBuf>,
     listener: TcpListener,
@@ -109,9 +109,9 @@ impl Counting {
             .into_iter()
             .map(Tool::find)
             .collect::<Outcome<_>>()?;
-        fs::create_dir_all(FOUND)?;
+        fs::create_dir_all(TOOL_OUTPUT)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+        SockRef::from(&listener).set_read_timeout(Some(TIMEOUT))?;
         Ok(Self {
             programs,
             target: listener.local_addr()?,
@@ -120,7 +120,8 @@ impl Counting {
         })
     }
 
-    /// All wanted figures, each group again and again as long as `again` says so of the rounds so far.
+    /// Counts all selected figures. Repeats each group as long as `again` returns `true` for the
+    /// number of rounds and the counts so far.
     pub(super) fn all(
         &self,
         plan: &Plan,
@@ -140,71 +141,71 @@ impl Counting {
             figures.append(&mut counted);
         }
         if figures.is_empty() {
-            return Err("no figure has such a name; the baseline lists them".into());
+            return Err("no name contains one of the filters; the baseline lists all names".into());
         }
-        figures.sort_by_key(|figure| place(&figure.name));
+        figures.sort_by_key(|figure| sort_key(&figure.name));
         Ok(figures)
     }
 
-    /// The wanted figures of a group, counted once.
+    /// Counts the selected figures of a group once.
     fn group(&self, group: Group, plan: &Plan) -> Outcome<Vec<Figure>> {
         let Group { tool, .. } = group;
-        let wants = |load: &Load| {
+        let is_selected = |load: &Load| {
             let measures = tool.measures().iter();
             let mut names = measures.flat_map(|(measure, _)| group.names(measure, *load));
-            tool.counts(*load) && names.any(|name| plan.wants(&name))
+            tool.counts(*load) && names.any(|name| plan.selects(&name))
         };
-        let loads: Vec<Load> = Load::ALL.into_iter().filter(wants).collect();
+        let loads: Vec<Load> = Load::ALL.into_iter().filter(is_selected).collect();
         let mut figures = Vec::new();
         if loads.is_empty() {
             return Ok(figures);
         }
-        let before = self.count(group, None)?;
+        let warm_up = self.count(group, None)?;
         for load in loads {
             let after = self.count(group, Some(load))?;
             let amount = load.amount() as f64;
-            for (place, (measure, nothing)) in tool.measures().iter().enumerate() {
+            for (place, (measure, noise)) in tool.measures().iter().enumerate() {
                 for (role, name) in group.names(measure, load).into_iter().enumerate() {
-                    let value = (after[role][place] - before[role][place]).max(0.0) / amount;
+                    let value = (after[role][place] - warm_up[role][place]).max(0.0) / amount;
                     figures.push(Figure {
                         name,
                         unit: load.unit(),
-                        least: (nothing / amount).max(tool.least(load) * value),
+                        min_tolerance: (noise / amount).max(tool.min_tolerance(load) * value),
                         rounds: vec![value],
                     });
                 }
             }
         }
-        figures.retain(|figure| plan.wants(&figure.name));
+        figures.retain(|figure| plan.selects(&figure.name));
         Ok(figures)
     }
 
-    /// The counts of each role's whole process, from start to end.
+    /// The counts of each process, from its start to its end.
     fn count(&self, group: Group, counted: Option<Load>) -> Outcome<[Vec<f64>; ROLES.len()]> {
         let Group { tool, tls } = group;
         let scheme = group.scheme();
-        let load = counted.map_or("nothing", Load::name);
+        let load = counted.map_or("warm-up", Load::name);
         let (program, _) = tool.program();
-        let found = |role: &str| {
+        let output = |role: &str| {
             let (measure, _) = tool.measures()[0];
-            FilePath::new(FOUND).join(format!("{measure}-{load}-{scheme}-{role}"))
+            FilePath::new(TOOL_OUTPUT).join(format!("{measure}-{load}-{scheme}-{role}"))
         };
         let counts = || {
             let path = Path::tunnel_by(scheme, tls, self.target, |role| {
-                tool.command(&self.programs[tool as usize], &found(role))
+                tool.command(&self.programs[tool as usize], &output(role))
             })?;
-            let ground = Ground {
+            let context = Context {
                 path: &path,
                 listener: &self.listener,
                 pattern: &self.pattern,
             };
-            ground.run(counted)?;
+            context.run(counted)?;
             path.stop()?;
-            Ok([tool.read(&found(ROLES[0]))?, tool.read(&found(ROLES[1]))?])
+            Ok([tool.read(&output(ROLES[0]))?, tool.read(&output(ROLES[1]))?])
         };
         for role in ROLES {
-            // An old result is not to be taken for the new one.
-            match fs::remove_file(found(role)) {
+            // Remove old output, so that it is not taken for the new one.
+            match fs::remove_file(output(role)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }

@@ -1,5 +1,5 @@
-//! What is sent while it is counted: always the same bytes in the same steps, so that it is the program that is counted and not
-//! the scheduler.
+//! The loads of the gate: always the same bytes in the same steps, so that the counts depend on the
+//! program and not on the scheduler.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,22 +12,22 @@ use crate::pattern::{PIECE, Pattern};
 
 const MIB: u64 = 1 << 20;
 
-/// What is sent in one step. The kernel hands on up to 64 KiB in one piece: with what frames and TLS add, one step stays one
-/// piece, and nobody reads half of it.
+/// The number of bytes in one step. The kernel passes on up to 64 KiB at once. A step stays below
+/// this limit with the overhead of frames and TLS, so no read returns a part of it.
 const STEP: usize = 32 << 10;
 
 /// A kind of load.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Load {
-    /// Up one tunnel, step by step: each waits until the one before has arrived.
+    /// Up one tunnel in steps; each step waits until the previous one has arrived.
     Up,
-    /// Down one tunnel in the same way.
+    /// Down one tunnel in steps.
     Down,
-    /// Tunnels one after the other: CONNECT, one byte there and back, and the end.
+    /// Sequential tunnels: CONNECT, one byte and back, and the end.
     SetUp,
-    /// Up one tunnel as fast as it goes: how much a system call moves is then the scheduler's doing too.
+    /// Up one tunnel at full speed. The amount per system call then also depends on the scheduler.
     FloodUp,
-    /// Down one tunnel in the same way.
+    /// Down one tunnel at full speed.
     FloodDown,
 }
 
@@ -52,12 +52,12 @@ impl Load {
         }
     }
 
-    /// Whether what is counted depends on more than the program.
+    /// Whether the counts also depend on the scheduler.
     pub(super) fn is_flood(self) -> bool {
         matches!(self, Self::FloodUp | Self::FloodDown)
     }
 
-    /// How much of it is counted.
+    /// The amount that is counted, in the unit of the figures.
     pub(super) fn amount(self) -> u64 {
         match self {
             Self::Up | Self::Down => 16,
@@ -66,16 +66,16 @@ impl Load {
         }
     }
 
-    /// What its figures are for.
+    /// The unit of its figures.
     pub(super) fn unit(self) -> &'static str {
         match self {
-            Self::SetUp => "a tunnel",
-            _ => "a MiB",
+            Self::SetUp => "per tunnel",
+            _ => "per MiB",
         }
     }
 
-    /// How much of it goes before, in every run: what is paid once is not to be counted.
-    fn before(self) -> u64 {
+    /// The amount in the warm-up of every run, so that one-time costs are not counted.
+    fn warm_up(self) -> u64 {
         match self {
             Self::Up | Self::Down => 1,
             Self::SetUp => 5,
@@ -84,19 +84,19 @@ impl Load {
     }
 }
 
-/// The ends between which it goes.
-pub(super) struct Ground<'a> {
+/// The path and the data for the loads.
+pub(super) struct Context<'a> {
     pub(super) path: &'a Path,
     pub(super) listener: &'a TcpListener,
     pub(super) pattern: &'a Pattern,
 }
 
-impl Ground<'_> {
-    /// What goes before, and `counted` besides.
+impl Context<'_> {
+    /// Runs the warm-up, and `counted` in addition.
     pub(super) fn run(&self, counted: Option<Load>) -> Outcome<()> {
         for load in Load::ALL {
-            let more = counted.filter(|counted| *counted == load);
-            let amount = load.before() + more.map_or(0, Load::amount);
+            let added = counted.filter(|counted| *counted == load);
+            let amount = load.warm_up() + added.map_or(0, Load::amount);
             match load {
                 _ if amount == 0 => {}
                 Load::SetUp => {
@@ -148,11 +148,11 @@ impl Ground<'_> {
         })
     }
 
-    /// Fills the buffer with what stands at `position`, and with nothing else.
+    /// Fills the buffer, and checks that it contains the pattern at `position`.
     fn expect(&self, mut from: &TcpStream, position: u64, buffer: &mut [u8]) -> Outcome<()> {
         from.read_exact(buffer)?;
         if !self.pattern.matches(position, buffer) {
-            return Err(format!("wrong bytes after {position} right ones").into());
+            return Err(format!("wrong data after {position} correct bytes").into());
         }
         Ok(())
     }

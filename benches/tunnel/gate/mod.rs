@@ -1,13 +1,16 @@
-//! A gate that keeps time out of it: instructions, system calls and allocations of the real relay and the real gateway, held
-//! against a baseline that is checked in.
+//! The performance gate: counts instructions, system calls and allocations of the real relay and
+//! the real gateway, and compares the counts with a baseline in the repository. It measures no
+//! time.
 //!
-//! How long something takes depends on the machine's mood; how often it is done does not. Each count is the difference of two runs
-//! that differ by a known amount of one load, so that starting, stopping and what is paid once fall out, and is given for each
-//! MiB or tunnel of it. Floods are the exception: how much one system call moves is the scheduler's doing too, and their
-//! tolerance is wide, but buffers that no longer grow show all the same.
+//! Times depend on the state of the machine; counts do not. Each count is the difference of two
+//! runs that differ by a known amount of one load, divided by this amount, so the costs of
+//! starting, stopping and warming up cancel out. The flood loads are an exception: the amount per
+//! system call also depends on the scheduler. Their tolerance is wide, but still detects buffers
+//! that no longer grow.
 //!
-//! What it does not see: what the kernel does, how well caches are used, and who waits for whom. Throughput is for the bench.
-//! Instructions are those of another path through ring and the C library than a new processor would take (see `tool`).
+//! The gate does not see work in the kernel, cache misses, or waiting; the benchmark measures
+//! throughput. Valgrind emulates an older processor, so ring and the C library use other
+//! instructions than on a new one (see `tool`).
 
 mod baseline;
 mod counting;
@@ -20,28 +23,28 @@ use std::fs;
 use std::io::{self, Write};
 
 use self::baseline::{Baseline, Row, Verdict, shown};
-use self::counting::{Counting, FOUND, Figure, place};
-use self::plan::{Asked, HELP, Plan};
+use self::counting::{Counting, Figure, TOOL_OUTPUT, sort_key};
+use self::plan::{HELP, Invocation, Plan};
 use crate::Outcome;
-use crate::path::OURS;
+use crate::path::BINARY;
 
-/// The first word that asks for all this.
-pub(crate) const WORD: &str = "gate";
+/// The name of this subcommand.
+pub(crate) const SUBCOMMAND: &str = "gate";
 
-/// The baseline, where it is checked in.
+/// The baseline file in the repository.
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/tunnel/gate/baseline");
-/// What to do where a figure is as it must be.
+/// The command that makes the current counts the baseline.
 const BLESS: &str = "cargo bench --bench tunnel -- gate --bless";
-/// How often something is counted that seems worse: chance adds to a count more often than it takes away, and the lowest is
-/// what the program needs.
+/// The maximum number of runs if a count is worse. Chance increases a count more often than it
+/// decreases it, so the lowest count is used.
 const TRIES: usize = 3;
 
-/// Runs as the arguments say.
+/// Runs the subcommand with these arguments.
 pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Outcome<()> {
     match Plan::read(arguments)? {
-        Asked::Help => Ok(io::stdout().write_all(HELP.as_bytes())?),
-        Asked::Check(plan) => check(&plan),
-        Asked::Bless(plan) => bless(&plan),
+        Invocation::Help => Ok(io::stdout().write_all(HELP.as_bytes())?),
+        Invocation::Check(plan) => check(&plan),
+        Invocation::Bless(plan) => bless(&plan),
     }
 }
 
@@ -53,7 +56,7 @@ fn check(plan: &Plan) -> Outcome<()> {
     let figures = Counting::new()?.all(plan, |rounds, figures| {
         let again = rounds < TRIES && figures.iter().any(worse);
         if again {
-            note("some are worse than they were: counted again");
+            note("some counts are worse than the baseline; counting again");
         }
         again
     })?;
@@ -61,18 +64,20 @@ fn check(plan: &Plan) -> Outcome<()> {
     io::stdout().write_all(table.as_bytes())?;
     if verdicts.contains(&Verdict::OtherCompiler) {
         note(&format!(
-            "instructions are not held: the baseline is of {}, this is {compiler}; to hold them here: {BLESS}",
+            "instructions are not compared: the baseline is of {}, this is {compiler}; to compare them here, run: {BLESS}",
             baseline.compiler
         ));
     }
     if verdicts.contains(&Verdict::Better) {
-        note(&format!("some are better; to keep them so: {BLESS}"));
+        note(&format!(
+            "some counts are better; to make them the baseline, run: {BLESS}"
+        ));
     }
     let failing = verdicts.iter().filter(|verdict| verdict.fails()).count();
     if failing > 0 {
         return Err(format!(
-            "{failing} of {} figures fail; {FOUND} tells the instructions by function (callgrind_annotate reads them) and the \
-             system calls by name; if it must be so: {BLESS}",
+            "{failing} of {} counts fail; {TOOL_OUTPUT} has the instructions by function (read them with callgrind_annotate) and \
+             the system calls by name; if the change is intended, run: {BLESS}",
             figures.len()
         )
         .into());
@@ -84,10 +89,10 @@ fn bless(plan: &Plan) -> Outcome<()> {
     let figures = Counting::new()?.all(plan, |rounds, _| rounds < plan.rounds)?;
     let mut rows: Vec<Row> = figures.iter().map(Figure::blessed).collect();
     if plan.is_part() {
-        // Of the others the old ones stay.
+        // Counts that were not selected keep their values.
         let before = read_baseline()?.rows;
-        rows.extend(before.into_iter().filter(|row| !plan.wants(&row.name)));
-        rows.sort_by_key(|row| place(&row.name));
+        rows.extend(before.into_iter().filter(|row| !plan.selects(&row.name)));
+        rows.sort_by_key(|row| sort_key(&row.name));
     }
     let baseline = Baseline {
         compiler: compiler()?,
@@ -102,7 +107,7 @@ fn read_baseline() -> Outcome<Baseline> {
     Ok(Baseline::parse(&text)?)
 }
 
-/// For readers, and what is to be said of each.
+/// The table, and the verdict on each count.
 fn table(figures: &[Figure], baseline: &Baseline, compiler: &str) -> (String, Vec<Verdict>) {
     let mut text = format!(
         "{:<34}{:>12}{:>12}{:>9}{:>9}  {:<10}verdict\n",
@@ -113,7 +118,7 @@ fn table(figures: &[Figure], baseline: &Baseline, compiler: &str) -> (String, Ve
         let now = figure.lowest();
         let verdict = baseline.judge(&figure.name, now, compiler);
         let row = baseline.row(&figure.name);
-        // Of next to nothing no share means anything.
+        // A percentage of a value near zero is meaningless.
         let share = |part: f64, of: f64| {
             let percent = 100.0 * part / of;
             if percent.abs() < 1000.0 {
@@ -142,14 +147,15 @@ fn table(figures: &[Figure], baseline: &Baseline, compiler: &str) -> (String, Ve
     (text, verdicts)
 }
 
-/// What built the program, as it says itself, and for which processor.
+/// The compiler named in the binary, and the processor architecture.
 fn compiler() -> Outcome<String> {
     const MARK: &[u8] = b"rustc version ";
-    let program = fs::read(OURS)?;
+    let program = fs::read(BINARY)?;
     let at = program
         .windows(MARK.len())
         .position(|window| window == MARK);
-    let at = at.ok_or_else(|| format!("{OURS} does not say which rustc made it"))? + MARK.len();
+    let at =
+        at.ok_or_else(|| format!("{BINARY} does not name the rustc that built it"))? + MARK.len();
     let version: Vec<u8> = program[at..]
         .iter()
         .copied()
@@ -162,7 +168,7 @@ fn compiler() -> Outcome<String> {
     ))
 }
 
-/// Progress and remarks, beside the result.
+/// Prints progress or a remark to standard error.
 fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

@@ -1,42 +1,43 @@
-//! What the gate is asked to do.
+//! The command line of the gate.
 
 use crate::Outcome;
 
-/// What `gate --help` says.
+/// The output of `gate --help`.
 pub(super) const HELP: &str = "\
-Counts what a relay and a gateway do: instructions and allocations under valgrind, system calls under strace. Counts do not
-depend on how busy the machine is, so that they are held against benches/tunnel/gate/baseline, and worse ones fail.
+Counts the operations of a relay and a gateway: instructions and allocations with valgrind, system
+calls with strace. Counts do not depend on the load of the machine. They are compared with
+benches/tunnel/gate/baseline, and the gate fails if one is worse.
 
 Usage: cargo bench --bench tunnel -- gate [options] [FILTER...]
 
-  FILTER         only figures whose name, such as instructions/up/wss/relay, holds one of these words
-  --bless        writes what is counted now into the baseline, with a tolerance from how far the rounds lie apart
-  --rounds N     so many rounds for --bless; default 5
+  FILTER         only counts whose name, such as instructions/up/wss/relay, contains one of these words
+  --bless        write the current counts to the baseline, with a tolerance from the spread of the rounds
+  --rounds N     number of rounds for --bless (default 5)
 ";
 
-/// How often --bless counts.
+/// The default number of rounds for `--bless`.
 const ROUNDS: usize = 5;
 
-/// What is to be done.
-pub(super) enum Asked {
-    /// Count, and hold against the baseline.
+/// What the command line requests.
+pub(super) enum Invocation {
+    /// Count, and compare with the baseline.
     Check(Plan),
     /// Count, and write the baseline.
     Bless(Plan),
-    /// Say how this is used.
+    /// Print the help.
     Help,
 }
 
-/// What is counted.
+/// The parsed command line.
 pub(super) struct Plan {
-    /// How often.
+    /// The number of rounds for `--bless`.
     pub(super) rounds: usize,
     filters: Vec<String>,
 }
 
 impl Plan {
-    /// Reads the arguments; Cargo adds its own `--bench`.
-    pub(super) fn read(mut arguments: impl Iterator<Item = String>) -> Outcome<Asked> {
+    /// Parses the arguments. Cargo adds `--bench`.
+    pub(super) fn read(mut arguments: impl Iterator<Item = String>) -> Outcome<Invocation> {
         let mut bless = false;
         let mut plan = Self {
             rounds: ROUNDS,
@@ -49,29 +50,29 @@ impl Plan {
                 "--rounds" => {
                     let rounds = arguments.next().and_then(|value| value.parse().ok());
                     let rounds = rounds.filter(|rounds| (1..=100).contains(rounds));
-                    plan.rounds = rounds.ok_or("--rounds wants a number from 1 to 100")?;
+                    plan.rounds = rounds.ok_or("--rounds needs a number from 1 to 100")?;
                 }
-                "--help" | "-h" => return Ok(Asked::Help),
+                "--help" | "-h" => return Ok(Invocation::Help),
                 option if option.starts_with('-') => {
-                    return Err(format!("gate takes no {option}; --help lists its options").into());
+                    return Err(format!("unknown option {option}; see gate --help").into());
                 }
                 word => plan.filters.push(word.to_owned()),
             }
         }
         Ok(if bless {
-            Asked::Bless(plan)
+            Invocation::Bless(plan)
         } else {
-            Asked::Check(plan)
+            Invocation::Check(plan)
         })
     }
 
-    /// Whether some figures are not wanted.
+    /// Whether filters exclude some counts.
     pub(super) fn is_part(&self) -> bool {
         !self.filters.is_empty()
     }
 
-    /// Whether this figure is wanted.
-    pub(super) fn wants(&self, name: &str) -> bool {
+    /// Whether the filters select the count with this name.
+    pub(super) fn selects(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|word| name.contains(word))
     }
 }

@@ -1,4 +1,4 @@
-//! The tools that count: what they are started with, and where their result stands.
+//! The tools that count: how they are started, and how their output is read.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,27 +9,30 @@ use std::time::{Duration, Instant};
 
 use super::baseline::INSTRUCTIONS;
 use super::load::Load;
-use crate::path::{OURS, bare};
-use crate::{Outcome, PATIENCE};
+use crate::path::{BINARY, clean_command};
+use crate::{Outcome, TIMEOUT};
 
-/// Above any size: glibc copies and clears with vector instructions then, and not, from a size that depends on the processor,
-/// with `rep movsb`, of which valgrind counts one instruction for each byte.
+/// Thresholds above any size, so that glibc always copies and clears with vector instructions.
+/// Otherwise it uses `rep movsb` from a size that depends on the processor, and valgrind counts one
+/// instruction per byte for it.
 const COPIES: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824:\
     glibc.cpu.x86_rep_stosb_threshold=1073741824:\
     glibc.cpu.x86_non_temporal_threshold=1073741824";
 
-/// How often it is looked whether a tool has written its result.
-const GLANCE: Duration = Duration::from_millis(10);
+/// The interval between attempts to read the output of a tool.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A program that runs another and counts what it does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tool {
-    /// Instructions. Valgrind shows the program a processor without AVX-512 and VAES: ring then takes AES-NI where a newer
-    /// machine has better. What the kernel does is not counted.
+    /// Counts instructions, without the kernel. Valgrind emulates a processor without AVX-512 and
+    /// VAES, so ring uses AES-NI where a newer processor has faster instructions.
     Callgrind,
-    /// Calls of malloc and its kin. Buffers come from mmap and count as system calls.
+    /// Counts calls of malloc and similar functions. Buffers come from mmap and count as system
+    /// calls.
     Memcheck,
-    /// System calls, failed ones included; without futex, since who waits for a lock and how often is the scheduler's doing.
+    /// Counts system calls, including failed ones, but not futex: waiting for locks depends on the
+    /// scheduler.
     Strace,
 }
 
@@ -37,7 +40,7 @@ impl Tool {
     /// All of them.
     pub(super) const ALL: [Self; 3] = [Self::Callgrind, Self::Memcheck, Self::Strace];
 
-    /// What it counts, and how much of it in a whole run means nothing: a thread more or less, a timer that went off.
+    /// What it counts, and the noise in a whole run, such as from one more thread or timer.
     pub(super) fn measures(self) -> &'static [(&'static str, f64)] {
         match self {
             Self::Callgrind => &[(INSTRUCTIONS, 16_384.0)],
@@ -46,23 +49,26 @@ impl Tool {
         }
     }
 
-    /// The least tolerance under this load, as a share of the figure: what is left to chance on a busy machine.
-    pub(super) fn least(self, load: Load) -> f64 {
+    /// The minimum tolerance with this load, as a fraction of the count: the variation on a busy
+    /// machine.
+    pub(super) fn min_tolerance(self, load: Load) -> f64 {
         match self {
-            // A busy machine lets more gather than a quiet one: twice the calls there, a tenth of what small buffers would make.
+            // On a busy machine, more data gathers per call. A quiet machine needs about twice the
+            // calls; buffers that stay small need ten times as many.
             _ if load.is_flood() => 1.5,
             Self::Callgrind | Self::Memcheck => 0.03,
-            // Now and then one end sees half a step.
+            // Occasionally a read returns a part of a step.
             Self::Strace => 0.05,
         }
     }
 
-    /// Whether it counts under this load: floods are for system calls alone, whose number depends on how much goes at once.
+    /// Whether it counts with this load. Floods only count system calls, whose number depends on
+    /// the amount per call.
     pub(super) fn counts(self, load: Load) -> bool {
         self == Self::Strace || !load.is_flood()
     }
 
-    /// The program, and the package that it comes in.
+    /// The program, and the package that contains it.
     pub(super) fn program(self) -> (&'static str, &'static str) {
         match self {
             Self::Callgrind | Self::Memcheck => ("valgrind", "valgrind"),
@@ -70,24 +76,25 @@ impl Tool {
         }
     }
 
-    /// Where it is installed.
+    /// The path of the installed program.
     pub(super) fn find(self) -> Outcome<PathBuf> {
         let (program, package) = self.program();
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|folder| folder.join(program));
+        let found = std::env::split_paths(&path).map(|directory| directory.join(program));
         let mut found = found.filter(|file| file.is_file());
         Ok(found.next().ok_or_else(|| {
             format!("{program} is not installed; install the package {package} (apt-get install {package})")
         })?)
     }
 
-    /// The beginning of a command that runs our program under this one, its result in `result`.
-    pub(super) fn command(self, program: &Path, result: &Path) -> Command {
-        let mut command = bare(program);
+    /// A command that runs the benchmarked binary under this tool, with its output in `output`.
+    /// Arguments for the binary can be added.
+    pub(super) fn command(self, program: &Path, output: &Path) -> Command {
+        let mut command = clean_command(program);
         let option = |option: &str| {
-            let mut word = OsString::from(option);
-            word.push(result);
-            word
+            let mut argument = OsString::from(option);
+            argument.push(output);
+            argument
         };
         match self {
             Self::Callgrind => {
@@ -99,31 +106,33 @@ impl Tool {
                 command.args(["--leak-check=no", "--undef-value-errors=no", "--vgdb=no"]);
                 command.arg(option("--log-file="));
             }
-            // The program is its own leader and strace its grandchild: whoever ends the one ends the other.
+            // With `-D`, the child process is the program itself, and strace its grandchild: a
+            // signal to the child reaches the program, and strace ends after it.
             Self::Strace => {
                 command.args(["-D", "-f", "-c", "-U", "calls,name", "-e", "trace=!futex"]);
-                command.arg("-o").arg(result);
+                command.arg("-o").arg(output);
             }
         }
-        command.arg(OURS);
-        // Valgrind makes a near gateway look like a far one, and everything slow.
+        command.arg(BINARY);
+        // Valgrind slows everything down, so that a near gateway seems far.
         command.env("UPSTREAMPROXY_STANDBY", "0");
         command.env("UPSTREAMPROXY_CONNECT_TIMEOUT", "60s");
         command
     }
 
-    /// The counts, in the order of [`Self::measures`], once they are there: strace writes them after its program has ended.
-    pub(super) fn read(self, result: &Path) -> Outcome<Vec<f64>> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits for the output and returns the counts, in the order of [`Self::measures`]. strace
+    /// writes its output after the program has ended.
+    pub(super) fn read(self, output: &Path) -> Outcome<Vec<f64>> {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let text = fs::read_to_string(result).unwrap_or_default();
+            let text = fs::read_to_string(output).unwrap_or_default();
             if let Some(counts) = self.counts_in(&text) {
                 return Ok(counts);
             }
             if Instant::now() > deadline {
-                return Err(format!("no counts in {}", result.display()).into());
+                return Err(format!("no counts in {}", output.display()).into());
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Very many short tunnels, with every kind of end that a client or a target can make.
+//! Very many short tunnels, with every kind of end that a client or a target can cause.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,36 +9,43 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
-use super::Ground;
-use super::watch::Seen;
+use super::Context;
+use super::watch::Tally;
 use crate::Outcome;
-use crate::path::{answer, prepared, request};
+use crate::path::{read_response, request, with_timeouts};
 
-/// What the first byte asks of the target.
+/// The first byte selects what the target does.
 const ECHO: u8 = b'e';
 const RESET: u8 = b'r';
 
-/// How many bytes most of them carry.
+/// The number of bytes in most tunnels.
 const SMALL: usize = 1000;
-/// And one of each round: over one chunk of the wire.
+/// The number of bytes in the kind `large`: more than one chunk of the protocol.
 const LARGE: usize = 600_000;
 
-type Kind = (&'static str, fn(&Ground<'_>, SocketAddr) -> Outcome<()>);
+type Kind = (&'static str, fn(&Context<'_>, SocketAddr) -> Outcome<()>);
 
-/// Each worker takes them in turn.
+/// The kinds of tunnels, used in turn.
 const KINDS: [Kind; 8] = [
-    ("echo and end", |g, t| echo(g, t, SMALL)),
+    ("echo and end", |context, target| {
+        echo(context, target, SMALL)
+    }),
     ("client resets", client_resets),
     ("target resets", target_resets),
     ("target refuses", target_refuses),
     ("no request", no_request),
-    ("client leaves early", client_leaves),
+    ("client disconnects early", client_disconnects),
     ("both close at once", both_close),
-    ("large", |g, t| echo(g, t, LARGE)),
+    ("large", |context, target| echo(context, target, LARGE)),
 ];
 
-/// Makes `count` of them, `at_once` at a time.
-pub(super) fn run(ground: &Ground<'_>, count: u64, at_once: u64, seen: &Seen) -> Outcome<Value> {
+/// Opens `count` tunnels, `at_once` at a time.
+pub(super) fn run(
+    context: &Context<'_>,
+    count: u64,
+    at_once: u64,
+    tally: &Tally,
+) -> Outcome<Value> {
     let target = serve()?;
     let (next, begun) = (AtomicU64::new(0), Instant::now());
     thread::scope(|scope| {
@@ -49,7 +56,7 @@ pub(super) fn run(ground: &Ground<'_>, count: u64, at_once: u64, seen: &Seen) ->
                     if number >= count {
                         break;
                     }
-                    one(ground, target, number, seen);
+                    one(context, target, number, tally);
                 }
             });
         }
@@ -58,19 +65,20 @@ pub(super) fn run(ground: &Ground<'_>, count: u64, at_once: u64, seen: &Seen) ->
     Ok(json!({"tunnels": count, "at_once": at_once, "per_second": rate.round()}))
 }
 
-/// One of them, the kind by its number.
-pub(super) fn one(ground: &Ground<'_>, target: SocketAddr, number: u64, seen: &Seen) {
+/// Opens one tunnel; the number selects its kind.
+pub(super) fn one(context: &Context<'_>, target: SocketAddr, number: u64, tally: &Tally) {
     let (name, kind) = KINDS[number as usize % KINDS.len()];
-    seen.note(name, kind(ground, target));
+    tally.note(name, kind(context, target));
 }
 
-/// A target that does as the first byte says. Its threads end with this process, or with their client.
+/// Starts a target that acts on the first byte. Its threads end with this process or with their
+/// client.
 pub(super) fn serve() -> Outcome<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            thread::spawn(move || serve_one(prepared(stream)?));
+            thread::spawn(move || serve_one(with_timeouts(stream)?));
         }
     });
     Ok(address)
@@ -92,22 +100,22 @@ fn serve_one(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Bytes there and back, the client's end, and the target's after it.
-fn echo(ground: &Ground<'_>, target: SocketAddr, length: usize) -> Outcome<()> {
-    let stream = ground.path.connect_to(target)?;
+/// Sends bytes there and back; the client ends first, then the target.
+fn echo(context: &Context<'_>, target: SocketAddr, length: usize) -> Outcome<()> {
+    let stream = context.path.connect_to(target)?;
     thread::scope(|scope| {
         let sender = scope.spawn(|| -> std::io::Result<()> {
             (&stream).write_all(&[ECHO])?;
             let mut sent = 0;
             while sent < length {
-                let piece = ground.pattern.piece(sent as u64);
+                let piece = context.pattern.piece(sent as u64);
                 let piece = &piece[..piece.len().min(length - sent)];
                 (&stream).write_all(piece)?;
                 sent += piece.len();
             }
             stream.shutdown(Shutdown::Write)
         });
-        let received = receive(ground, &stream, 0)?;
+        let received = receive(context, &stream, 0)?;
         sender.join().map_err(|_| "a thread panicked")??;
         if received != length as u64 {
             return Err(format!("{received} of {length} bytes came back").into());
@@ -116,9 +124,9 @@ fn echo(ground: &Ground<'_>, target: SocketAddr, length: usize) -> Outcome<()> {
     })
 }
 
-/// Reads to the end and checks every byte; returns the position.
+/// Reads to the end and checks every byte. Returns the position after the last byte.
 pub(super) fn receive(
-    ground: &Ground<'_>,
+    context: &Context<'_>,
     mut stream: &TcpStream,
     mut position: u64,
 ) -> Outcome<u64> {
@@ -128,59 +136,59 @@ pub(super) fn receive(
         if read == 0 {
             return Ok(position);
         }
-        if !ground.pattern.matches(position, &buffer[..read]) {
-            return Err(format!("other bytes than were sent, from {position}").into());
+        if !context.pattern.matches(position, &buffer[..read]) {
+            return Err(format!("wrong data at position {position}").into());
         }
         position += read as u64;
     }
 }
 
-fn client_resets(ground: &Ground<'_>, target: SocketAddr) -> Outcome<()> {
-    let mut stream = ground.path.connect_to(target)?;
+fn client_resets(context: &Context<'_>, target: SocketAddr) -> Outcome<()> {
+    let mut stream = context.path.connect_to(target)?;
     stream.write_all(&[ECHO])?;
-    stream.write_all(&ground.pattern.piece(0)[..SMALL])?;
+    stream.write_all(&context.pattern.piece(0)[..SMALL])?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
 
-fn target_resets(ground: &Ground<'_>, target: SocketAddr) -> Outcome<()> {
-    let mut stream = ground.path.connect_to(target)?;
+fn target_resets(context: &Context<'_>, target: SocketAddr) -> Outcome<()> {
+    let mut stream = context.path.connect_to(target)?;
     stream.write_all(&[RESET])?;
     match stream.read(&mut [0]) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-        other => Err(format!("a reset came out as {other:?}").into()),
+        other => Err(format!("expected a reset, got {other:?}").into()),
     }
 }
 
-fn target_refuses(ground: &Ground<'_>, _: SocketAddr) -> Outcome<()> {
-    let stream = ground.path.enter()?;
-    // Nobody listens on the port that asks for one that is free.
+fn target_refuses(context: &Context<'_>, _: SocketAddr) -> Outcome<()> {
+    let stream = context.path.connect_to_entry()?;
+    // Port 1 has no listener.
     (&stream).write_all(&request((Ipv4Addr::LOCALHOST, 1).into()))?;
-    match answer(&stream)? {
+    match read_response(&stream)? {
         (502, _) => Ok(()),
-        (_, head) => Err(format!("a refusal came out as {head}").into()),
+        (_, head) => Err(format!("expected status 502, got {head}").into()),
     }
 }
 
-fn no_request(ground: &Ground<'_>, _: SocketAddr) -> Outcome<()> {
-    let stream = ground.path.enter()?;
+fn no_request(context: &Context<'_>, _: SocketAddr) -> Outcome<()> {
+    let stream = context.path.connect_to_entry()?;
     (&stream).write_all(b"SSH-2.0-something\r\n\r\n")?;
-    match answer(&stream)? {
+    match read_response(&stream)? {
         (400, _) => Ok(()),
-        (_, head) => Err(format!("no request was answered with {head}").into()),
+        (_, head) => Err(format!("expected status 400, got {head}").into()),
     }
 }
 
-fn client_leaves(ground: &Ground<'_>, target: SocketAddr) -> Outcome<()> {
-    let stream = ground.path.enter()?;
+fn client_disconnects(context: &Context<'_>, target: SocketAddr) -> Outcome<()> {
+    let stream = context.path.connect_to_entry()?;
     (&stream).write_all(&request(target))?;
     Ok(())
 }
 
-fn both_close(ground: &Ground<'_>, target: SocketAddr) -> Outcome<()> {
-    let mut stream = ground.path.connect_to(target)?;
+fn both_close(context: &Context<'_>, target: SocketAddr) -> Outcome<()> {
+    let mut stream = context.path.connect_to(target)?;
     stream.write_all(&[RESET])?;
-    // The target may have been first.
+    // The target may have closed first.
     let _ = stream.shutdown(Shutdown::Both);
     Ok(())
 }

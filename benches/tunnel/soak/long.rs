@@ -1,4 +1,5 @@
-//! Loads that last: everything mixed, ends that do not read, small messages beside a flood, a slow reader.
+//! Longer loads: a mixed load, ends that do not read, small messages next to a bulk transfer, and a
+//! slow reader.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,33 +9,35 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::Ground;
+use super::Context;
 use super::churn;
 use super::plan::Plan;
-use super::watch::Seen;
+use super::watch::Tally;
 use crate::path::Path;
 use crate::pattern::PIECE;
-use crate::{Outcome, PATIENCE};
+use crate::{Outcome, TIMEOUT};
 
-/// Between two short tunnels of the mixed load.
+/// The pause between two short tunnels of the mixed load.
 const BETWEEN: Duration = Duration::from_millis(20);
-/// How slow the slow readers are: a piece, then this.
+/// The pause of a slow reader after each piece.
 const SLOW: Duration = Duration::from_millis(5);
-/// How long nobody reads.
+/// How long neither end reads.
 const STALL: Duration = Duration::from_secs(3);
-/// A small message: the time it was sent at.
+/// The size of a small message, which is its sending time.
 const STAMP: usize = 8;
-/// How many small messages, and how far apart.
+/// The number of small messages.
 const STAMPS: usize = 500;
+/// The interval between small messages.
 const APART: Duration = Duration::from_millis(10);
 
-/// Silent tunnels, floods each way, a slow reader, and short tunnels of every kind, all at once.
-pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Value> {
+/// Idle tunnels, bulk transfers in each direction, a slow reader, and short tunnels of every kind,
+/// all at the same time.
+pub(super) fn mixed(context: &Context<'_>, plan: &Plan, tally: &Tally) -> Outcome<Value> {
     let idle = (0..plan.idle)
-        .map(|_| ground.path.pair(ground.listener))
+        .map(|_| context.path.pair(context.listener))
         .collect::<Outcome<Vec<_>>>()?;
     let floods = (0..3)
-        .map(|_| ground.path.pair(ground.listener))
+        .map(|_| context.path.pair(context.listener))
         .collect::<Outcome<Vec<_>>>()?;
     let target = churn::serve()?;
     let over = AtomicBool::new(false);
@@ -45,7 +48,7 @@ pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Va
                 scope.spawn(move || {
                     let mut number = worker;
                     while !over.load(Ordering::Relaxed) {
-                        churn::one(ground, target, number, seen);
+                        churn::one(context, target, number, tally);
                         number += 1;
                         thread::sleep(BETWEEN);
                     }
@@ -56,12 +59,12 @@ pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Va
             .iter()
             .enumerate()
             .map(|(place, (near, far))| {
-                // Down, up, and down to a reader that takes its time.
+                // Down, up, and down to a slow reader.
                 let (from, to) = if place == 1 { (near, far) } else { (far, near) };
                 let pause = if place == 2 { SLOW } else { Duration::ZERO };
                 let over = &over;
-                let sender = scope.spawn(move || send(ground, from, Until::BenchProgress(over)));
-                let receiver = scope.spawn(move || receive_slowly(ground, to, pause));
+                let sender = scope.spawn(move || send(context, from, Until::Stopped(over)));
+                let receiver = scope.spawn(move || receive_slowly(context, to, pause));
                 (sender, receiver)
             })
             .collect();
@@ -72,7 +75,9 @@ pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Va
             let sent = joined(sender)?;
             let received = joined(receiver)?;
             if sent != received {
-                seen.wrong(&format!("flood: {received} of {sent} bytes arrived"));
+                tally.wrong(&format!(
+                    "bulk transfer: {received} of {sent} bytes arrived"
+                ));
             }
             moved += received;
         }
@@ -82,48 +87,49 @@ pub(super) fn mixed(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Va
         Outcome::Ok(moved)
     })?;
     for (near, far) in &idle {
-        seen.note("silent tunnel", ping(near, far));
+        tally.note("idle tunnel", ping(near, far));
     }
     Ok(json!({"silent": idle.len(), "gib_moved": gib(moved)}))
 }
 
-/// Tunnels on which nothing is said, for their processor time; then each is used.
-pub(super) fn silent(ground: &Ground<'_>, plan: &Plan, seen: &Seen) -> Outcome<Value> {
+/// Idle tunnels, to measure their processor time. At the end, each one is used once.
+pub(super) fn silent(context: &Context<'_>, plan: &Plan, tally: &Tally) -> Outcome<Value> {
     let idle = (0..plan.idle)
-        .map(|_| ground.path.pair(ground.listener))
+        .map(|_| context.path.pair(context.listener))
         .collect::<Outcome<Vec<_>>>()?;
     thread::sleep(plan.silent);
     for (near, far) in &idle {
-        seen.note("silent tunnel", ping(near, far));
+        tally.note("idle tunnel", ping(near, far));
     }
     Ok(json!({"tunnels": idle.len()}))
 }
 
-/// Neither end reads: nothing may be lost, nothing may grow, and all goes on when they read again.
-pub(super) fn stalled(ground: &Ground<'_>) -> Outcome<Value> {
+/// Neither end reads for some time: no byte may be lost, no memory may grow, and the transfer
+/// continues when the ends read again.
+pub(super) fn stalled(context: &Context<'_>) -> Outcome<Value> {
     let pairs = (0..8)
-        .map(|_| ground.path.pair(ground.listener))
+        .map(|_| context.path.pair(context.listener))
         .collect::<Outcome<Vec<_>>>()?;
-    let held = AtomicBool::new(true);
+    let stalled = AtomicBool::new(true);
     let (mut bytes, begun) = (0, Instant::now());
     thread::scope(|scope| {
         let mut flows = Vec::new();
         for (near, far) in &pairs {
             for (from, to) in [(near, far), (far, near)] {
-                let held = &held;
-                // More than all the buffers on the way hold.
-                let sender = scope.spawn(move || send(ground, from, Until::Bytes(32 << 20)));
+                let stalled = &stalled;
+                // More than all buffers on the path can hold.
+                let sender = scope.spawn(move || send(context, from, Until::Bytes(32 << 20)));
                 let receiver = scope.spawn(move || {
-                    while held.load(Ordering::Relaxed) {
+                    while stalled.load(Ordering::Relaxed) {
                         thread::sleep(SLOW);
                     }
-                    receive_slowly(ground, to, Duration::ZERO)
+                    receive_slowly(context, to, Duration::ZERO)
                 });
                 flows.push((sender, receiver));
             }
         }
         thread::sleep(STALL);
-        held.store(false, Ordering::Relaxed);
+        stalled.store(false, Ordering::Relaxed);
         for (sender, receiver) in flows {
             let (sent, received) = (joined(sender)?, joined(receiver)?);
             if sent != received {
@@ -139,34 +145,31 @@ pub(super) fn stalled(ground: &Ground<'_>) -> Outcome<Value> {
     )
 }
 
-/// How long small messages up take, alone and beside a flood down the same tunnel; the same without a tunnel, to compare.
-pub(super) fn latency(ground: &Ground<'_>) -> Outcome<Value> {
-    let direct = Path::direct("direct", ground.listener.local_addr()?);
-    let mut said = serde_json::Map::new();
-    for path in [&direct, ground.path] {
-        let (near, far) = path.pair(ground.listener)?;
+/// The latency of small messages up, alone and during a bulk transfer down the same tunnel; for
+/// comparison also without a tunnel.
+pub(super) fn latency(context: &Context<'_>) -> Outcome<Value> {
+    let direct = Path::direct("direct", context.listener.local_addr()?);
+    let mut results = serde_json::Map::new();
+    for path in [&direct, context.path] {
+        let (near, far) = path.pair(context.listener)?;
         let alone = p50_and_p99(stamps(&near, &far)?);
-        let beside = p50_and_p99(beside_a_flood(ground, &near, &far)?);
+        let beside = p50_and_p99(during_bulk(context, &near, &far)?);
         let figures = json!({
             "alone_ms": alone, "beside_a_flood_ms": beside, "ratio_of_p99": (beside[1] / alone[1]).round(),
         });
-        said.insert(path.name.to_owned(), figures);
+        results.insert(path.name.to_owned(), figures);
     }
-    Ok(said.into())
+    Ok(results.into())
 }
 
-fn beside_a_flood(
-    ground: &Ground<'_>,
-    near: &TcpStream,
-    far: &TcpStream,
-) -> Outcome<Vec<Duration>> {
+fn during_bulk(context: &Context<'_>, near: &TcpStream, far: &TcpStream) -> Outcome<Vec<Duration>> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let flood = scope.spawn(|| send(ground, far, Until::BenchProgress(&over)));
-        let sink = scope.spawn(|| receive_slowly(ground, near, Duration::ZERO));
+        let bulk = scope.spawn(|| send(context, far, Until::Stopped(&over)));
+        let sink = scope.spawn(|| receive_slowly(context, near, Duration::ZERO));
         let took = stamps(near, far);
         over.store(true, Ordering::Relaxed);
-        let (sent, received) = (joined(flood)?, joined(sink)?);
+        let (sent, received) = (joined(bulk)?, joined(sink)?);
         if sent != received {
             return Err(format!("{received} of {sent} bytes arrived").into());
         }
@@ -179,15 +182,15 @@ fn p50_and_p99(mut all: Vec<Duration>) -> [f64; 2] {
     [50, 99].map(|part| (all[all.len() * part / 100].as_secs_f64() * 1e5).round() / 100.0)
 }
 
-/// So many MiB each way at once, both readers slow.
-pub(super) fn slow(ground: &Ground<'_>, mebibytes: u64) -> Outcome<Value> {
-    let (near, far) = ground.path.pair(ground.listener)?;
+/// Transfers this number of MiB in both directions at the same time; both readers are slow.
+pub(super) fn slow(context: &Context<'_>, mebibytes: u64) -> Outcome<Value> {
+    let (near, far) = context.path.pair(context.listener)?;
     let (bytes, begun) = (mebibytes << 20, Instant::now());
     thread::scope(|scope| {
         let flows = [(&near, &far), (&far, &near)].map(|(from, to)| {
             (
-                scope.spawn(move || send(ground, from, Until::Bytes(bytes))),
-                scope.spawn(move || receive_slowly(ground, to, SLOW)),
+                scope.spawn(move || send(context, from, Until::Bytes(bytes))),
+                scope.spawn(move || receive_slowly(context, to, SLOW)),
             )
         });
         for (sender, receiver) in flows {
@@ -202,44 +205,44 @@ pub(super) fn slow(ground: &Ground<'_>, mebibytes: u64) -> Outcome<Value> {
     Ok(json!({"mib_each_way": mebibytes, "mib_per_second_each_way": rate.round()}))
 }
 
-/// When a sender is done.
+/// When a sender stops.
 #[derive(Clone, Copy)]
 enum Until<'a> {
-    BenchProgress(&'a AtomicBool),
+    Stopped(&'a AtomicBool),
     Bytes(u64),
 }
 
-/// Sends the pattern and then its end; returns how much it was.
-fn send(ground: &Ground<'_>, mut to: &TcpStream, until: Until<'_>) -> Outcome<u64> {
-    // Who holds back everything may do so for longer than anything else here takes.
-    to.set_write_timeout(Some(PATIENCE * 3))?;
+/// Sends the pattern, then ends the direction. Returns the number of bytes sent.
+fn send(context: &Context<'_>, mut to: &TcpStream, until: Until<'_>) -> Outcome<u64> {
+    // Backpressure may last longer than any other operation here.
+    to.set_write_timeout(Some(TIMEOUT * 3))?;
     let mut sent = 0;
     loop {
         match until {
-            Until::BenchProgress(over) if over.load(Ordering::Relaxed) => break,
+            Until::Stopped(over) if over.load(Ordering::Relaxed) => break,
             Until::Bytes(bytes) if sent >= bytes => break,
             _ => {}
         }
-        to.write_all(ground.pattern.piece(sent))
-            .map_err(|error| format!("sending broke off after {sent} bytes: {error}"))?;
+        to.write_all(context.pattern.piece(sent))
+            .map_err(|error| format!("sending failed after {sent} bytes: {error}"))?;
         sent += PIECE as u64;
     }
     to.shutdown(Shutdown::Write)?;
     Ok(sent)
 }
 
-/// Reads to the end, a pause after each piece, and checks every byte.
-fn receive_slowly(ground: &Ground<'_>, mut from: &TcpStream, pause: Duration) -> Outcome<u64> {
+/// Reads to the end with a pause after each piece, and checks every byte.
+fn receive_slowly(context: &Context<'_>, mut from: &TcpStream, pause: Duration) -> Outcome<u64> {
     let (mut buffer, mut position) = (vec![0; PIECE], 0);
     loop {
         let read = from
             .read(&mut buffer)
-            .map_err(|error| format!("reading broke off after {position} bytes: {error}"))?;
+            .map_err(|error| format!("reading failed after {position} bytes: {error}"))?;
         if read == 0 {
             return Ok(position);
         }
-        if !ground.pattern.matches(position, &buffer[..read]) {
-            return Err(format!("other bytes than were sent, from {position}").into());
+        if !context.pattern.matches(position, &buffer[..read]) {
+            return Err(format!("wrong data at position {position}").into());
         }
         position += read as u64;
         if !pause.is_zero() {
@@ -248,7 +251,8 @@ fn receive_slowly(ground: &Ground<'_>, mut from: &TcpStream, pause: Duration) ->
     }
 }
 
-/// Small messages up, each with its time; returns how long each took. The other direction is not touched.
+/// Sends small messages up, each with its sending time. Returns the latencies. Does not use the
+/// other direction.
 fn stamps(near: &TcpStream, far: &TcpStream) -> Outcome<Vec<Duration>> {
     let epoch = Instant::now();
     thread::scope(|scope| {
@@ -273,7 +277,7 @@ fn stamps(near: &TcpStream, far: &TcpStream) -> Outcome<Vec<Duration>> {
     })
 }
 
-/// One byte there and one back.
+/// Sends one byte in each direction, then ends both.
 fn ping(mut near: &TcpStream, mut far: &TcpStream) -> Outcome<()> {
     let mut byte = [0];
     near.write_all(b"?")?;
@@ -284,8 +288,10 @@ fn ping(mut near: &TcpStream, mut far: &TcpStream) -> Outcome<()> {
     far.shutdown(Shutdown::Write)?;
     match near.read(&mut byte) {
         Ok(0) => Ok(()),
-        Ok(_) => Err("more than was sent".into()),
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => Err("it was reset".into()),
+        Ok(_) => Err("more data than was sent".into()),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+            Err("the connection was reset".into())
+        }
         Err(error) => Err(error.into()),
     }
 }

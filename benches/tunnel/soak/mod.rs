@@ -1,7 +1,8 @@
-//! What is left after very many tunnels, and after long ones: memory, threads and descriptors of relay and gateway over time.
+//! Shows memory, threads and descriptors of relay and gateway over time, and what remains in use
+//! after very many tunnels and after long ones.
 //!
-//! Short by default, as long as wanted by options. Every byte is checked on arrival; whatever did not go as it should is
-//! counted, and a run with such counts, or one that leaves a thread or a descriptor behind, fails.
+//! Short by default; options set the durations. Every byte is checked on arrival. The run fails if
+//! there were errors, or if a thread or a descriptor remains in use.
 
 mod churn;
 mod long;
@@ -14,74 +15,75 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use self::plan::{Asked, HELP, Plan};
+use self::plan::{HELP, Invocation, Plan};
 use self::watch::Watch;
 use crate::path::Path;
 use crate::pattern::Pattern;
-use crate::{Outcome, PATIENCE};
+use crate::{Outcome, TIMEOUT};
 
-/// The first word that asks for all this.
-pub(crate) const WORD: &str = "soak";
+/// The name of this subcommand.
+pub(crate) const SUBCOMMAND: &str = "soak";
 
-/// How long after the last tunnel its thread may live: the relay waits a moment for the client to hang up.
-const TO_REST: Duration = Duration::from_secs(5);
+/// How long a thread may still run after its tunnel: the relay waits briefly for the client to
+/// close.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 
-/// What the loads share.
-struct Ground<'a> {
+/// The path and the data that all loads share.
+struct Context<'a> {
     path: &'a Path,
     pattern: &'a Pattern,
-    /// Where pairs of ends are made.
+    /// The target of the connection pairs.
     listener: &'a TcpListener,
 }
 
-/// Runs as the arguments say.
+/// Runs the subcommand with these arguments.
 pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Outcome<()> {
     let plan = match Plan::read(arguments)? {
-        Asked::Help => return Ok(io::stdout().write_all(HELP.as_bytes())?),
-        Asked::Soak(plan) => plan,
+        Invocation::Help => return Ok(io::stdout().write_all(HELP.as_bytes())?),
+        Invocation::Soak(plan) => plan,
     };
     let pattern = Pattern::new();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+    SockRef::from(&listener).set_read_timeout(Some(TIMEOUT))?;
     let name = if plan.tls { "wss" } else { "ws" };
     let path = Path::tunnel(name, plan.tls, listener.local_addr()?)?;
-    let ground = Ground {
+    let context = Context {
         path: &path,
         pattern: &pattern,
         listener: &listener,
     };
     let mut watch = Watch::new(&path.processes, plan.every);
 
-    // What is made once and kept belongs to the baseline.
-    churn::run(&ground, plan.at_once, plan.at_once, &Watch::unseen())?;
-    std::thread::sleep(TO_REST);
+    // Resources that are created once and kept belong to the baseline.
+    churn::run(&context, plan.at_once, plan.at_once, &Watch::uncounted())?;
+    std::thread::sleep(SETTLE_TIME);
     watch.rest("at rest");
 
-    let mut said = Vec::new();
-    said.push(watch.during("churn", |watch| {
-        churn::run(&ground, plan.tunnels, plan.at_once, watch)
+    let mut results = Vec::new();
+    results.push(watch.during("churn", |watch| {
+        churn::run(&context, plan.tunnels, plan.at_once, watch)
     })?);
-    said.push(watch.during("mixed", |watch| long::mixed(&ground, &plan, watch))?);
-    said.push(watch.during("silent", |watch| long::silent(&ground, &plan, watch))?);
-    said.push(watch.during("stalled", |_| long::stalled(&ground))?);
-    said.push(watch.during("small beside large", |_| long::latency(&ground))?);
-    said.push(watch.during("slow reader", |_| long::slow(&ground, plan.mebibytes))?);
-    let settled = watch.settles(Instant::now() + TO_REST);
+    results.push(watch.during("mixed", |watch| long::mixed(&context, &plan, watch))?);
+    results.push(watch.during("silent", |watch| long::silent(&context, &plan, watch))?);
+    results.push(watch.during("stalled", |_| long::stalled(&context))?);
+    results.push(watch.during("small beside large", |_| long::latency(&context))?);
+    results.push(watch.during("slow reader", |_| long::slow(&context, plan.mebibytes))?);
+    let settled = watch.settles(Instant::now() + SETTLE_TIME);
     watch.rest("at rest again");
 
     let output = if plan.json {
-        watch.json(&said)
+        watch.json(&results)
     } else {
-        watch.table(&said)
+        watch.table(&results)
     };
     io::stdout().write_all(output.as_bytes())?;
     let errors = watch.errors();
     path.stop()?;
     if errors > 0 {
-        return Err(format!("{errors} things did not go as they should").into());
+        return Err(format!("{errors} errors").into());
     }
     if !settled {
-        return Err("threads or descriptors are left behind".into());
+        return Err("threads or descriptors remain in use".into());
     }
     Ok(())
 }

@@ -1,28 +1,28 @@
-//! How long the soak is, and how the command line says so.
+//! The durations and counts of the soak, and its command line.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::Outcome;
 
-/// What `soak --help` says.
+/// The output of `soak --help`.
 pub(super) const HELP: &str = "\
-Sends many tunnels and long ones through a relay and a gateway, and shows what they hold over time.
+Opens many tunnels and long ones through a relay and a gateway, and shows their resources over time.
 
 Usage: cargo bench --bench tunnel -- soak [options]
 
-  --tunnels N    so many tunnels of all kinds of ends, one after the other; default 1000, a long run: 100000
-  --at-once N    so many of them at the same time; default 16
-  --minutes M    so long the mixed load; default 0.1, a long run: 30
-  --idle N       so many silent tunnels beside the mixed load, and then alone; default 100
-  --silent M     so many minutes they are alone; default 0.05, a long run: 10
-  --mib N        so many MiB each way to a slow reader; default 32, a long run: 1024
-  --every S      a line of progress each S seconds; default 10
-  --tls          wss instead of ws
-  --json         one JSON document instead of the table
+  --tunnels N    number of short tunnels, with all kinds of ends (default 1000, long run: 100000)
+  --at-once N    number of concurrent short tunnels (default 16)
+  --minutes M    duration of the mixed load (default 0.1, long run: 30)
+  --idle N       number of idle tunnels, during the mixed load and then alone (default 100)
+  --silent M     minutes with only idle tunnels (default 0.05, long run: 10)
+  --mib N        MiB in each direction to a slow reader (default 32, long run: 1024)
+  --every S      seconds between progress lines (default 10)
+  --tls          use wss instead of ws
+  --json         print one JSON document instead of the table
 ";
 
-/// How long, how many.
+/// The parsed command line.
 pub(super) struct Plan {
     pub(super) tunnels: u64,
     pub(super) at_once: u64,
@@ -35,17 +35,17 @@ pub(super) struct Plan {
     pub(super) json: bool,
 }
 
-/// What is to be done.
-pub(super) enum Asked {
-    /// The run.
+/// What the command line requests.
+pub(super) enum Invocation {
+    /// Run.
     Soak(Plan),
-    /// Say how this is used.
+    /// Print the help.
     Help,
 }
 
 impl Plan {
-    /// Reads the arguments; Cargo adds its own `--bench`.
-    pub(super) fn read(mut arguments: impl Iterator<Item = String>) -> Outcome<Asked> {
+    /// Parses the arguments. Cargo adds `--bench`.
+    pub(super) fn read(mut arguments: impl Iterator<Item = String>) -> Outcome<Invocation> {
         let mut plan = Self {
             tunnels: 1000,
             at_once: 16,
@@ -70,19 +70,19 @@ impl Plan {
                 "--every" => plan.every = seconds(number(&argument, &value())?)?,
                 "--tls" => plan.tls = true,
                 "--json" => plan.json = true,
-                "--help" | "-h" => return Ok(Asked::Help),
+                "--help" | "-h" => return Ok(Invocation::Help),
                 other => {
-                    return Err(format!("soak takes no {other}; --help lists its options").into());
+                    return Err(format!("unknown option {other}; see soak --help").into());
                 }
             }
         }
-        Ok(Asked::Soak(plan))
+        Ok(Invocation::Soak(plan))
     }
 }
 
 fn number<T: FromStr>(option: &str, value: &str) -> Outcome<T> {
     let parsed = value.parse();
-    Ok(parsed.map_err(|_| format!("{option} wants a number, not \"{value}\""))?)
+    Ok(parsed.map_err(|_| format!("{option} needs a number, not \"{value}\""))?)
 }
 
 fn seconds(seconds: f64) -> Outcome<Duration> {

@@ -1,4 +1,4 @@
-//! What relay and gateway hold, looked at again and again while something goes on.
+//! Reads the resources of relay and gateway repeatedly while a load runs.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -13,23 +13,24 @@ use crate::Outcome;
 use crate::process::Process;
 use crate::usage;
 
-/// How often it is looked, for the highest figures.
-const GLANCE: Duration = Duration::from_millis(100);
-/// How many of the things that went wrong are told.
-const TOLD: u64 = 10;
+/// The interval between readings, for the maximum values.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The maximum number of errors that are printed.
+const MAX_PRINTED: u64 = 10;
 
-/// One look at one process. What cannot be seen is 0: descriptors of a non-dumpable process are root's to see.
+/// The resources of one process at one moment. A value that cannot be read is 0: only root can read
+/// the descriptors of a non-dumpable process.
 #[derive(Clone, Copy, Default)]
-struct Look {
+struct Reading {
     kib: u64,
     threads: u64,
     descriptors: u64,
     cpu: f64,
 }
 
-impl Look {
+impl Reading {
     fn at(pid: u32) -> Self {
-        let (threads, descriptors) = usage::held(pid).unwrap_or_default();
+        let (threads, descriptors) = usage::threads_and_descriptors(pid).unwrap_or_default();
         Self {
             kib: usage::memory(pid).map_or(0, |memory| memory.now),
             threads,
@@ -53,39 +54,39 @@ struct Row {
     part: &'static str,
     role: &'static str,
     took: Duration,
-    /// At its begin, after a tenth of it, at its end, and the highest between.
-    first: Look,
-    early: Look,
-    last: Look,
-    highest: Look,
+    /// At the start, after 10 % of the time, at the end, and the maximum.
+    first: Reading,
+    early: Reading,
+    last: Reading,
+    highest: Reading,
 }
 
-/// Looks at the processes, and counts what goes wrong.
+/// Reads the resources of the processes, and counts errors.
 pub(super) struct Watch {
     processes: Vec<(&'static str, u32)>,
     every: Duration,
     rows: Vec<Row>,
-    seen: Seen,
+    tally: Tally,
 }
 
-/// What the loads tell while they go on.
+/// The results that the loads count while they run.
 #[derive(Default)]
-pub(super) struct Seen {
-    /// Tunnels that ended as they should.
+pub(super) struct Tally {
+    /// The number of tunnels that ended as expected.
     pub(super) tunnels: AtomicU64,
     wrong: AtomicU64,
     silent: bool,
 }
 
-impl Seen {
-    /// Something did not go as it should.
+impl Tally {
+    /// Counts an error.
     pub(super) fn wrong(&self, what: &str) {
-        if self.wrong.fetch_add(1, Ordering::Relaxed) < TOLD && !self.silent {
-            let _ = writeln!(io::stderr(), "wrong: {what}");
+        if self.wrong.fetch_add(1, Ordering::Relaxed) < MAX_PRINTED && !self.silent {
+            let _ = writeln!(io::stderr(), "error: {what}");
         }
     }
 
-    /// The tunnel came to `outcome`.
+    /// Counts the outcome of a tunnel.
     pub(super) fn note(&self, kind: &str, outcome: Outcome<()>) {
         match outcome {
             Ok(()) => {
@@ -102,45 +103,46 @@ impl Watch {
             processes: processes.iter().map(|p| (p.role, p.pid())).collect(),
             every,
             rows: Vec::new(),
-            seen: Seen::default(),
+            tally: Tally::default(),
         }
     }
 
-    /// One that counts for nobody.
-    pub(super) fn unseen() -> Seen {
-        Seen {
+    /// A tally that is not part of the result.
+    pub(super) fn uncounted() -> Tally {
+        Tally {
             silent: true,
-            ..Seen::default()
+            ..Tally::default()
         }
     }
 
     pub(super) fn errors(&self) -> u64 {
-        self.seen.wrong.load(Ordering::Relaxed)
+        self.tally.wrong.load(Ordering::Relaxed)
     }
 
-    fn looks(&self) -> Vec<Look> {
-        self.processes.iter().map(|p| Look::at(p.1)).collect()
+    fn readings(&self) -> Vec<Reading> {
+        self.processes.iter().map(|p| Reading::at(p.1)).collect()
     }
 
-    /// One look while nothing goes on.
+    /// Reads the resources once, while no load runs.
     pub(super) fn rest(&mut self, part: &'static str) {
-        for (&(role, _), look) in self.processes.iter().zip(self.looks()) {
+        for (&(role, _), reading) in self.processes.iter().zip(self.readings()) {
             self.rows.push(Row {
                 part,
                 role,
                 took: Duration::ZERO,
-                first: look,
-                early: look,
-                last: look,
-                highest: look,
+                first: reading,
+                early: reading,
+                last: reading,
+                highest: reading,
             });
         }
     }
 
-    /// Waits until no process holds more threads or descriptors than at rest.
+    /// Waits until no process has more threads or descriptors than at rest. Returns whether this
+    /// happened.
     pub(super) fn settles(&self, deadline: Instant) -> bool {
         loop {
-            let mut pairs = self.rows.iter().zip(self.looks());
+            let mut pairs = self.rows.iter().zip(self.readings());
             if pairs
                 .all(|(r, l)| l.threads <= r.last.threads && l.descriptors <= r.last.descriptors)
             {
@@ -149,95 +151,97 @@ impl Watch {
             if Instant::now() >= deadline {
                 return false;
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Looks at the processes while `load` goes on, and returns what it says of itself.
+    /// Reads the resources while `load` runs. Returns the result of `load`.
     pub(super) fn during(
         &mut self,
         part: &'static str,
-        load: impl FnOnce(&Seen) -> Outcome<Value> + Send,
+        load: impl FnOnce(&Tally) -> Outcome<Value> + Send,
     ) -> Outcome<(&'static str, Value)> {
-        let first = self.looks();
+        let first = self.readings();
         let (begun, over) = (Instant::now(), AtomicBool::new(false));
-        let history = Mutex::new(Vec::<(Duration, Vec<Look>)>::new());
-        let said = thread::scope(|scope| {
+        let history = Mutex::new(Vec::<(Duration, Vec<Reading>)>::new());
+        let result = thread::scope(|scope| {
             scope.spawn(|| {
-                let mut told = Instant::now();
+                let mut printed = Instant::now();
                 while !over.load(Ordering::Relaxed) {
-                    thread::sleep(GLANCE);
-                    let looks = self.looks();
-                    if told.elapsed() >= self.every {
-                        told = Instant::now();
-                        self.tell(part, begun.elapsed(), &looks);
+                    thread::sleep(POLL_INTERVAL);
+                    let readings = self.readings();
+                    if printed.elapsed() >= self.every {
+                        printed = Instant::now();
+                        self.print_progress(part, begun.elapsed(), &readings);
                     }
-                    history.lock().unwrap().push((begun.elapsed(), looks));
+                    history.lock().unwrap().push((begun.elapsed(), readings));
                 }
             });
-            let said = load(&self.seen);
+            let result = load(&self.tally);
             over.store(true, Ordering::Relaxed);
-            said
+            result
         });
-        let (took, last) = (begun.elapsed(), self.looks());
+        let (took, last) = (begun.elapsed(), self.readings());
         let history = history.into_inner().unwrap();
         for (place, &(role, _)) in self.processes.iter().enumerate() {
-            let looks = || history.iter().map(|(at, looks)| (*at, looks[place]));
+            let readings = || history.iter().map(|(at, readings)| (*at, readings[place]));
             self.rows.push(Row {
                 part,
                 role,
                 took,
                 first: first[place],
-                early: looks()
+                early: readings()
                     .find(|(at, _)| *at >= took / 10)
-                    .map_or(first[place], |(_, look)| look),
+                    .map_or(first[place], |(_, reading)| reading),
                 last: last[place],
-                highest: looks().fold(last[place], |highest, (_, look)| highest.highest(look)),
+                highest: readings().fold(last[place], |highest, (_, reading)| {
+                    highest.highest(reading)
+                }),
             });
         }
-        Ok((part, said?))
+        Ok((part, result?))
     }
 
-    /// A line of progress.
-    fn tell(&self, part: &str, at: Duration, looks: &[Look]) {
+    /// Prints a progress line.
+    fn print_progress(&self, part: &str, at: Duration, readings: &[Reading]) {
         let mut line = format!(
-            "{part} {:.0} s, {} tunnels, {} wrong",
+            "{part} {:.0} s, {} tunnels, {} errors",
             at.as_secs_f64(),
-            self.seen.tunnels.load(Ordering::Relaxed),
+            self.tally.tunnels.load(Ordering::Relaxed),
             self.errors()
         );
-        for (&(role, _), look) in self.processes.iter().zip(looks) {
+        for (&(role, _), reading) in self.processes.iter().zip(readings) {
             let _ = write!(
                 line,
                 "; {role} {} MiB, {} threads, {} fds",
-                mib(look.kib),
-                look.threads,
-                look.descriptors
+                mib(reading.kib),
+                reading.threads,
+                reading.descriptors
             );
         }
         let _ = writeln!(io::stderr(), "{line}");
     }
 
-    /// For readers.
-    pub(super) fn table(&self, said: &[(&str, Value)]) -> String {
+    /// The table.
+    pub(super) fn table(&self, results: &[(&str, Value)]) -> String {
         let mut out = format!(
-            "upstreamproxy {}, {} processors. Resident MiB at the begin of each part, after a tenth of it, at its end, and the\n\
-             highest; threads and descriptors at its end and the highest; processor seconds in it.\n\n{:<20}{:<9}{:>7}{:>8}{:>8}{:>8}{:>8}{:>15}{:>15}{:>8}\n",
+            "upstreamproxy {}, {} processors. For each part: resident MiB at the start, after 10 % of the time, at the end, and the\n\
+             maximum; threads and descriptors at the end (maximum); processor seconds.\n\n{:<20}{:<9}{:>7}{:>8}{:>8}{:>8}{:>8}{:>15}{:>15}{:>8}\n",
             env!("CARGO_PKG_VERSION"),
             thread::available_parallelism().map_or(0, usize::from),
             "part",
             "process",
             "s",
-            "begin",
+            "start",
             "10 %",
             "end",
-            "most",
+            "max",
             "threads",
             "descriptors",
             "cpu s",
         );
         for row in &self.rows {
-            let pair = |last: u64, most: u64| format!("{last} ({most})");
+            let pair = |last: u64, max: u64| format!("{last} ({max})");
             let _ = writeln!(
                 out,
                 "{:<20}{:<9}{:>7.0}{:>8}{:>8}{:>8}{:>8}{:>15}{:>15}{:>8.1}",
@@ -254,39 +258,39 @@ impl Watch {
             );
         }
         out.push('\n');
-        for (part, said) in said {
-            let _ = writeln!(out, "{part}: {said}");
+        for (part, result) in results {
+            let _ = writeln!(out, "{part}: {result}");
         }
         let _ = writeln!(
             out,
-            "{} tunnels ended as they should, {} did not",
-            self.seen.tunnels.load(Ordering::Relaxed),
+            "{} tunnels ended as expected, {} errors",
+            self.tally.tunnels.load(Ordering::Relaxed),
             self.errors()
         );
         out
     }
 
-    /// For programs.
-    pub(super) fn json(&self, said: &[(&str, Value)]) -> String {
-        let look = |l: &Look| json!({"rss_kib": l.kib, "threads": l.threads, "descriptors": l.descriptors});
+    /// The JSON document.
+    pub(super) fn json(&self, results: &[(&str, Value)]) -> String {
+        let reading = |l: &Reading| json!({"rss_kib": l.kib, "threads": l.threads, "descriptors": l.descriptors});
         let rows: Vec<Value> = self
             .rows
             .iter()
             .map(|row| {
                 json!({
                     "part": row.part, "process": row.role, "seconds": row.took.as_secs_f64(),
-                    "begin": look(&row.first), "tenth": look(&row.early), "end": look(&row.last),
-                    "most": look(&row.highest), "cpu_seconds": row.last.cpu - row.first.cpu,
+                    "begin": reading(&row.first), "tenth": reading(&row.early), "end": reading(&row.last),
+                    "most": reading(&row.highest), "cpu_seconds": row.last.cpu - row.first.cpu,
                 })
             })
             .collect();
-        let said: serde_json::Map<String, Value> = said
+        let results: serde_json::Map<String, Value> = results
             .iter()
-            .map(|(part, said)| ((*part).to_owned(), said.clone()))
+            .map(|(part, result)| ((*part).to_owned(), result.clone()))
             .collect();
-        let tunnels = self.seen.tunnels.load(Ordering::Relaxed);
+        let tunnels = self.tally.tunnels.load(Ordering::Relaxed);
         let all =
-            json!({"parts": rows, "loads": said, "tunnels": tunnels, "errors": self.errors()});
+            json!({"parts": rows, "loads": results, "tunnels": tunnels, "errors": self.errors()});
         format!("{all}\n")
     }
 }
