@@ -1,21 +1,21 @@
-"""The protobuf chunk of the wire, written from the manual's protocol page and from nothing else.
+"""The protobuf chunk of the protocol, written only from the protocol page of the manual.
 
-An outside peer: it shares no code with the Rust it is used to prove, so that the two can only agree by the text.
-Field 1 `data` (bytes), field 2 `fin` (bool), field 3 `ack` (reserved, skipped).
+It is independent of the Rust code that it tests, so the two agree only if both follow the page.
+Field 1 is `data` (bytes), field 2 `fin` (bool), field 3 `ack` (reserved, skipped).
 """
 
-# The most data that a sender may put into one chunk.
+# The maximum number of data bytes in one chunk of a sender.
 LARGEST_DATA = 512 * 1024
-# The largest message that a receiver may accept.
+# The maximum size of a message that a receiver accepts.
 LARGEST_MESSAGE = 1024 * 1024
 
 
 class Undecodable(Exception):
-    """The message is no chunk: close code 1007."""
+    """The message is not a chunk: close code 1007."""
 
 
 def varint(value, width=1):
-    """`value` as a varint of at least `width` bytes: more than it needs is not minimal, and still right."""
+    """`value` as a varint of at least `width` bytes. It need not be minimal."""
     out = bytearray()
     while value >= 0x80 or len(out) + 1 < width:
         out.append((value & 0x7F) | 0x80)
@@ -25,13 +25,14 @@ def varint(value, width=1):
 
 
 def encode(data=b"", fin=False):
-    """A chunk as an honest sender writes it."""
+    """A chunk in the usual encoding."""
     out = b"\x0a" + varint(len(data)) + data if data else b""
     return out + (b"\x10\x01" if fin else b"")
 
 
 def decode(message):
-    """`(data, fin)` of a chunk, by proto3's rules: unknown fields are skipped, the last one wins."""
+    """Returns `(data, fin)` of a chunk by the rules of proto3: unknown fields are skipped, and
+    the last occurrence of a field is used."""
     data, fin, at, groups = b"", False, 0, []
     while at < len(message):
         tag, at = _varint(message, at)
@@ -79,7 +80,7 @@ def _take(message, at, size):
     return message[at : at + size], at + size
 
 
-# Fields that no version of the wire knows, one of each wire type, a nested group among them; and field 1 as a number.
+# Unknown fields of each wire type, including a nested group; and field 1 with the wrong wire type.
 UNKNOWN_FIELDS = (
     varint(9 << 3 | 0) + varint(1 << 63)
     + varint(10 << 3 | 1) + b"8 bytes."
@@ -92,8 +93,9 @@ UNKNOWN_FIELDS = (
 )
 
 
-def odd_but_right(quirk, data=b"", fin=False):
-    """The same chunk in a form that an honest sender would not choose and that a receiver must take; None: no such quirk."""
+def encode_unusually(quirk, data=b"", fin=False):
+    """A chunk in an unusual but valid encoding, which a receiver must accept; None if the quirk is
+    not about encoding."""
     tail = b"\x10\x01" if fin else b""
     if quirk == "unknown-fields":
         return UNKNOWN_FIELDS + encode(data) + UNKNOWN_FIELDS + tail

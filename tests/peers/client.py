@@ -1,7 +1,8 @@
-"""A client of the wire without a relay, written with the `websockets` library: an outside peer to prove our gateway against.
+"""A protocol client to test the gateway: an independent peer based on `websockets`.
 
-It opens one tunnel, sends bytes, half-closes (version 2), reads to the end, and prints one JSON line: what the upgrade
-and the opening were answered, how much came back (length, sha256), and how it ended.
+It opens one tunnel, sends bytes, half-closes (version 2), and reads to the end. Then it prints one
+JSON line: the answers to the upgrade and the opening, the length and SHA-256 of the received bytes,
+and how the tunnel ended.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from websockets.sync.client import connect
 import chunk
 
 V2 = "upstreamproxy.v2"
-# Bounds on what is waited for, so that a test which fails ends.
-PATIENCE = 30.0
+# The timeout in seconds for each wait, so that a failing test ends.
+TIMEOUT = 30.0
 
-# What a hostile client puts where a chunk belongs; a dict so that the list of quirks is in one place.
-WRONG = {
+# Invalid messages that a hostile client sends in place of a chunk, by quirk.
+INVALID = {
     "text": "a text message",
     "truncated": b"\x0a\x7fonly this",
     "bad-wire-type": b"\x0a\x02ok\x0e",
@@ -46,7 +47,7 @@ class Client:
     def send(self, data=b"", fin=False):
         message = None
         for quirk in self.options.quirk:
-            message = message or chunk.odd_but_right(quirk, data, fin)
+            message = message or chunk.encode_unusually(quirk, data, fin)
         message = message if message is not None else chunk.encode(data, fin)
         if self.has("fragmented"):
             step = max(1, len(message) // 5)
@@ -54,8 +55,8 @@ class Client:
         else:
             self.ws.send(message)
         if self.has("keepalives"):
-            for nothing in (b"", b"\x0a\x00", chunk.UNKNOWN_FIELDS):
-                self.ws.send(nothing)
+            for empty in (b"", b"\x0a\x00", chunk.UNKNOWN_FIELDS):
+                self.ws.send(empty)
             self.ws.ping()
 
     def opening(self):
@@ -86,18 +87,18 @@ class Client:
                 self.send(early[at : at + 999])
 
     def receive(self):
-        """The data of the next chunk; a sender's rules are checked."""
-        message = self.ws.recv(PATIENCE)
+        """Returns the data of the next chunk, and checks the rules for senders."""
+        message = self.ws.recv(TIMEOUT)
         if isinstance(message, str):
             raise chunk.Undecodable("a text message")
         data, fin = chunk.decode(message)
         if len(data) > chunk.LARGEST_DATA or (self.fin and (data or fin)):
-            raise chunk.Undecodable("a rule for senders was broken")
+            raise chunk.Undecodable("the sender broke a rule")
         self.fin = self.v2 and fin
         return data
 
     def answer(self):
-        """The status line, and what came behind the head."""
+        """Returns the head without the empty line, and the data after it."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += self.receive()
@@ -109,50 +110,50 @@ class Client:
             for at in range(0, len(self.payload), self.options.chunk):
                 self.send(self.payload[at : at + self.options.chunk])
             for quirk in self.options.quirk:
-                if quirk in WRONG:
-                    self.ws.send(WRONG[quirk])
+                if quirk in INVALID:
+                    self.ws.send(INVALID[quirk])
             if self.has("data-after-fin"):
-                # In one segment, or the tunnel may be over, and rightly so, before the ghost comes.
+                # In one segment. Otherwise the tunnel may correctly end before the data arrives.
                 self.ws.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, True)
             if self.v2 and not self.options.no_fin:
                 self.send(fin=True)
             if self.has("data-after-fin"):
-                self.ws.send(chunk.encode(b"ghost"))
+                self.ws.send(chunk.encode(b"data after fin"))
                 self.ws.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, False)
         except ConnectionClosed:
             pass
 
     def run(self):
-        seen = {"subprotocol": self.ws.subprotocol, "status": None}
+        report = {"subprotocol": self.ws.subprotocol, "status": None}
         body = b""
         try:
             self.opening()
             head, body = self.answer()
-            seen["status"], seen["head"] = int(head.split(" ")[1]), head
+            report["status"], report["head"] = int(head.split(" ")[1]), head
             sender = threading.Thread(target=self.send_payload, daemon=True)
-            if seen["status"] // 100 == 2:
+            if report["status"] // 100 == 2:
                 sender.start()
             while not self.fin:
                 body += self.receive()
                 if self.options.expect and len(body) >= self.options.expect:
                     break
             if sender.ident:
-                sender.join(PATIENCE)
+                sender.join(TIMEOUT)
             self.ws.close(1000)
         except ConnectionClosed:
             pass
         except (chunk.Undecodable, TimeoutError) as error:
-            seen["error"] = f"{type(error).__name__}: {error}"
+            report["error"] = f"{type(error).__name__}: {error}"
             self.ws.close(1011)
         received = self.ws.protocol.close_rcvd
-        seen.update(
+        report.update(
             length=len(body), sha256=hashlib.sha256(body).hexdigest(), fin=self.fin,
             close_code=received.code if received else None,
         )
         if self.options.out:
             with open(self.options.out, "wb") as out:
                 out.write(body)
-        return seen
+        return report
 
 
 def parse():
@@ -160,16 +161,16 @@ def parse():
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--session", required=True)
     parser.add_argument("--token", required=True)
-    parser.add_argument("--bearer", help="another token in the upgrade")
-    parser.add_argument("--basic", help="another `session:token` in the opening")
+    parser.add_argument("--bearer", help="token in the upgrade, if not --token")
+    parser.add_argument("--basic", help="`session:token` in the opening, if not --session and --token")
     parser.add_argument("--target", required=True)
-    parser.add_argument("--ca", help="PEM file that a wss gateway is verified with")
+    parser.add_argument("--ca", help="PEM file with the CA of a wss gateway")
     parser.add_argument("--v1", action="store_true", help="do not offer upstreamproxy.v2")
-    parser.add_argument("--send", help="file whose bytes are sent; `-` is standard input")
-    parser.add_argument("--out", help="file for what came back")
+    parser.add_argument("--send", help="file with the bytes to send; `-` is standard input")
+    parser.add_argument("--out", help="file for the received bytes")
     parser.add_argument("--chunk", type=int, default=65536)
     parser.add_argument("--no-fin", action="store_true")
-    parser.add_argument("--expect", type=int, default=0, help="leave after so many bytes")
+    parser.add_argument("--expect", type=int, default=0, help="disconnect after this number of bytes")
     parser.add_argument("--quirk", action="append", default=[])
     return parser.parse_args()
 
@@ -190,7 +191,7 @@ def main():
     settings = {
         "additional_headers": headers, "subprotocols": None if options.v1 else [V2], "ssl": tls, "compression": None,
         "proxy": None, "ping_interval": None, "user_agent_header": None, "max_size": chunk.LARGEST_MESSAGE,
-        "close_timeout": 5, "open_timeout": PATIENCE, "origin": "https://evil.test" if "origin" in options.quirk else None,
+        "close_timeout": 5, "open_timeout": TIMEOUT, "origin": "https://evil.test" if "origin" in options.quirk else None,
     }
     try:
         with connect(url, **settings) as ws:

@@ -1,8 +1,9 @@
-"""A gateway written from the protocol page with the `websockets` library: an outside peer to prove our relay against.
+"""A gateway to test the relay: an independent peer based on `websockets` and the protocol page.
 
-It really dials the target and pumps. It prints JSON lines: `{"event":"ready","port":N}` first, then what it saw of
-each WebSocket: `upgrade` (the request), `opening` (the head, and whether it has the exact form), `end` (bytes, digests,
-close code). With `--quirk` it is odd, but right (the tunnel must work), or wrong (the relay must end it as the page says).
+It connects to the target and forwards the data. It prints JSON lines: first
+`{"event":"ready","port":N}`, then for each WebSocket `upgrade` (the request), `opening` (the head, and
+whether it has the exact form), and `end` (bytes, digests, close code). A `--quirk` makes it unusual but
+valid (the tunnel must work) or invalid (the relay must end the tunnel as the page says).
 """
 
 import argparse
@@ -25,11 +26,11 @@ import chunk
 
 PATH = "/v1/code/upstreamproxy/"
 V2 = "upstreamproxy.v2"
-LONGEST_HEAD = 16 * 1024
-# Bounds on what is waited for, so that a test which fails ends.
-PATIENCE = 30.0
+MAX_HEAD = 16 * 1024
+# The timeout in seconds for each wait, so that a failing test ends.
+TIMEOUT = 30.0
 
-# What the gateway answers inside the tunnel instead of 200, by quirk. The challenges must never reach the client.
+# The responses inside the tunnel in place of 200, by quirk. The challenges must not reach the client.
 REFUSALS = {
     "refuse-400": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "refuse-401": b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=canary-challenge\r\nContent-Length: 0\r\n\r\n",
@@ -44,11 +45,11 @@ REFUSALS = {
     "refuse-503": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
     "refuse-504": b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n",
     "answer-not-http": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-    "answer-huge-head": b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * LONGEST_HEAD + b"\r\n\r\n",
+    "answer-huge-head": b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * MAX_HEAD + b"\r\n\r\n",
     "answer-nul": b"\0" * 64,
 }
 
-# Faults that strike once the tunnel stands and the first bytes have gone down.
+# Faults that happen when the tunnel is open and the first bytes were sent down.
 FAULTS = (
     "text", "truncated", "bad-wire-type", "field-zero", "long-varint", "open-group", "too-big", "data-after-fin",
     "close-before-fin", "close-1011", "close-1008", "tcp-reset", "tcp-fin",
@@ -68,9 +69,9 @@ class Report:
     def __init__(self):
         self.lock = threading.Lock()
 
-    def __call__(self, event, **seen):
+    def __call__(self, event, **values):
         with self.lock:
-            print(json.dumps({"event": event, **seen}), flush=True)
+            print(json.dumps({"event": event, **values}), flush=True)
 
 
 class Gateway:
@@ -81,7 +82,7 @@ class Gateway:
     # The upgrade.
 
     def before_upgrade(self, connection, request):
-        """Serves the CA, refuses what is no tunnel, and plays the quirks of the upgrade."""
+        """Serves the CA, refuses unknown paths, and applies the quirks of the upgrade."""
         if request.path == PATH + "ca-cert":
             self.report("ca-cert", authorization="Authorization" in request.headers)
             with open(self.options.ca_pem, encoding="ascii") as pem:
@@ -108,8 +109,8 @@ class Gateway:
                 return Response(int(status), "Odd", Headers(extra), b"")
         return None
 
-    def spoil_upgrade(self, _connection, _request, response):
-        """Makes the 101 wrong (or odd), where a quirk says so."""
+    def change_upgrade(self, _connection, _request, response):
+        """Makes the 101 response invalid or unusual if a quirk says so."""
         if response.status_code != 101:
             return response
         for quirk, field, value in (
@@ -136,7 +137,7 @@ class Gateway:
     # The tunnel.
 
     def tunnel(self, ws):
-        """One WebSocket: opening, pumps, end."""
+        """Handles one WebSocket: opening, data, end."""
         tunnel = Tunnel(self, ws, next(self.ids))
         try:
             tunnel.run()
@@ -147,7 +148,7 @@ class Gateway:
 
 
 class Broken(Exception):
-    """The peer broke a rule of the wire."""
+    """The peer broke a rule of the protocol."""
 
 
 class Tunnel:
@@ -166,40 +167,40 @@ class Tunnel:
 
     def run(self):
         if self.has("data-before-head"):
-            self.send(b"early bird")
-            # A head that was on its way already is read and not served.
+            self.send(b"early data")
+            # A head that the relay has already sent is read, but gets no response.
             while True:
                 self.ws.recv()
         if self.has("keepalives"):
             self.keepalives()
         head, early = self.opening()
-        authority = self.check(head, early)
+        authority = self.report_opening(head, early)
         refusal = next((REFUSALS[q] for q in self.quirks if q in REFUSALS), None)
         if refusal is not None:
             self.ws.send(chunk.encode(refusal))
             return self.ws.close(1000)
         host, _, port = authority.rpartition(":")
-        self.target = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)
+        self.target = socket.create_connection((host.strip("[]"), int(port)), TIMEOUT)
         self.target.settimeout(None)
-        self.answer()
-        self.deliver(early)
-        down = threading.Thread(target=self.pump_down, daemon=True)
+        self.respond()
+        self.send_to_target(early)
+        down = threading.Thread(target=self.forward_down, daemon=True)
         down.start()
-        self.pump_up()
-        down.join(PATIENCE)
+        self.forward_up()
+        down.join(TIMEOUT)
 
     def opening(self):
-        """The first data, up to and with the empty line, and what came behind it."""
+        """Returns the head, including the empty line, and the data after it."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += self.receive()
-            if len(data) > LONGEST_HEAD:
+            if len(data) > MAX_HEAD:
                 raise Broken("a head over 16 KiB")
         head, _, early = data.partition(b"\r\n\r\n")
         return head + b"\r\n\r\n", early
 
-    def check(self, head, early):
-        """Reports the head, and whether it is to the byte what the protocol page asks for."""
+    def report_opening(self, head, early):
+        """Reports the head, and whether it has the exact form of the page. Returns the authority."""
         authority = head.split(b" ")[1].decode("ascii")
         options = self.gateway.options
         basic = base64.b64encode(f"{options.session}:{options.token}".encode()).decode()
@@ -208,11 +209,11 @@ class Tunnel:
         return authority
 
     def cork(self, corked):
-        """Holds back what is sent, so that answer, data and fault come to the relay in one read."""
+        """Delays sending, so that the relay gets response, data and fault in one read."""
         if self.has("corked"):
             self.ws.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, corked)
 
-    def answer(self):
+    def respond(self):
         self.cork(True)
         head = b"HTTP/1.1 200 Connection Established\r\n\r\n"
         if self.has("answer-204"):
@@ -228,10 +229,10 @@ class Tunnel:
             self.send(head)
 
     def send(self, data=b"", fin=False):
-        """One chunk, in the form that the quirks ask for."""
+        """Sends one chunk in the encoding that the quirks select."""
         message = None
         for quirk in self.quirks:
-            message = message or chunk.odd_but_right(quirk, data, fin)
+            message = message or chunk.encode_unusually(quirk, data, fin)
         message = message if message is not None else chunk.encode(data, fin)
         if self.has("fragmented"):
             self.ws.send(self.fragments(message))
@@ -241,7 +242,7 @@ class Tunnel:
             self.keepalives()
 
     def fragments(self, message):
-        """The message in pieces, the first ones tiny, with pings and an empty frame between them."""
+        """The message in fragments, the first ones tiny, with pings and an empty fragment between."""
         for at in range(min(4, len(message))):
             yield message[at : at + 1]
             self.ws.ping()
@@ -251,7 +252,7 @@ class Tunnel:
             yield message[at : at + step]
 
     def keepalives(self):
-        """All forms of saying nothing."""
+        """Sends every kind of message without data."""
         self.ws.send(b"")
         self.ws.send(b"\x0a\x00")
         self.ws.send(chunk.UNKNOWN_FIELDS)
@@ -259,7 +260,7 @@ class Tunnel:
         self.ws.pong(b"unasked")
 
     def receive(self):
-        """The data of the next chunk; the rules for senders are checked on the way."""
+        """Returns the data of the next chunk, and checks the rules for senders."""
         message = self.ws.recv()
         if isinstance(message, str):
             raise Broken("a text message")
@@ -274,33 +275,33 @@ class Tunnel:
         self.fin_up = self.v2 and fin
         return data
 
-    def pump_up(self):
-        """Relay to target, until the WebSocket has closed; `fin` half-closes the target."""
+    def forward_up(self):
+        """Forwards from relay to target until the WebSocket closes; `fin` half-closes the target."""
         try:
             while True:
                 finished = self.fin_up
-                self.deliver(self.receive())
+                self.send_to_target(self.receive())
                 if self.fin_up and not finished:
                     self.target.shutdown(socket.SHUT_WR)
                     self.close_if_both_finished()
         except ConnectionClosed:
-            # The relay's close ends what `fin` has not ended before: version 1 has nothing else.
+            # The close of the relay ends the target connection. In version 1 it is the only signal.
             self.shut_target()
 
-    def deliver(self, data):
+    def send_to_target(self, data):
         if data:
             self.up.update(data)
             self.up_bytes += len(data)
             self.target.sendall(data)
 
-    def pump_down(self):
-        """Target to relay; at the target's end `fin` (version 2) or the close with 1000 (version 1)."""
+    def forward_down(self):
+        """Forwards from target to relay. At the end sends `fin` (version 2) or closes with 1000."""
         try:
             while data := self.target.recv(chunk.LARGEST_DATA if self.has("big-chunks") else 65536):
                 self.send(data)
                 self.count_down(data)
                 if fault := next((q for q in self.quirks if q in FAULTS), None):
-                    return self.strike(fault)
+                    return self.inject(fault)
             if self.v2:
                 self.send(fin=True)
                 self.fin_down = True
@@ -314,7 +315,7 @@ class Tunnel:
             self.broke = f"target: {error}"
             self.ws.close(1011)
         finally:
-            # Nobody else wakes the other pump when this one leaves early.
+            # If this thread ends early, this wakes the other one.
             if not self.fin_down:
                 self.shut_target()
 
@@ -326,7 +327,7 @@ class Tunnel:
         self.down.update(data)
         self.down_bytes += len(data)
 
-    def strike(self, fault):
+    def inject(self, fault):
         if fault in UNDECODABLE:
             self.ws.send(UNDECODABLE[fault])
         elif fault == "text":
@@ -335,14 +336,15 @@ class Tunnel:
             self.ws.send(b"\x0a" + chunk.varint(2 * chunk.LARGEST_MESSAGE) + bytes(2 * chunk.LARGEST_MESSAGE))
         elif fault == "data-after-fin":
             self.ws.send(chunk.encode(fin=True))
-            self.ws.send(chunk.encode(b"ghost"))
+            self.ws.send(chunk.encode(b"data after fin"))
         elif fault == "close-before-fin":
             self.ws.close(1000)
         elif fault.startswith("close-"):
             self.ws.close(int(fault.removeprefix("close-")))
         elif fault == "tcp-reset":
             self.ws.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            # shutdown would say goodbye; a close with linger 0 is the reset, once the library's thread lets go.
+            # A shutdown of both directions would send a FIN. The close with linger 0 sends the
+            # reset, once the library's thread has released the socket.
             self.ws.socket.shutdown(socket.SHUT_RD)
             self.ws.socket.close()
             return
@@ -358,7 +360,7 @@ class Tunnel:
             pass
 
     def close(self):
-        """Closes both ends, and says what was seen."""
+        """Closes both ends, and reports the tunnel."""
         if self.fin_up and self.fin_down and not self.broke:
             self.ws.close(1000)
         else:
@@ -382,9 +384,9 @@ def parse():
     parser.add_argument("--tls-cert")
     parser.add_argument("--tls-key")
     parser.add_argument("--ca-pem", default="/dev/null")
-    parser.add_argument("--elsewhere", default="http://127.0.0.1:9/", help="where a redirect points")
+    parser.add_argument("--elsewhere", default="http://127.0.0.1:9/", help="the location of a redirect")
     parser.add_argument("--v1", dest="v2", action="store_false", help="never select upstreamproxy.v2")
-    parser.add_argument("--v2", dest="v2", action="store_true", help="select it where it is offered (the default)")
+    parser.add_argument("--v2", dest="v2", action="store_true", help="select upstreamproxy.v2 if it is offered (default)")
     parser.add_argument("--quirk", action="append", default=[])
     parser.set_defaults(v2=True)
     return parser.parse_args()
@@ -401,7 +403,7 @@ def main():
     server = serve(
         gateway.tunnel, host, int(port), ssl=tls, compression=None, ping_interval=None, close_timeout=5,
         max_size=chunk.LARGEST_MESSAGE, select_subprotocol=gateway.choose_version, subprotocols=[V2],
-        process_request=gateway.before_upgrade, process_response=gateway.spoil_upgrade, server_header=None,
+        process_request=gateway.before_upgrade, process_response=gateway.change_upgrade, server_header=None,
     )
     report("ready", port=server.socket.getsockname()[1])
     server.serve_forever()

@@ -1,4 +1,5 @@
-// An HTTPS origin that speaks h2 and HTTP/1.1 by ALPN: `node h2_origin.js CERT KEY`, one JSON line when ready.
+// An HTTPS origin that offers h2 and HTTP/1.1 by ALPN. Usage: node h2_origin.js CERT KEY
+// It prints one JSON line with its port when it is ready.
 'use strict';
 const fs = require('fs');
 const http2 = require('http2');
