@@ -1,9 +1,9 @@
 """A gateway to test the relay: an independent peer based on `websockets` and the protocol page.
 
 It connects to the target and forwards the data. It prints JSON lines: first
-`{"event":"ready","port":N}`, then for each WebSocket `upgrade` (the request), `opening` (the head, and
-whether it has the exact form), and `end` (bytes, digests, close code). A `--quirk` makes it unusual but
-valid (the tunnel must work) or invalid (the relay must end the tunnel as the page says).
+`{"event":"ready","port":N}`, then for each WebSocket `upgrade` (the request), `opening` (the head,
+and whether it has the exact form), and `end` (bytes, digests, close code). A `--quirk` makes it
+unusual but valid (the tunnel must work) or invalid (the relay must end the tunnel as the page says).
 """
 
 import argparse
@@ -30,7 +30,7 @@ MAX_HEAD = 16 * 1024
 # The timeout in seconds for each wait, so that a failing test ends.
 TIMEOUT = 30.0
 
-# The responses inside the tunnel in place of 200, by quirk. The challenges must not reach the client.
+# The responses in the tunnel in place of 200, by quirk. The challenges must not reach the client.
 REFUSALS = {
     "refuse-400": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "refuse-401": b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=canary-challenge\r\nContent-Length: 0\r\n\r\n",
@@ -200,7 +200,7 @@ class Tunnel:
         return head + b"\r\n\r\n", early
 
     def report_opening(self, head, early):
-        """Reports the head, and whether it has the exact form of the page. Returns the authority."""
+        """Reports the head and whether it has the exact form of the page. Returns the authority."""
         authority = head.split(b" ")[1].decode("ascii")
         options = self.gateway.options
         basic = base64.b64encode(f"{options.session}:{options.token}".encode()).decode()
@@ -242,7 +242,7 @@ class Tunnel:
             self.keepalives()
 
     def fragments(self, message):
-        """The message in fragments, the first ones tiny, with pings and an empty fragment between."""
+        """The message in fragments, the first ones tiny, with pings and an empty one between."""
         for at in range(min(4, len(message))):
             yield message[at : at + 1]
             self.ws.ping()
@@ -276,7 +276,7 @@ class Tunnel:
         return data
 
     def forward_up(self):
-        """Forwards from relay to target until the WebSocket closes; `fin` half-closes the target."""
+        """Forwards relay to target until the WebSocket closes; `fin` half-closes the target."""
         try:
             while True:
                 finished = self.fin_up
@@ -295,7 +295,7 @@ class Tunnel:
             self.target.sendall(data)
 
     def forward_down(self):
-        """Forwards from target to relay. At the end sends `fin` (version 2) or closes with 1000."""
+        """Forwards target to relay. At the end sends `fin` (version 2) or closes with 1000."""
         try:
             while data := self.target.recv(chunk.LARGEST_DATA if self.has("big-chunks") else 65536):
                 self.send(data)
