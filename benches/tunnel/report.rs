@@ -174,8 +174,8 @@ impl Report<'_> {
             let each: Vec<String> = idle
                 .processes
                 .iter()
-                .map(|(role, held)| {
-                    let [before, with, after] = held.map(|kib| whole(kib as f64));
+                .map(|(role, memory)| {
+                    let [before, with, after] = memory.map(|kib| whole(kib as f64));
                     format!("{role} {before}, {with}, {after}")
                 })
                 .collect();
@@ -276,8 +276,8 @@ impl Report<'_> {
     }
 
     fn idle_json(&self) -> Vec<Value> {
-        let process = |(role, held): &(&str, [u64; 3])| {
-            let [before, with, after] = held;
+        let process = |(role, memory): &(&str, [u64; 3])| {
+            let [before, with, after] = memory;
             json!({ "process": role, "before_kib": before, "with_kib": with, "after_kib": after })
         };
         let idles = self.idles.iter().map(|idle| {

@@ -34,7 +34,7 @@ fn a_value_above_its_tolerance_fails() {
 fn a_value_within_its_tolerance_passes() {
     for value in [93.5, 96.5, 99.5] {
         let verdict = verdict_on("system-calls/up/ws/relay", value, COMPILER);
-        assert_eq!(verdict, Verdict::Held, "{value}");
+        assert_eq!(verdict, Verdict::WithinTolerance, "{value}");
         assert!(!verdict.fails());
     }
 }
@@ -67,8 +67,8 @@ fn with_another_compiler_only_instruction_counts_pass_unchecked() {
 
 #[test]
 fn verdicts_that_fail_are_printed_in_capitals() {
-    use Verdict::{Better, Held, OtherCompiler, Unknown, Worse};
-    for verdict in [Held, Worse, Better, OtherCompiler, Unknown] {
+    use Verdict::{Better, OtherCompiler, Unknown, WithinTolerance, Worse};
+    for verdict in [WithinTolerance, Worse, Better, OtherCompiler, Unknown] {
         let word = verdict.word();
         assert_eq!(word == word.to_uppercase(), verdict.fails(), "{word}");
     }

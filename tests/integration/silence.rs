@@ -150,9 +150,9 @@ fn a_vanished_gateway_and_a_vanished_relay_are_detected_by_missed_pongs() {
 
     let (near, far) = (relay.stop().stderr, gateway.stop().stderr);
     let why = "no sign of life for three keepalive intervals";
-    for (log, who) in [(near, "gateway"), (far, "relay")] {
+    for (log, peer) in [(near, "gateway"), (far, "relay")] {
         assert!(
-            log.contains(&format!("broken by the {who}: {why}")),
+            log.contains(&format!("broken by the {peer}: {why}")),
             "{log}"
         );
     }

@@ -71,13 +71,13 @@ impl Recipe {
         if built.contains(self.name) {
             return copy;
         }
-        let mut build = Command::new("sh");
-        build
+        let mut recipe = Command::new("sh");
+        recipe
             .args(["-euc", self.lines()])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("CARGO_TARGET_DIR", &target)
             .env_remove("RUSTFLAGS");
-        finish_within(BUILD_TIMEOUT, &mut build).succeeded();
+        finish_within(BUILD_TIMEOUT, &mut recipe).succeeded();
         fs::copy(target.join(self.output), &copy).unwrap();
         built.insert(self.name);
         copy

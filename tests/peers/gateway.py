@@ -3,7 +3,7 @@
 It connects to the target and forwards the data. It prints JSON lines: first
 `{"event":"ready","port":N}`, then for each WebSocket `upgrade` (the request), `opening` (the head,
 and whether it has the exact form), and `end` (bytes, digests, close code). A `--quirk` makes it
-unusual but valid (the tunnel must work) or invalid (the relay must end the tunnel as the page says).
+unusual but valid (the tunnel must work) or invalid (the relay must end the tunnel as documented).
 """
 
 import argparse

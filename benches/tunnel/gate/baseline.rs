@@ -41,7 +41,7 @@ pub(crate) struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Within the tolerance.
-    Held,
+    WithinTolerance,
     /// Above the tolerance.
     Worse,
     /// Below the tolerance.
@@ -61,7 +61,7 @@ impl Verdict {
     /// The text in the table.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Held => "ok",
+            Self::WithinTolerance => "ok",
             Self::Worse => "WORSE",
             Self::Better => "better",
             Self::OtherCompiler => "other compiler",
@@ -134,7 +134,7 @@ impl Baseline {
         } else if value < row.value - row.tolerance {
             Verdict::Better
         } else {
-            Verdict::Held
+            Verdict::WithinTolerance
         }
     }
 }
