@@ -1,4 +1,5 @@
-//! Starting a gateway: inside the process of a relay, with a session, a token and a CA of its own, or as a server for others.
+//! Starting a gateway: inside the process of a relay, with a session, a token and a CA of its own,
+//! or as a server for others.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -36,16 +37,18 @@ use crate::sys::memory;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct EmbeddedOptions {
-    /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list: no host.
+    /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list:
+    /// no host.
     pub intercept: Option<Vec<Pattern>>,
     /// Fixed addresses for names, like curl's `--resolve`. Default none.
     pub resolve: Vec<Override>,
     /// A PEM file of additional roots for verifying targets. Default none.
     pub target_ca: Option<PathBuf>,
-    /// The PEM file of base roots for verifying targets. Default `None`: the file that `SSL_CERT_FILE` in
-    /// [`inherited`](Self::inherited) names, else the distribution's.
+    /// The PEM file of base roots for verifying targets. Default `None`: the file that
+    /// `SSL_CERT_FILE` in [`inherited`](Self::inherited) names, else the distribution's.
     pub system_ca: Option<PathBuf>,
-    /// The environment that `SSL_CERT_FILE` is read from. Default `None`: the environment of this process.
+    /// The environment that `SSL_CERT_FILE` is read from. Default `None`: the environment of this
+    /// process.
     pub inherited: Option<Environment>,
     /// Bounds in count and time.
     pub limits: Limits,
@@ -66,7 +69,8 @@ impl EmbeddedOptions {
     }
 }
 
-/// A gateway inside this process. Dropping it resets its open tunnels and removes its private directory.
+/// A gateway inside this process. Dropping it resets its open tunnels and removes its private
+/// directory.
 #[derive(Debug)]
 pub(crate) struct Embedded {
     base_url: BaseUrl,
@@ -131,7 +135,8 @@ impl Embedded {
                 .intercept
                 .unwrap_or_else(|| vec![Pattern::any_on(443)]),
             resolve: options.resolve,
-            // It dials from the client's own machine: it reaches nothing that the client could not reach directly.
+            // It dials from the client's own machine: it reaches nothing that the client could not
+            // reach directly.
             allow_private: true,
             limits: options.limits,
             ..GatewayConfig::default()
@@ -155,7 +160,8 @@ impl Embedded {
         })
     }
 
-    /// Sets base URL, session and token file, and the bundle's path in the private directory unless a path is set.
+    /// Sets base URL, session and token file, and the bundle's path in the private directory unless
+    /// a path is set.
     fn configure(&self, config: &mut Config) {
         config.when = When::Always;
         config.base_url = Some(self.base_url.clone());
@@ -187,7 +193,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Starts a gateway: the server end for relays on other machines.
 ///
-/// Reads the root certificates, binds the address, starts the threads and returns. It does not fail open.
+/// Reads the root certificates, binds the address, starts the threads and returns. It does not fail
+/// open.
 ///
 /// # Errors
 /// A setting cannot be used, no root certificates are found, or the address cannot be bound.

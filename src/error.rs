@@ -74,7 +74,8 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// A stage of the lifecycle failed. [`Display`](fmt::Display) prints what failed, where, and what to do.
+/// A stage of the lifecycle failed. [`Display`](fmt::Display) prints what failed, where, and what
+/// to do.
 ///
 /// It contains no secret.
 ///

@@ -1,11 +1,14 @@
-//! Connects the tools of a sandbox to the outside through one authorised upstream, without an async runtime.
+//! Connects the tools of a sandbox to the outside through one authorised upstream, without an async
+//! runtime.
 //!
-//! A program that starts sessions in a sandbox calls [`start`] once. If the environment asks for it, `start` reads the
-//! session token, downloads the upstream's CA certificates and merges them with the system's, opens a CONNECT proxy on
-//! loopback that carries each tunnel in a WebSocket of its own to the upstream's gateway, and then deletes the token file.
-//! Child processes get the variables of [`Handle::env`]; `npm`, `pip`, `git`, `curl` and other tools use them.
+//! A program that starts sessions in a sandbox calls [`start`] once. If the environment asks for
+//! it, `start` reads the session token, downloads the upstream's CA certificates and merges them
+//! with the system's, opens a CONNECT proxy on loopback that carries each tunnel in a WebSocket of
+//! its own to the upstream's gateway, and then deletes the token file. Child processes get the
+//! variables of [`Handle::env`]; `npm`, `pip`, `git`, `curl` and other tools use them.
 //!
-//! It fails open: if a stage fails, proxying is off, [`Disabled`] says at which stage and why, and the session goes on.
+//! It fails open: if a stage fails, proxying is off, [`Disabled`] says at which stage and why, and
+//! the session goes on.
 //!
 //! # Quick start
 //! ```no_run
@@ -34,15 +37,17 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Without an upstream, [`start_embedded`] runs the same in front of a gateway inside this process. [`start_gateway`] starts
-//! the server end for other machines.
+//! Without an upstream, [`start_embedded`] runs the same in front of a gateway inside this process.
+//! [`start_gateway`] starts the server end for other machines.
 //!
 //! # Blocking, threads and async hosts
-//! [`start`] and [`start_embedded`] block for the time of set-up (seconds at most), [`Handle::shutdown`] and dropping a
-//! [`Handle`] block for the time of a drain; everything else returns at once. All work runs on threads of this library, whose
-//! names begin with `uproxy-`, `tun-` or `gw-`. There is no signal handler and no global state.
+//! [`start`] and [`start_embedded`] block for the time of set-up (seconds at most),
+//! [`Handle::shutdown`] and dropping a [`Handle`] block for the time of a drain; everything else
+//! returns at once. All work runs on threads of this library, whose names begin with `uproxy-`,
+//! `tun-` or `gw-`. There is no signal handler and no global state.
 //!
-//! A host with an async runtime calls the blocking functions in a blocking task, for example with Tokio:
+//! A host with an async runtime calls the blocking functions in a blocking task, for example with
+//! Tokio:
 //!
 //! ```ignore
 //! let relay = tokio::task::spawn_blocking(|| upstreamproxy::start(&Config::from_env())).await?.ok();
@@ -52,25 +57,27 @@
 //! }
 //! ```
 //!
-//! A [`Handle`] must not be dropped on a runtime thread for the same reason. [`Config::cancel`] ends set-up early, and
-//! [`Handle::abort`] ends a shutdown early, from any thread.
+//! A [`Handle`] must not be dropped on a runtime thread for the same reason. [`Config::cancel`]
+//! ends set-up early, and [`Handle::abort`] ends a shutdown early, from any thread.
 //!
 //! # Errors
-//! [`start`] does not fail: it returns [`Started::Disabled`] with an [`Error`] that names the stage, an [`ErrorKind`] to match
-//! on, what failed and what to do. [`start_gateway`] does not fail open: it returns a
-//! [`GatewayError`](gateway::GatewayError). Errors of one tunnel go to its client and to the log.
+//! [`start`] does not fail: it returns [`Started::Disabled`] with an [`Error`] that names the
+//! stage, an [`ErrorKind`] to match on, what failed and what to do. [`start_gateway`] does not fail
+//! open: it returns a [`GatewayError`](gateway::GatewayError). Errors of one tunnel go to its
+//! client and to the log.
 //!
 //! # Log levels
-//! The library writes to the [`log`](https://docs.rs/log) crate; without a logger nothing is printed, and
-//! [`Disabled::reason`] has the same text as the log. `error`: a fault of this program. `warn`: what a user should fix, for
-//! example why proxying is off. `info`: one line per tunnel. `debug`: details for debugging this program. No record of this
-//! crate contains a secret. Records of other crates may: tungstenite logs the upgrade request with its token at `trace`, so a
-//! logger should drop records of other crates below `warn`.
+//! The library writes to the [`log`](https://docs.rs/log) crate; without a logger nothing is
+//! printed, and [`Disabled::reason`] has the same text as the log. `error`: a fault of this
+//! program. `warn`: what a user should fix, for example why proxying is off. `info`: one line per
+//! tunnel. `debug`: details for debugging this program. No record of this crate contains a secret.
+//! Records of other crates may: tungstenite logs the upgrade request with its token at `trace`, so
+//! a logger should drop records of other crates below `warn`.
 //!
 //! # Effects on the process
-//! Before the token is read, the process becomes non-dumpable (Linux: no debugger, no core file), and stays so; set
-//! [`Config::harden`] to false to prevent that. Free heap memory is returned to the kernel (`malloc_trim(3)`). The environment is
-//! read, never changed.
+//! Before the token is read, the process becomes non-dumpable (Linux: no debugger, no core file),
+//! and stays so; set [`Config::harden`] to false to prevent that. Free heap memory is returned to
+//! the kernel (`malloc_trim(3)`). The environment is read, never changed.
 //!
 //! # Code map
 //! A module uses only modules of lower floors. [`manual::architecture`] explains why.
@@ -89,15 +96,17 @@
 //! | 0 | `control`, `error` |
 //!
 //! # Features
-//! On by default: `gateway` (the server end, [`start_embedded`] and [`start_gateway`]), `cli` (the binary) and `bench` (its
-//! `bench` subcommand; needs both). A host needs none of them: `default-features = false` is the relay alone. Off by default:
-//! `capi`, for hosts that are not Rust ([`manual::c_api`]; needs `gateway`); `fuzzing`, for this project's own tests.
+//! On by default: `gateway` (the server end, [`start_embedded`] and [`start_gateway`]), `cli` (the
+//! binary) and `bench` (its `bench` subcommand; needs both). A host needs none of them:
+//! `default-features = false` is the relay alone. Off by default: `capi`, for hosts that are not
+//! Rust ([`manual::c_api`]; needs `gateway`); `fuzzing`, for this project's own tests.
 //! [`manual::static_binaries`] has the sizes.
 
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// The two ends share the wire's code. A build with one end does not use all of it, nor publish all of its types.
+// The two ends share the wire's code. A build with one end does not use all of it, nor publish all
+// of its types.
 #![cfg_attr(
     not(all(feature = "gateway", feature = "cli")),
     allow(dead_code, unreachable_pub, unused_imports)

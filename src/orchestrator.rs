@@ -1,6 +1,8 @@
-//! The lifecycle: gate, token, ca, relay, burn, in this order; then the relay serves until its handle is dropped.
+//! The lifecycle: gate, token, ca, relay, burn, in this order; then the relay serves until its
+//! handle is dropped.
 //!
-//! [`start`] fails open: if a stage fails, the host is left as it was and [`Started::Disabled`] says why.
+//! [`start`] fails open: if a stage fails, the host is left as it was and [`Started::Disabled`]
+//! says why.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -35,8 +37,8 @@ use crate::sys::memory;
 
 /// The result of [`start`].
 ///
-/// Dropping it stops the relay: the token file is gone by then, so keep the [`Handle`] for as long as
-/// child processes need the proxy.
+/// Dropping it stops the relay: the token file is gone by then, so keep the [`Handle`] for as long
+/// as child processes need the proxy.
 // One value per process: its size costs nothing, and a box would show in every `match` of a host.
 #[allow(clippy::large_enum_variant)]
 #[must_use = "dropping it stops the relay, and the token file is already deleted"]
@@ -44,7 +46,8 @@ use crate::sys::memory;
 pub enum Started {
     /// The relay is listening, and the token file is deleted.
     Enabled(Handle),
-    /// Proxying is off: a switch is off or a stage failed. Nothing was changed, and the session goes on without a proxy.
+    /// Proxying is off: a switch is off or a stage failed. Nothing was changed, and the session
+    /// goes on without a proxy.
     Disabled(Disabled),
 }
 
@@ -108,7 +111,8 @@ impl Disabled {
         &self.0
     }
 
-    /// Whether this is not a fault: a switch is off, or the host cancelled set-up. It was logged at `debug`, not at `warn`.
+    /// Whether this is not a fault: a switch is off, or the host cancelled set-up. It was logged at
+    /// `debug`, not at `warn`.
     pub fn is_silent(&self) -> bool {
         matches!(self.0.kind(), ErrorKind::SwitchedOff | ErrorKind::Cancelled)
     }
@@ -127,7 +131,8 @@ impl std::error::Error for Disabled {
 }
 
 /// A running relay. Dropping it stops the relay: it waits up to
-/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by default) and joins every thread.
+/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by
+/// default) and joins every thread.
 ///
 /// All methods but [`shutdown`](Self::shutdown) return at once. The handle is `Send` and `Sync`.
 #[must_use = "dropping it stops the relay"]
@@ -175,14 +180,16 @@ impl OwnedGateway {
 
 /// Runs the five stages and returns with a listening relay, or with the reason why proxying is off.
 ///
-/// If the setting `embedded` is on (`UPSTREAMPROXY_EMBEDDED`), this is [`start_embedded`] with the options in `config`.
+/// If the setting `embedded` is on (`UPSTREAMPROXY_EMBEDDED`), this is [`start_embedded`] with the
+/// options in `config`.
 ///
-/// Blocks the calling thread for the time of set-up: file access, and one HTTPS download that is bounded by
-/// [`Limits::ca_timeout`](crate::config::Limits::ca_timeout) (5 s by default). Another thread can end it early with
-/// [`Config::cancel`]. From an async runtime, call it in a blocking task (see the crate documentation).
+/// Blocks the calling thread for the time of set-up: file access, and one HTTPS download that is
+/// bounded by [`Limits::ca_timeout`](crate::config::Limits::ca_timeout) (5 s by default). Another
+/// thread can end it early with [`Config::cancel`]. From an async runtime, call it in a blocking
+/// task (see the crate documentation).
 ///
-/// It never fails and never panics: whatever goes wrong is [`Started::Disabled`], and one line in the log says why
-/// (`warn`; `debug` if a switch is off). Several relays can run in one process.
+/// It never fails and never panics: whatever goes wrong is [`Started::Disabled`], and one line in
+/// the log says why (`warn`; `debug` if a switch is off). Several relays can run in one process.
 ///
 /// # Example
 /// ```
@@ -204,9 +211,10 @@ pub fn start(config: &Config) -> Started {
 
 /// Runs the five stages in front of a gateway inside this process: no upstream is needed.
 ///
-/// The gateway listens on loopback with a session, a token and a CA of its own, which replace those of `config`
-/// (base URL, session, token file, upstream CA, and the CA bundle unless a path is set). The handle owns it: the gateway
-/// stops after the relay. [`When::Never`] still means that nothing starts.
+/// The gateway listens on loopback with a session, a token and a CA of its own, which replace those
+/// of `config` (base URL, session, token file, upstream CA, and the CA bundle unless a path is
+/// set). The handle owns it: the gateway stops after the relay. [`When::Never`] still means that
+/// nothing starts.
 ///
 /// Blocks, and reports failures, as [`start`] does.
 ///
@@ -401,8 +409,8 @@ pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running
 }
 
 impl Handle {
-    /// The relay's URL, as `HTTPS_PROXY` contains it: `http://127.0.0.1:PORT`, with user and password if
-    /// [`Config::listen_credential`] is set.
+    /// The relay's URL, as `HTTPS_PROXY` contains it: `http://127.0.0.1:PORT`, with user and
+    /// password if [`Config::listen_credential`] is set.
     ///
     /// # Example
     /// ```
@@ -426,8 +434,8 @@ impl Handle {
         self.relay.local_addr().port()
     }
 
-    /// The merged CA bundle (PEM). It is not deleted with the handle, because a child process may outlive it; only the
-    /// bundle of [`start_embedded`] is.
+    /// The merged CA bundle (PEM). It is not deleted with the handle, because a child process may
+    /// outlive it; only the bundle of [`start_embedded`] is.
     ///
     /// # Example
     /// ```
@@ -462,7 +470,8 @@ impl Handle {
         self.env_for(&self.inherited)
     }
 
-    /// The variables for a child process that inherits `environment`. Its `NO_PROXY` is kept and extended.
+    /// The variables for a child process that inherits `environment`. Its `NO_PROXY` is kept and
+    /// extended.
     ///
     /// # Example
     /// ```
@@ -481,8 +490,9 @@ impl Handle {
         self.child_env.variables(environment)
     }
 
-    /// Sets the variables on a command that is not started yet. The `NO_PROXY` that it would have had is kept and
-    /// extended: the one set on the command, else that of [`Config::inherited`], else that of this process.
+    /// Sets the variables on a command that is not started yet. The `NO_PROXY` that it would have
+    /// had is kept and extended: the one set on the command, else that of [`Config::inherited`],
+    /// else that of this process.
     ///
     /// # Example
     /// ```
@@ -525,7 +535,8 @@ impl Handle {
         self.relay.stats_reader()
     }
 
-    /// Separates the embedded gateway, if there is one, so that the caller decides when it stops: after the relay.
+    /// Separates the embedded gateway, if there is one, so that the caller decides when it stops:
+    /// after the relay.
     #[cfg(feature = "cli")]
     pub(crate) fn detach_gateway(mut self) -> (Self, OwnedGateway) {
         let gateway = mem::take(&mut self.gateway);
@@ -554,10 +565,11 @@ impl Handle {
         self.relay.abort()
     }
 
-    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins every thread.
+    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins
+    /// every thread.
     ///
-    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes and, after [`start_embedded`], 1 s for the gateway.
-    /// Tunnels that are silent end at once.
+    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes and, after
+    /// [`start_embedded`], 1 s for the gateway. Tunnels that are silent end at once.
     ///
     /// # Example
     /// ```
@@ -573,7 +585,8 @@ impl Handle {
     }
 }
 
-/// The variables that a relay with the URL `proxy` and these files would set for a child that inherits `environment`.
+/// The variables that a relay with the URL `proxy` and these files would set for a child that
+/// inherits `environment`.
 pub(crate) fn child_variables(
     proxy: &str,
     ca_bundle: &Path,

@@ -236,8 +236,8 @@ impl Config {
 }
 
 impl Config {
-    /// Whether an embedded gateway is the upstream: the setting `embedded` is on, and the gate is not
-    /// set to [`When::Never`].
+    /// Whether an embedded gateway is the upstream: the setting `embedded` is on, and the gate is
+    /// not set to [`When::Never`].
     pub fn uses_embedded_gateway(&self) -> bool {
         self.embedded && self.when != When::Never
     }

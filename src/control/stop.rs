@@ -56,8 +56,8 @@ impl Stop {
         self.deadline.get().copied()
     }
 
-    /// The descriptor to poll, given what [`requested`](Self::requested) has returned: `wake` before
-    /// a stop was requested, `cut` afterwards.
+    /// The descriptor to poll, given what [`requested`](Self::requested) has returned: `wake`
+    /// before a stop was requested, `cut` afterwards.
     pub(crate) fn wake_fd(&self, requested: Option<Deadline>) -> BorrowedFd<'_> {
         if requested.is_some() {
             self.cut.as_fd()

@@ -1,8 +1,8 @@
 //! Three kinds of TLS `ClientHello`, and the first record of a server's response to one.
 //!
-//! A hello consists of recorded extensions (`hello/*.bin`), a `server_name` and fresh random bytes. No handshake can be
-//! finished with one: the private keys of the recorded key shares are unknown. The format is
-//! [RFC 8446, section 4.1.2](https://www.rfc-editor.org/rfc/rfc8446#section-4.1.2).
+//! A hello consists of recorded extensions (`hello/*.bin`), a `server_name` and fresh random bytes.
+//! No handshake can be finished with one: the private keys of the recorded key shares are unknown.
+//! The format is [RFC 8446, section 4.1.2](https://www.rfc-editor.org/rfc/rfc8446#section-4.1.2).
 
 use std::{fmt, io};
 
@@ -11,14 +11,15 @@ use rustls::AlertDescription;
 use crate::crypto::random;
 use crate::http::authority::Host;
 
-/// Content and message types ([RFC 8446, appendix B](https://www.rfc-editor.org/rfc/rfc8446#appendix-B)).
+/// Content and message types ([RFC 8446, appendix
+/// B](https://www.rfc-editor.org/rfc/rfc8446#appendix-B)).
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 
-/// Extension numbers: `server_name` ([RFC 6066](https://www.rfc-editor.org/rfc/rfc6066#section-3)) and `padding`
-/// ([RFC 7685](https://www.rfc-editor.org/rfc/rfc7685)).
+/// Extension numbers: `server_name` ([RFC 6066](https://www.rfc-editor.org/rfc/rfc6066#section-3))
+/// and `padding` ([RFC 7685](https://www.rfc-editor.org/rfc/rfc7685)).
 const SERVER_NAME: u16 = 0;
 const PADDING: u16 = 21;
 
@@ -45,8 +46,8 @@ pub(super) enum HelloKind {
     /// A few hundred bytes, with an X25519 key share.
     Ordinary,
     /// With an X25519MLKEM768 key share
-    /// ([draft-ietf-tls-ecdhe-mlkem](https://datatracker.ietf.org/doc/draft-ietf-tls-ecdhe-mlkem/)): more than one TCP
-    /// segment.
+    /// ([draft-ietf-tls-ecdhe-mlkem](https://datatracker.ietf.org/doc/draft-ietf-tls-ecdhe-mlkem/)):
+    /// more than one TCP segment.
     PostQuantum,
     /// With a GREASE `encrypted_client_hello`
     /// ([RFC 9849, section 6.2](https://www.rfc-editor.org/rfc/rfc9849#section-6.2)).

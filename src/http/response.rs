@@ -1,5 +1,5 @@
-//! The HTTP response to a refused request ([RFC 9110, section 15], [RFC 9209]): status, `Proxy-Status`
-//! and one line of plain text.
+//! The HTTP response to a refused request ([RFC 9110, section 15], [RFC 9209]): status,
+//! `Proxy-Status` and one line of plain text.
 //!
 //! [RFC 9110, section 15]: https://www.rfc-editor.org/rfc/rfc9110#section-15
 //! [RFC 9209]: https://www.rfc-editor.org/rfc/rfc9209

@@ -1,4 +1,5 @@
-//! What `doctor` and `bench` share: a client of a relay's port, a relay in this process, built-in origins.
+//! What `doctor` and `bench` share: a client of a relay's port, a relay in this process, built-in
+//! origins.
 
 pub(crate) mod client;
 pub(crate) mod options;

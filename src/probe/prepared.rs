@@ -1,4 +1,5 @@
-//! What a connection to the upstream needs: session, token and roots, read without changing anything.
+//! What a connection to the upstream needs: session, token and roots, read without changing
+//! anything.
 
 use rustls_pki_types::CertificateDer;
 

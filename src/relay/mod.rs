@@ -1,8 +1,9 @@
-//! The client end: a CONNECT proxy on loopback. Each tunnel is a WebSocket of its own to the gateway.
+//! The client end: a CONNECT proxy on loopback. Each tunnel is a WebSocket of its own to the
+//! gateway.
 //!
-//! `worker` serves one connection, `access` decides who may use the port, `request` reads the CONNECT
-//! request, `dial` opens the tunnel, `warm_pool` keeps connections that were dialed ahead, and
-//! `rejection` says why there is no tunnel. It never uses the gateway's code.
+//! `worker` serves one connection, `access` decides who may use the port, `request` reads the
+//! CONNECT request, `dial` opens the tunnel, `warm_pool` keeps connections that were dialed ahead,
+//! and `rejection` says why there is no tunnel. It never uses the gateway's code.
 
 mod access;
 mod context;
@@ -80,7 +81,8 @@ impl Running {
         self.listening.abort()
     }
 
-    /// Stops accepting, gives open tunnels `drain` to end, resets the others, and joins every thread.
+    /// Stops accepting, gives open tunnels `drain` to end, resets the others, and joins every
+    /// thread.
     pub(crate) fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }

@@ -1,9 +1,10 @@
-//! The user who owns the other end of a loopback connection, from the kernel's socket table (Linux).
+//! The user who owns the other end of a loopback connection, from the kernel's socket table
+//! (Linux).
 //!
 //! The relay acts with the authority of its session for every client, and every user of the machine
-//! can connect to loopback. So the client's socket must belong to this process's user, or to root, who
-//! can read the token anyway. The source is `sock_diag(7)`; without netlink, `/proc/net/tcp` and
-//! `tcp6`. It does not decide who may connect; `access` does.
+//! can connect to loopback. So the client's socket must belong to this process's user, or to root,
+//! who can read the token anyway. The source is `sock_diag(7)`; without netlink, `/proc/net/tcp`
+//! and `tcp6`. It does not decide who may connect; `access` does.
 
 use std::fmt::Write;
 use std::fs;

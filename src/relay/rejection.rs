@@ -1,8 +1,8 @@
 //! Why there is no tunnel to the gateway, as a [`Rejection`]: status, error type, text and remedy.
 //!
-//! From the gateway's response only the plain text of a policy refusal (403) goes to the client; the
-//! text of any other response is for the log and for `doctor`. Nothing of the client's request is
-//! repeated (`manual/protocol.md`).
+//! From the gateway's response only the plain text of a policy refusal (403) goes to the client;
+//! the text of any other response is for the log and for `doctor`. Nothing of the client's request
+//! is repeated (`manual/protocol.md`).
 
 use std::borrow::Cow;
 use std::io;

@@ -160,7 +160,8 @@ impl Inner {
         }
     }
 
-    /// A thread: dials while connections are missing. One of the threads then remains as the reaper.
+    /// A thread: dials while connections are missing. One of the threads then remains as the
+    /// reaper.
     fn dial(&self, context: &RelayContext) {
         loop {
             let dialed = dial_ahead(context);

@@ -104,7 +104,8 @@ impl Relay {
         self.dial(&target, client.socket())
     }
 
-    /// Opens a tunnel to `target` for `client`: on a connection of the warm pool, else on a new one.
+    /// Opens a tunnel to `target` for `client`: on a connection of the warm pool, else on a new
+    /// one.
     fn dial(&self, target: &Authority, client: &TcpStream) -> Result<DialedTunnel, EndReason> {
         let context = &self.context;
         if let Some(conn) = self.warm_pool.take(context) {
@@ -139,7 +140,8 @@ impl Relay {
             .map_err(|error| error.end_reason(dialer.phase()))
     }
 
-    /// Sends `bytes` and gives the client a short time to read them, so that no reset destroys them.
+    /// Sends `bytes` and gives the client a short time to read them, so that no reset destroys
+    /// them.
     fn send_last(&self, mut client: Conn, bytes: &[u8]) {
         let mut plain = Buffer::new(&self.context.pool);
         plain.extend(bytes);

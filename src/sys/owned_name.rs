@@ -127,8 +127,8 @@ fn try_lock(path: &Path) -> io::Result<TryLock> {
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    // An owner's lock is exclusive, the lock of `is_owned` is shared: a shared lock tells them
-    // apart.
+    // An owner's lock is exclusive, the lock of `is_owned` is shared: a shared lock shows
+    // which it is.
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) | Err(Errno::INTR) => Ok(TryLock::Probed),
         Err(Errno::WOULDBLOCK) => Ok(TryLock::Owned),

@@ -273,7 +273,8 @@ impl FrameReader {
         let mask = Mask(header.mask);
         match header.opcode {
             OpCode::Control(control) => {
-                // RFC 6455, section 5.5: "MUST have a payload length of 125 bytes or less and MUST NOT be fragmented".
+                // RFC 6455, section 5.5: "MUST have a payload length of 125 bytes or less and MUST
+                // NOT be fragmented".
                 if len > MAX_CONTROL as u64 || !header.is_final {
                     return Err(ProtocolError::ControlFrame.into());
                 }

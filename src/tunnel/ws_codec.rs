@@ -183,8 +183,8 @@ impl WsCodec {
                 }
                 Piece::Payload(bytes, mask) => self.payload(bytes, mask, plain)?,
                 Piece::FrameEnd => self.frame_end(plain)?,
-                // RFC 6455, section 5.5.3: "the endpoint MAY elect to send a Pong frame for only the
-                // most recently processed Ping frame".
+                // RFC 6455, section 5.5.3: "the endpoint MAY elect to send a Pong frame for only
+                // the most recently processed Ping frame".
                 Piece::Ping(payload) => self.pending_pong = Some(payload),
                 Piece::Pong => {}
                 // RFC 6455, section 5.5.1: no data follows a close frame, so this message will not

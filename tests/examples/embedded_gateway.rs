@@ -1,5 +1,6 @@
-//! Runs a relay in front of a gateway inside this process, sends bytes through a tunnel, and shuts down while another
-//! thread may lose patience: what a test harness or a demonstration does. It needs no upstream and no network.
+//! Runs a relay in front of a gateway inside this process, sends bytes through a tunnel, and shuts
+//! down while another thread may lose patience: what a test harness or a demonstration does. It
+//! needs no upstream and no network.
 //!
 //! ```sh
 //! cargo run --example embedded_gateway

@@ -1,4 +1,5 @@
-//! A gateway with one session, and a relay that uses it with a token of its own: both ends of the system in a program.
+//! A gateway with one session, and a relay that uses it with a token of its own: both ends of the
+//! system in a program.
 //!
 //! ```sh
 //! cargo run --example gateway_server

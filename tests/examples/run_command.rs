@@ -1,4 +1,5 @@
-//! Runs a command with the proxy that this environment asks for, or without one: what a session launcher does.
+//! Runs a command with the proxy that this environment asks for, or without one: what a session
+//! launcher does.
 //!
 //! ```sh
 //! cargo run --example run_command -- curl -sSI https://example.com

@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn every_corpus_and_every_program_has_its_target() {
         let mut targets: Vec<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
-        // The crate on crates.io has no programs: Cargo leaves out nested packages. It adds this file.
+        // The crate on crates.io has no programs: Cargo leaves out nested packages. It adds this
+        // file.
         let is_packaged =
             Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml.orig")).exists();
         if !is_packaged {
