@@ -50,7 +50,8 @@
 //! Tokio:
 //!
 //! ```ignore
-//! let relay = tokio::task::spawn_blocking(|| upstreamproxy::start(&Config::from_env())).await?.ok();
+//! let started = tokio::task::spawn_blocking(|| start(&Config::from_env())).await?;
+//! let relay = started.ok();
 //! // ... run child processes with relay.env() ...
 //! if let Some(relay) = relay {
 //!     tokio::task::spawn_blocking(move || relay.shutdown(Duration::from_secs(10))).await?;

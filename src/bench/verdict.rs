@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn without_throughput_set_up_is_told_in_round_trips_and_the_remedy_names_the_origin() {
+    fn without_throughput_the_verdict_gives_set_up_in_round_trips_and_names_the_origin() {
         let verdict = judged(&[]);
         assert_eq!(verdict.limit, Limit::Unknown);
         assert!(

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_nobody_listens_on_and_a_file_that_is_not_there_are_named() {
+    fn a_proxy_that_does_not_listen_and_a_missing_file_are_named() {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_with_its_remedy() {
+    fn a_refusal_has_the_reason_and_the_remedy() {
         let (address, thread) =
             relay(b"HTTP/1.1 502 Bad Gateway\r\n\r\nit is down; wait a little\n");
         let problem = ask(&Port::open(address)).unwrap_err();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_is_told_from_the_relays_own_rules() {
+    fn the_gateways_policy_is_distinguished_from_the_relays_rules() {
         for (details, policy) in [("opening", true), ("head", false)] {
             let answer = format!(
                 "HTTP/1.1 403 Forbidden\r\nProxy-Status: upstreamproxy; error=x; details=\"{details}\"\r\n\r\nno"
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_says_nothing_or_nonsense_is_told() {
+    fn a_relay_that_sends_nothing_or_nonsense_is_a_problem() {
         for (answer, expected) in [
             (&b""[..], "does not answer"),
             (b"SSH-2.0-x\r\n", "not HTTP"),

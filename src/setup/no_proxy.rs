@@ -31,7 +31,7 @@ pub(super) fn merged(variable: &str, inherited: &Environment) -> String {
         .flat_map(|list| list.split(|c: char| c == ',' || c.is_whitespace()))
         .filter(|entry| !entry.is_empty())
         .collect();
-    // The user disables proxies entirely. Beside other entries, curl and Python would ignore the `*`.
+    // The user disables proxies entirely. Curl and Python ignore a `*` beside other entries.
     if !found.is_empty() && found.iter().all(|&entry| entry == EVERY_HOST) {
         return EVERY_HOST.to_owned();
     }

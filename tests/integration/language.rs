@@ -205,7 +205,8 @@ fn no_banned_word_is_used() {
     let found: Vec<String> = files
         .iter()
         .flat_map(|(name, text)| {
-            let found = banned(text).into_iter();
+            // A key of systemd units.
+            let found = banned(&text.replace("Wants=", "Requires=")).into_iter();
             found.map(move |(line, word)| format!("{name}:{line}:{word}"))
         })
         .collect();
