@@ -39,9 +39,7 @@ const COLUMNS: usize = 64;
 /// The first block that is cut off, has a broken boundary, or is not base64: no part of such a text
 /// is trusted.
 pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    Blocks::of(text)
-        .filter_map(|block| block.and_then(Block::certificate).transpose())
-        .collect()
+    parse(text).into_iter().collect()
 }
 
 /// All certificates in `text` that can be parsed, and the errors of the other blocks. For system
@@ -49,9 +47,9 @@ pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 pub(crate) fn readable_certificates(text: &[u8]) -> (Vec<CertificateDer<'static>>, Vec<PemError>) {
     let mut certificates = Vec::new();
     let mut errors = Vec::new();
-    for block in Blocks::of(text) {
-        match block.and_then(Block::certificate) {
-            Ok(certificate) => certificates.extend(certificate),
+    for block in parse(text) {
+        match block {
+            Ok(certificate) => certificates.push(certificate),
             Err(error) => errors.push(error),
         }
     }
@@ -125,116 +123,84 @@ impl fmt::Display for PemError {
 
 impl std::error::Error for PemError {}
 
-/// One block: the text between two boundaries.
+/// The certificates and the broken blocks of a text, in order.
+fn parse(text: &[u8]) -> Vec<Result<CertificateDer<'static>, PemError>> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut found = Vec::new();
+    let mut open: Option<Block<'_>> = None;
+    for (mut text, line) in lines(text).zip(1..) {
+        if text.starts_with(END) {
+            let end = boundary(text, END);
+            let rest = end.map_or(&[][..], |(_, rest)| rest);
+            // A file without a final newline was joined to another one.
+            let joined = rest.starts_with(BEGIN);
+            let clean = joined || rest.trim_ascii().is_empty();
+            match (open.take(), end) {
+                (None, _) => {
+                    found.push(Err(PemError::NotBegun { line }));
+                    continue;
+                }
+                (Some(block), Some((label, _))) if clean && label == block.label => {
+                    found.extend(block.certificate());
+                }
+                _ => found.push(Err(PemError::Boundary { line })),
+            }
+            text = if joined { rest } else { continue };
+        }
+        if text.starts_with(BEGIN) {
+            if let Some(Block { line, .. }) = open.take() {
+                found.push(Err(PemError::NotEnded { line }));
+            }
+            match boundary(text, BEGIN) {
+                Some((label, rest)) if rest.trim_ascii().is_empty() => {
+                    open = Some(Block {
+                        label,
+                        line,
+                        base64: Vec::new(),
+                    });
+                }
+                _ => found.push(Err(PemError::Boundary { line })),
+            }
+        } else if let Some(block) = open.as_mut().filter(|block| block.is_certificate()) {
+            let base64 = text.iter().filter(|byte| !byte.is_ascii_whitespace());
+            block.base64.extend(base64);
+        }
+    }
+    found.extend(open.map(|Block { line, .. }| Err(PemError::NotEnded { line })));
+    found
+}
+
+/// The lines of a text, which end with LF, CRLF or CR.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| byte == b'\n').flat_map(|line| {
+        line.strip_suffix(b"\r")
+            .unwrap_or(line)
+            .split(|&byte| byte == b'\r')
+    })
+}
+
+/// A block whose end was not found yet.
 struct Block<'a> {
     label: &'a [u8],
-    content: &'a [u8],
     line: usize,
+    /// The content of a certificate. Other blocks, such as private keys, are not copied.
+    base64: Vec<u8>,
 }
 
 impl Block<'_> {
+    fn is_certificate(&self) -> bool {
+        self.label == CERTIFICATE
+    }
+
     /// The certificate, if that is the label.
-    fn certificate(self) -> Result<Option<CertificateDer<'static>>, PemError> {
-        if self.label != CERTIFICATE {
-            return Ok(None);
-        }
+    fn certificate(self) -> Option<Result<CertificateDer<'static>, PemError>> {
         let line = self.line;
-        let mut base64 = Vec::with_capacity(self.content.len());
-        for run in self.content.split(u8::is_ascii_whitespace) {
-            base64.extend_from_slice(run);
-        }
-        match BASE64.decode(&base64) {
-            Ok(der) if der.is_empty() => Err(PemError::Empty { line }),
-            Ok(der) => Ok(Some(der.into())),
-            Err(_) => Err(PemError::Base64 { line }),
-        }
-    }
-}
-
-/// Iterates over the blocks of a text. After an error it continues with the next block.
-struct Blocks<'a> {
-    rest: &'a [u8],
-    /// The number of the line in which `rest` begins.
-    line: usize,
-}
-
-impl<'a> Blocks<'a> {
-    fn of(text: &'a [u8]) -> Self {
-        Self {
-            rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text),
-            line: 1,
-        }
-    }
-
-    /// The next line without its end. `None` at the end of the text.
-    fn peek(&self) -> Option<&'a [u8]> {
-        let end = self.rest.iter().position(|&b| b == b'\n' || b == b'\r');
-        (!self.rest.is_empty()).then(|| self.rest.split_at(end.unwrap_or(self.rest.len())).0)
-    }
-
-    /// Skips `line`, which `peek` returned, and its end.
-    fn pass(&mut self, line: &[u8]) {
-        let rest = self.rest.get(line.len()..).unwrap_or_default();
-        self.rest = rest
-            .strip_prefix(b"\r\n")
-            .or_else(|| rest.get(1..))
-            .unwrap_or_default();
-        self.line += 1;
-    }
-
-    /// Reads to the end of a block whose `BEGIN` line was skipped.
-    fn block(&mut self, begin: usize, label: &'a [u8]) -> Result<Block<'a>, PemError> {
-        let from = self.rest;
-        while let Some(text) = self.peek() {
-            if text.starts_with(BEGIN) {
-                break;
-            }
-            let content = from.len() - self.rest.len();
-            let line = self.line;
-            if !text.starts_with(END) {
-                self.pass(text);
-                continue;
-            }
-            let found = boundary(text, END);
-            let rest = found.map_or(&[][..], |(_, rest)| rest);
-            if rest.starts_with(BEGIN) {
-                // Stay in this line: a file without a final newline was joined to another one.
-                self.rest = self.rest.get(text.len() - rest.len()..).unwrap_or_default();
-            } else {
-                self.pass(text);
-            }
-            let whole = rest.starts_with(BEGIN) || rest.trim_ascii().is_empty();
-            return match found {
-                Some((end, _)) if end == label && whole => Ok(Block {
-                    label,
-                    content: from.get(..content).unwrap_or_default(),
-                    line: begin,
-                }),
-                _ => Err(PemError::Boundary { line }),
-            };
-        }
-        Err(PemError::NotEnded { line: begin })
-    }
-}
-
-impl<'a> Iterator for Blocks<'a> {
-    type Item = Result<Block<'a>, PemError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let text = self.peek()?;
-            let line = self.line;
-            self.pass(text);
-            if text.starts_with(END) {
-                return Some(Err(PemError::NotBegun { line }));
-            }
-            if text.starts_with(BEGIN) {
-                return Some(match boundary(text, BEGIN) {
-                    Some((label, rest)) if rest.trim_ascii().is_empty() => self.block(line, label),
-                    _ => Err(PemError::Boundary { line }),
-                });
-            }
-        }
+        self.is_certificate()
+            .then(|| match BASE64.decode(&self.base64) {
+                Ok(der) if der.is_empty() => Err(PemError::Empty { line }),
+                Ok(der) => Ok(der.into()),
+                Err(_) => Err(PemError::Base64 { line }),
+            })
     }
 }
 

@@ -35,20 +35,16 @@ impl Fields {
     }
 
     /// Every value of a field. `name` is in lower case.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.0
             .iter()
-            .filter(move |(own, _)| own == name)
+            .filter(move |(field_name, _)| field_name == name)
             .map(|(_, value)| value.as_slice())
     }
 
     /// The value of a field that occurs exactly once.
     pub(crate) fn one(&self, name: &str) -> Option<&[u8]> {
-        let mut all = self
-            .0
-            .iter()
-            .filter(|(own, _)| own == name)
-            .map(|(_, value)| value.as_slice());
+        let mut all = self.all(name);
         let first = all.next()?;
         all.next().is_none().then_some(first)
     }
@@ -62,7 +58,7 @@ impl Fields {
     /// 5.6.1]).
     ///
     /// [RFC 9110, section 5.6.1]: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.1
-    pub(crate) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn list<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.all(name)
             .flat_map(|value| value.split(|&b| b == b','))
             .map(<[u8]>::trim_ascii)

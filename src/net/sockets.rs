@@ -104,7 +104,62 @@ impl SocketTable {
     /// # Errors
     /// The kernel does not answer, or reports an error.
     pub(crate) fn ask(&self, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<SocketEntry>> {
-        query(&self.0, own, peer)
+        let (own, peer) = (unmapped(own), unmapped(peer));
+        let mut query = Vec::with_capacity(72);
+        query.extend(72_u32.to_ne_bytes());
+        query.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        query.extend(NLM_F_REQUEST.to_ne_bytes());
+        // The port is the sequence number: it identifies a late answer to an earlier query.
+        let sequence = u32::from(own.port());
+        query.extend(sequence.to_ne_bytes());
+        query.extend(0_u32.to_ne_bytes());
+        let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
+        query.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
+        query.extend(u32::MAX.to_ne_bytes()); // any state
+        query.extend(own.port().to_be_bytes());
+        query.extend(peer.port().to_be_bytes());
+        query.extend(octets(own.ip()));
+        query.extend(octets(peer.ip()));
+        query.extend(0_u32.to_ne_bytes()); // any interface
+        query.extend([0xff; 8]); // no cookie
+        send(&self.0, &query, SendFlags::empty())?;
+        let mut answer = [0; 1024];
+        loop {
+            let len = match recv(&self.0, &mut answer, RecvFlags::DONTWAIT) {
+                Ok((len, _)) => len,
+                // Usually the kernel answers while `send` runs.
+                Err(Errno::AGAIN) => {
+                    let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+                    if poll(&mut fds, Some(&ANSWER_TIMEOUT))? == 0 {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let answer = &answer[..len];
+            if number(answer, 8) != Some(sequence) {
+                continue;
+            }
+            let kind = number(answer, 4)
+                .map(|both| u16::from_ne_bytes([both.to_ne_bytes()[0], both.to_ne_bytes()[1]]));
+            return match (kind, number(answer, UID_AT), number(answer, INODE_AT)) {
+                (Some(SOCK_DIAG_BY_FAMILY), Some(uid), Some(inode)) => Ok(Some(SocketEntry {
+                    uid,
+                    inode: inode.into(),
+                    timer: answer.get(TIMER_AT).copied().unwrap_or(0),
+                    attempts: answer.get(TIMER_AT + 1).copied().unwrap_or(0),
+                    times: times(answer),
+                })),
+                (Some(NLMSG_ERROR), ..) => match number(answer, NLMSG_HEADER).map(u32::cast_signed)
+                {
+                    Some(code) if code == -Errno::NOENT.raw_os_error() => Ok(None),
+                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
+                    None => Err(io::ErrorKind::InvalidData.into()),
+                },
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            };
+        }
     }
 }
 
@@ -154,69 +209,6 @@ pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
     match asked() {
         Ok(Some(entry)) => entry.delivery(long),
         Ok(None) | Err(_) => Delivery::UnderWay,
-    }
-}
-
-/// Queries the table for the socket with the local address `own` and the peer address `peer`.
-fn query(
-    netlink_socket: &OwnedFd,
-    own: SocketAddr,
-    peer: SocketAddr,
-) -> io::Result<Option<SocketEntry>> {
-    let (own, peer) = (unmapped(own), unmapped(peer));
-    let mut query = Vec::with_capacity(72);
-    query.extend(72_u32.to_ne_bytes());
-    query.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    query.extend(NLM_F_REQUEST.to_ne_bytes());
-    // The port is the sequence number: it identifies a late answer to an earlier query.
-    let sequence = u32::from(own.port());
-    query.extend(sequence.to_ne_bytes());
-    query.extend(0_u32.to_ne_bytes());
-    let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
-    query.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
-    query.extend(u32::MAX.to_ne_bytes()); // any state
-    query.extend(own.port().to_be_bytes());
-    query.extend(peer.port().to_be_bytes());
-    query.extend(octets(own.ip()));
-    query.extend(octets(peer.ip()));
-    query.extend(0_u32.to_ne_bytes()); // any interface
-    query.extend([0xff; 8]); // no cookie
-    send(netlink_socket, &query, SendFlags::empty())?;
-    let mut answer = [0; 1024];
-    loop {
-        let len = match recv(netlink_socket, &mut answer, RecvFlags::DONTWAIT) {
-            Ok((len, _)) => len,
-            // Usually the kernel answers while `send` runs.
-            Err(Errno::AGAIN) => {
-                let mut fds = [PollFd::new(netlink_socket, PollFlags::IN)];
-                if poll(&mut fds, Some(&ANSWER_TIMEOUT))? == 0 {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let answer = &answer[..len];
-        if number(answer, 8) != Some(sequence) {
-            continue;
-        }
-        let kind = number(answer, 4)
-            .map(|both| u16::from_ne_bytes([both.to_ne_bytes()[0], both.to_ne_bytes()[1]]));
-        return match (kind, number(answer, UID_AT), number(answer, INODE_AT)) {
-            (Some(SOCK_DIAG_BY_FAMILY), Some(uid), Some(inode)) => Ok(Some(SocketEntry {
-                uid,
-                inode: inode.into(),
-                timer: answer.get(TIMER_AT).copied().unwrap_or(0),
-                attempts: answer.get(TIMER_AT + 1).copied().unwrap_or(0),
-                times: times(answer),
-            })),
-            (Some(NLMSG_ERROR), ..) => match number(answer, NLMSG_HEADER).map(u32::cast_signed) {
-                Some(code) if code == -Errno::NOENT.raw_os_error() => Ok(None),
-                Some(code) => Err(io::Error::from_raw_os_error(-code)),
-                None => Err(io::ErrorKind::InvalidData.into()),
-            },
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        };
     }
 }
 
