@@ -47,7 +47,7 @@ const INET_DIAG_INFO: u8 = 2;
 const LAST_DATA_SENT_AT: usize = 44;
 const LAST_ACK_RECEIVED_AT: usize = 56;
 /// The values of `idiag_timer` that mean that data is in flight, or waits for a closed window to
-/// open. (2 is a keepalive probe, 3 is TIME_WAIT.)
+/// open. (2 is a keepalive probe, 3 is `TIME_WAIT`.)
 const IN_FLIGHT: u8 = 1;
 const WINDOW_CLOSED: u8 = 4;
 /// This many unanswered attempts in a row mean that the peer is gone. One or two do not: a packet

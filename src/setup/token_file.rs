@@ -136,13 +136,13 @@ fn open_directory(path: &Path) -> Result<(OwnedFd, OsString), Error> {
 
 /// The token in the file: visible ASCII, with white space before and after it.
 fn parse(bytes: &[u8], path: &Path) -> Result<Secret, Error> {
+    const BARE: &str = "write only the token to it, for example with printf %s";
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
     let invalid = |what: &str, remedy: &str| {
         let what = format!("the token file {} {what}", path.display());
         Error::new(Stage::Token, ErrorKind::InvalidData, what, remedy)
     };
-    const BARE: &str = "write only the token to it, for example with printf %s";
     let token = bytes.trim_ascii();
     if token.is_empty() {
         return Err(invalid("is empty", "write a token to it before the start"));
