@@ -113,7 +113,7 @@ mod tests {
     fn a_second_start_on_the_same_file_does_not_find_it() {
         let (_directory, path, token) = read_token();
         token.burn().expect("the burn");
-        assert_refused(path, "may have consumed it); provide a new token file");
+        assert_refused(path, "may have consumed it); provide a fresh token");
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl ChildEnv {
         let no_proxy = no_proxy.and_then(|(_, value)| value.to_str());
         if no_proxy.is_some_and(no_proxy::includes_every_host) {
             log::warn!(
-                "the inherited NO_PROXY contains the entry *, so many tools will not use any proxy; remove it if \
+                "the inherited NO_PROXY has the entry *, so many tools will not use any proxy; remove it if \
                  they should"
             );
         }

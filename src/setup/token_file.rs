@@ -183,10 +183,10 @@ fn missing(path: &Path) -> Error {
         Stage::Token,
         ErrorKind::NotFound,
         format!(
-            "the token file {} was not found (an earlier start may have consumed it)",
+            "the token file {} does not exist (an earlier start may have consumed it)",
             path.display()
         ),
-        "provide a new token file for each start, or name another one with UPSTREAMPROXY_TOKEN_FILE or --token-file",
+        "provide a fresh token for each start, or name another file with UPSTREAMPROXY_TOKEN_FILE or --token-file",
     )
 }
 
@@ -292,8 +292,8 @@ pub(super) mod tests {
     #[test]
     fn a_missing_file_is_reported_with_its_possible_reason() {
         let (directory, path) = new_path();
-        assert_refused(path, "was not found (an earlier start");
-        assert_refused(directory.path().join("no/such/token"), "was not found");
+        assert_refused(path, "does not exist (an earlier start");
+        assert_refused(directory.path().join("no/such/token"), "does not exist");
     }
 
     #[test]
