@@ -53,7 +53,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::SockRef;
 
 use crate::path::Path;
-use crate::pattern::Pattern;
+use crate::pattern::TestPattern;
 use crate::plan::{HELP, Invocation, Plan, TESTS};
 use crate::progress::Progress;
 use crate::report::{Cell, Report};
@@ -121,7 +121,7 @@ fn measure(plan: &Plan) -> Outcome<String> {
         signal_hook::flag::register(signal, Arc::clone(&stopped))?;
     }
     let descriptors = idle::raise_descriptor_limit();
-    let pattern = Pattern::new();
+    let pattern = TestPattern::new();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     // The timeout applies to accept too.
     SockRef::from(&listener).set_read_timeout(Some(TIMEOUT))?;

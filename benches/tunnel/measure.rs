@@ -12,7 +12,7 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::path::{Path, with_timeouts};
-use crate::pattern::{PIECE, Pattern};
+use crate::pattern::{PIECE, TestPattern};
 use crate::plan::{Effort, Work};
 use crate::process::Process;
 use crate::{Outcome, usage};
@@ -36,7 +36,7 @@ pub(crate) fn run(
     work: Work,
     path: &Path,
     target: &TcpListener,
-    pattern: &Pattern,
+    pattern: &TestPattern,
     effort: &Effort,
 ) -> Outcome<Sample> {
     let processes = path.processes.iter().map(Process::pid);
@@ -84,7 +84,7 @@ pub(crate) fn run(
 /// A transfer with a given duration.
 #[derive(Clone, Copy)]
 struct Bulk<'a> {
-    pattern: &'a Pattern,
+    pattern: &'a TestPattern,
     seconds: f64,
     down: bool,
     up: bool,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::origin::{send, take};
-use super::pattern::Pattern;
+use super::pattern::TestPattern;
 use super::wire::{GREETING, Work};
 use crate::control::deadline::Deadline;
 use crate::http::authority::Authority;
@@ -148,7 +148,7 @@ impl LoadConn {
     }
 
     /// Reads and verifies the pattern to its end. Returns the number of bytes.
-    pub(super) fn receive(&mut self, pattern: &Pattern) -> Result<u64, Problem> {
+    pub(super) fn receive(&mut self, pattern: &TestPattern) -> Result<u64, Problem> {
         take(&self.stream, pattern).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => wrong(),
             _ => broke(&error),
@@ -156,7 +156,7 @@ impl LoadConn {
     }
 
     /// Sends the pattern for this time, then the end of the stream.
-    pub(super) fn send(&mut self, pattern: &Pattern, time: Duration) -> Result<u64, Problem> {
+    pub(super) fn send(&mut self, pattern: &TestPattern, time: Duration) -> Result<u64, Problem> {
         send(&self.stream, pattern, time)
             .and_then(|sent| {
                 self.stream.shutdown(Shutdown::Write)?;

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::client::{LoadConn, Route};
-use super::pattern::Pattern;
+use super::pattern::TestPattern;
 use super::wire::Work;
 use crate::config::Cancel;
 use crate::probe::problem::Problem;
@@ -32,7 +32,7 @@ pub(super) struct Load {
     pub(super) speaks: bool,
     /// The path supports half-close.
     pub(super) half_close: bool,
-    pub(super) pattern: Arc<Pattern>,
+    pub(super) pattern: Arc<TestPattern>,
     pub(super) cancel: Cancel,
 }
 

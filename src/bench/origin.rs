@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::pattern::{PIECE, Pattern};
+use super::pattern::{PIECE, TestPattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
 use crate::control::stop::Stop;
 use crate::listener;
@@ -44,7 +44,7 @@ impl BenchOrigin {
 }
 
 fn serve(listener: &TcpListener, stop: &Stop) {
-    let pattern = Arc::new(Pattern::new());
+    let pattern = Arc::new(TestPattern::new());
     let mut visitors: Vec<Visitor> = Vec::new();
     while ready(listener, stop, next_deadline(&visitors)) {
         visitors.retain(|visitor| !visitor.thread.is_finished());
@@ -103,7 +103,7 @@ fn transient(error: &io::Error) -> bool {
     )
 }
 
-fn received(stream: TcpStream, pattern: &Arc<Pattern>) -> io::Result<Visitor> {
+fn received(stream: TcpStream, pattern: &Arc<TestPattern>) -> io::Result<Visitor> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -129,7 +129,7 @@ fn visit_thread(work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<(
         .spawn(work)
 }
 
-fn conn(stream: &TcpStream, pattern: &Arc<Pattern>) -> io::Result<()> {
+fn conn(stream: &TcpStream, pattern: &Arc<TestPattern>) -> io::Result<()> {
     let mut to = stream;
     to.write_all(GREETING)?;
     match asked(stream)? {
@@ -192,7 +192,7 @@ fn echo(mut stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Sends the pattern for this time. Returns the number of bytes.
-pub(super) fn send(mut to: &TcpStream, pattern: &Pattern, time: Duration) -> io::Result<u64> {
+pub(super) fn send(mut to: &TcpStream, pattern: &TestPattern, time: Duration) -> io::Result<u64> {
     let until = Instant::now() + time;
     let mut sent = 0;
     while Instant::now() < until {
@@ -206,7 +206,7 @@ pub(super) fn send(mut to: &TcpStream, pattern: &Pattern, time: Duration) -> io:
 ///
 /// # Errors
 /// The bytes differ from the pattern.
-pub(super) fn take(mut from: &TcpStream, pattern: &Pattern) -> io::Result<u64> {
+pub(super) fn take(mut from: &TcpStream, pattern: &TestPattern) -> io::Result<u64> {
     let until = Instant::now() + STAY;
     let mut buffer = vec![0; PIECE];
     let mut taken = 0;
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn greets_and_does_what_is_asked() {
-        let (origin, pattern) = (origin(), Pattern::new());
+        let (origin, pattern) = (origin(), TestPattern::new());
         let mut echo = visitor(&origin, "echo\nthere and back");
         echo.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rest(&echo), b"there and back");

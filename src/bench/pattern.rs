@@ -13,9 +13,9 @@ const PERIOD: usize = 131_071;
 
 /// One period of noise, and enough of the next periods for a piece at any offset.
 #[derive(Debug)]
-pub(crate) struct Pattern(Vec<u8>);
+pub(crate) struct TestPattern(Vec<u8>);
 
-impl Pattern {
+impl TestPattern {
     /// A fixed seed: runs are repeatable.
     pub(crate) fn new() -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;

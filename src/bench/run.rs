@@ -9,7 +9,7 @@ use super::client;
 use super::load::Load;
 use super::measures::Wait;
 use super::origin::BenchOrigin;
-use super::pattern::Pattern;
+use super::pattern::TestPattern;
 use super::plan::BenchPlan;
 use super::progress::{BenchProgress, figure};
 use super::reports::{Run, Stopped};
@@ -237,7 +237,7 @@ impl Run<'_> {
             time: self.plan.time.min(LONGEST),
             speaks,
             half_close: self.half_close,
-            pattern: Arc::new(Pattern::new()),
+            pattern: Arc::new(TestPattern::new()),
             cancel: self.config.cancel.clone(),
         }
     }

@@ -139,14 +139,14 @@ pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
         libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr()) == 0
     };
     // SAFETY: the call that changed the mask has written the previous one.
-    let _restore = changed.then(|| Mask(unsafe { before.assume_init() }));
+    let _restore = changed.then(|| SignalMask(unsafe { before.assume_init() }));
     work()
 }
 
 /// A signal mask that is restored on drop, also after a panic.
-struct Mask(libc::sigset_t);
+struct SignalMask(libc::sigset_t);
 
-impl Drop for Mask {
+impl Drop for SignalMask {
     fn drop(&mut self) {
         // SAFETY: the mask is initialised, and the previous one is not requested.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };

@@ -23,10 +23,10 @@ const TYPES: [(&str, &str); 19] = [
     ("CStrPtr", "const char *"),
     ("CStrArray", "const char *const *"),
     ("Option<Callback>", "upstreamproxy_log_callback"),
-    ("Option<&Config>", "upstreamproxy_config *"),
-    ("Option<Box<Config>>", "upstreamproxy_config *"),
+    ("Option<&ConfigHandle>", "upstreamproxy_config *"),
+    ("Option<Box<ConfigHandle>>", "upstreamproxy_config *"),
     (
-        "Option<&mut MaybeUninit<Option<Box<Config>>>>",
+        "Option<&mut MaybeUninit<Option<Box<ConfigHandle>>>>",
         "upstreamproxy_config **",
     ),
     ("Option<&Proxy>", "upstreamproxy *"),
@@ -35,8 +35,8 @@ const TYPES: [(&str, &str); 19] = [
         "Option<&mut MaybeUninit<Option<Box<Proxy>>>>",
         "upstreamproxy **",
     ),
-    ("OutPtr<Stats>", "struct upstreamproxy_stats *"),
-    ("OutPtr<Report>", "struct upstreamproxy_report *"),
+    ("OutPtr<StatsOut>", "struct upstreamproxy_stats *"),
+    ("OutPtr<ReportOut>", "struct upstreamproxy_report *"),
 ];
 
 /// The C type for a Rust type.
@@ -136,7 +136,7 @@ fn every_function_is_declared_as_it_is_exported() {
 
 #[test]
 fn every_struct_has_the_same_fields_in_the_same_order() {
-    for (name, rust) in [("stats", "Stats"), ("report", "Report")] {
+    for (name, rust) in [("stats", "StatsOut"), ("report", "ReportOut")] {
         let header = code_of(HEADER);
         let fields = |text: &str, start: &str| -> Vec<String> {
             let body = text.split_once(start).expect(start).1;

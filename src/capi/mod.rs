@@ -29,12 +29,12 @@ use proxy::Proxy;
 use crate::config;
 
 /// `upstreamproxy_config` in the header.
-struct Config(Mutex<config::Config>);
+struct ConfigHandle(Mutex<config::Config>);
 
 /// `struct upstreamproxy_stats`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Stats {
+struct StatsOut {
     live: u64,
     tunnels: u64,
     standby: u64,
@@ -44,16 +44,16 @@ struct Stats {
     bytes_up: u64,
     bytes_down: u64,
 }
-impl Numbers for Stats {}
+impl Numbers for StatsOut {}
 
 /// `struct upstreamproxy_report`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Report {
+struct ReportOut {
     ended: u64,
     cut: u64,
 }
-impl Numbers for Report {}
+impl Numbers for ReportOut {}
 
 /// The version of this interface.
 #[unsafe(no_mangle)]
@@ -87,7 +87,7 @@ extern "C" fn upstreamproxy_log_to(
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_config_new(
     environment: CStrArray,
-    config: Option<&mut MaybeUninit<Option<Box<Config>>>>,
+    config: Option<&mut MaybeUninit<Option<Box<ConfigHandle>>>>,
 ) -> c_int {
     code_of(|| {
         let config = cleared(config, "config")?;
@@ -96,7 +96,7 @@ extern "C" fn upstreamproxy_config_new(
             None => config::Environment::of_process(),
         };
         let settings = config::Config::from_environment(environment);
-        *config = Some(Box::new(Config(Mutex::new(settings))));
+        *config = Some(Box::new(ConfigHandle(Mutex::new(settings))));
         Ok(OK)
     })
 }
@@ -104,7 +104,7 @@ extern "C" fn upstreamproxy_config_new(
 /// Changes one setting.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_config_set(
-    config: Option<&Config>,
+    config: Option<&ConfigHandle>,
     name: CStrPtr,
     value: CStrPtr,
 ) -> c_int {
@@ -118,7 +118,7 @@ extern "C" fn upstreamproxy_config_set(
 
 /// Cancels every start with these settings.
 #[unsafe(no_mangle)]
-extern "C" fn upstreamproxy_config_cancel(config: Option<&Config>) -> c_int {
+extern "C" fn upstreamproxy_config_cancel(config: Option<&ConfigHandle>) -> c_int {
     code_of(|| {
         given(config, "config")?.with(|config| config.cancel.request());
         Ok(OK)
@@ -127,14 +127,14 @@ extern "C" fn upstreamproxy_config_cancel(config: Option<&Config>) -> c_int {
 
 /// Frees the settings.
 #[unsafe(no_mangle)]
-extern "C" fn upstreamproxy_config_free(config: Option<Box<Config>>) {
+extern "C" fn upstreamproxy_config_free(config: Option<Box<ConfigHandle>>) {
     drop(config);
 }
 
 /// Runs the stages up to a listening proxy.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_start(
-    config: Option<&Config>,
+    config: Option<&ConfigHandle>,
     proxy: Option<&mut MaybeUninit<Option<Box<Proxy>>>>,
 ) -> c_int {
     code_of(|| {
@@ -222,13 +222,13 @@ extern "C" fn upstreamproxy_environment(proxy: Option<&Proxy>) -> *const *mut c_
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_read_stats(
     proxy: Option<&Proxy>,
-    stats: OutPtr<Stats>,
+    stats: OutPtr<StatsOut>,
     size: usize,
 ) -> c_int {
     code_of(|| {
         let now = given(proxy, "proxy")?.stats();
         given((!stats.is_null()).then_some(()), "stats")?;
-        let now = Stats {
+        let now = StatsOut {
             live: now.live,
             tunnels: now.tunnels,
             standby: now.standby,
@@ -257,7 +257,7 @@ extern "C" fn upstreamproxy_abort(proxy: Option<&Proxy>) -> c_int {
 extern "C" fn upstreamproxy_shutdown(
     proxy: Option<&Proxy>,
     drain_ms: i64,
-    report: OutPtr<Report>,
+    report: OutPtr<ReportOut>,
     size: usize,
 ) -> c_int {
     code_of(|| {
@@ -274,7 +274,7 @@ extern "C" fn upstreamproxy_shutdown(
             }
         };
         let done = given(proxy, "proxy")?.shutdown(drain)?;
-        let done = Report {
+        let done = ReportOut {
             ended: done.ended,
             cut: done.cut,
         };
@@ -298,7 +298,7 @@ extern "C" fn upstreamproxy_free(proxy: Option<Box<Proxy>>) {
     }
 }
 
-impl Config {
+impl ConfigHandle {
     fn with<T>(&self, work: impl FnOnce(&mut config::Config) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -24,17 +24,17 @@ use crate::orchestrator::{Handle, Started, start};
 pub(super) struct Proxy {
     /// The process that it belongs to. A fork of it does not have the threads.
     process: u32,
-    outcome: Outcome,
+    outcome: StartResult,
     /// The variables for children, as name and value.
     variables: Vec<(CString, CString)>,
     /// The complete environment for a child.
     environment: Array,
-    phase: Mutex<Phase>,
+    phase: Mutex<ProxyState>,
     /// Notified when the phase becomes `Stopped`.
     stopped: Condvar,
 }
 
-enum Outcome {
+enum StartResult {
     Enabled(Enabled),
     Disabled { stage: CString, reason: CString },
 }
@@ -48,7 +48,7 @@ struct Enabled {
     drain: Duration,
 }
 
-enum Phase {
+enum ProxyState {
     Disabled,
     Enabled(Box<Handle>),
     /// A thread waits for the shutdown, which can be ended early.
@@ -85,7 +85,7 @@ impl Proxy {
 
     fn new_enabled(relay: Handle, inherited: &Environment, drain: Duration) -> Self {
         let variables = relay.env();
-        let outcome = Outcome::Enabled(Enabled {
+        let outcome = StartResult::Enabled(Enabled {
             port: relay.port(),
             url: c_string(relay.proxy_url()),
             ca_bundle: c_string(relay.ca_bundle().as_os_str().as_bytes()),
@@ -96,23 +96,23 @@ impl Proxy {
             outcome,
             variables,
             inherited,
-            Phase::Enabled(Box::new(relay)),
+            ProxyState::Enabled(Box::new(relay)),
         )
     }
 
     fn new_disabled(stage: Stage, reason: String, inherited: &Environment) -> Self {
-        let outcome = Outcome::Disabled {
+        let outcome = StartResult::Disabled {
             stage: c_string(stage.name()),
             reason: c_string(reason),
         };
-        Self::new(outcome, Vec::new(), inherited, Phase::Disabled)
+        Self::new(outcome, Vec::new(), inherited, ProxyState::Disabled)
     }
 
     fn new(
-        outcome: Outcome,
+        outcome: StartResult,
         variables: Vec<(String, OsString)>,
         inherited: &Environment,
-        phase: Phase,
+        phase: ProxyState,
     ) -> Self {
         let mut all: BTreeMap<OsString, OsString> = inherited
             .iter()
@@ -144,33 +144,33 @@ impl Proxy {
     /// One of the `STATE_` codes.
     pub(super) fn state(&self) -> c_int {
         match *self.phase() {
-            Phase::Disabled => STATE_DISABLED,
-            Phase::Enabled(_) => STATE_ENABLED,
-            Phase::Stopping(_) => STATE_STOPPING,
-            Phase::Stopped(_) => STATE_STOPPED,
+            ProxyState::Disabled => STATE_DISABLED,
+            ProxyState::Enabled(_) => STATE_ENABLED,
+            ProxyState::Stopping(_) => STATE_STOPPING,
+            ProxyState::Stopped(_) => STATE_STOPPED,
         }
     }
 
     /// The stage that failed, if it is disabled.
     pub(super) fn stage(&self) -> Option<&CStr> {
         match &self.outcome {
-            Outcome::Disabled { stage, .. } => Some(stage),
-            Outcome::Enabled(_) => None,
+            StartResult::Disabled { stage, .. } => Some(stage),
+            StartResult::Enabled(_) => None,
         }
     }
 
     /// Why it is disabled.
     pub(super) fn reason(&self) -> Option<&CStr> {
         match &self.outcome {
-            Outcome::Disabled { reason, .. } => Some(reason),
-            Outcome::Enabled(_) => None,
+            StartResult::Disabled { reason, .. } => Some(reason),
+            StartResult::Enabled(_) => None,
         }
     }
 
     fn enabled(&self) -> Option<&Enabled> {
         match &self.outcome {
-            Outcome::Enabled(enabled) => Some(enabled),
-            Outcome::Disabled { .. } => None,
+            StartResult::Enabled(enabled) => Some(enabled),
+            StartResult::Disabled { .. } => None,
         }
     }
 
@@ -209,9 +209,9 @@ impl Proxy {
     pub(super) fn abort(&self) -> Result<(), ApiError> {
         self.refuse_in_fork()?;
         match &*self.phase() {
-            Phase::Enabled(relay) => relay.abort().request(),
-            Phase::Stopping(abort) => abort.request(),
-            Phase::Disabled | Phase::Stopped(_) => {}
+            ProxyState::Enabled(relay) => relay.abort().request(),
+            ProxyState::Stopping(abort) => abort.request(),
+            ProxyState::Disabled | ProxyState::Stopped(_) => {}
         }
         Ok(())
     }
@@ -221,16 +221,16 @@ impl Proxy {
     pub(super) fn shutdown(&self, drain: Option<Duration>) -> Result<ShutdownReport, ApiError> {
         logging::refuse_in_callback()?;
         self.refuse_in_fork()?;
-        let waited = self
-            .stopped
-            .wait_while(self.phase(), |phase| matches!(phase, Phase::Stopping(_)));
+        let waited = self.stopped.wait_while(self.phase(), |phase| {
+            matches!(phase, ProxyState::Stopping(_))
+        });
         let mut phase = waited.unwrap_or_else(PoisonError::into_inner);
         let stopping = match &*phase {
-            Phase::Enabled(relay) => Phase::Stopping(relay.abort()),
-            Phase::Stopped(report) => return Ok(*report),
-            Phase::Disabled | Phase::Stopping(_) => return Ok(ShutdownReport::default()),
+            ProxyState::Enabled(relay) => ProxyState::Stopping(relay.abort()),
+            ProxyState::Stopped(report) => return Ok(*report),
+            ProxyState::Disabled | ProxyState::Stopping(_) => return Ok(ShutdownReport::default()),
         };
-        let Phase::Enabled(relay) = std::mem::replace(&mut *phase, stopping) else {
+        let ProxyState::Enabled(relay) = std::mem::replace(&mut *phase, stopping) else {
             return Ok(ShutdownReport::default());
         };
         drop(phase);
@@ -239,12 +239,12 @@ impl Proxy {
             .unwrap_or_default();
         // After a panic other threads must not wait forever.
         let report = catch_unwind(AssertUnwindSafe(|| relay.shutdown(drain))).unwrap_or_default();
-        *self.phase() = Phase::Stopped(report);
+        *self.phase() = ProxyState::Stopped(report);
         self.stopped.notify_all();
         Ok(report)
     }
 
-    fn phase(&self) -> MutexGuard<'_, Phase> {
+    fn phase(&self) -> MutexGuard<'_, ProxyState> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -18,7 +18,7 @@ use crate::bench::BenchPlan;
 use crate::config::parse::path;
 #[cfg(any(feature = "bench", feature = "gateway"))]
 use crate::config::parse::socket_addr;
-use crate::config::parse::{Problem, matching, put, put_some, switch};
+use crate::config::parse::{Reason, matching, put, put_some, switch};
 use crate::config::{Config, Setting, Subcommand};
 use crate::http::authority::Authority;
 
@@ -174,16 +174,16 @@ const fn letter(name: &'static str, letter: char, help: &'static str) -> Setting
         .help(help)
 }
 
-fn format(value: &OsStr) -> Result<Format, Problem> {
+fn format(value: &OsStr) -> Result<Format, Reason> {
     matching(value, |_| true, "one of sh, fish, powershell, json, dotenv")
 }
 
-fn target(value: &OsStr) -> Result<Authority, Problem> {
+fn target(value: &OsStr) -> Result<Authority, Reason> {
     matching(value, |_| true, "a host and a port such as example.com:443")
 }
 
 #[cfg(feature = "bench")]
-fn seconds(value: &OsStr) -> Result<Duration, Problem> {
+fn seconds(value: &OsStr) -> Result<Duration, Reason> {
     let range = 0.05..=60.0;
     let seconds = matching(
         value,
@@ -194,7 +194,7 @@ fn seconds(value: &OsStr) -> Result<Duration, Problem> {
 }
 
 #[cfg(feature = "bench")]
-fn streams(value: &OsStr) -> Result<usize, Problem> {
+fn streams(value: &OsStr) -> Result<usize, Reason> {
     matching(
         value,
         |streams| (1..=256).contains(streams),

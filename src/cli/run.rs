@@ -123,7 +123,7 @@ fn supervise(
 }
 
 /// What [`attend`] waits for.
-enum Event {
+enum ChildEvent {
     /// A signal to this process.
     Signal(Signal),
     /// A child has ended and can be reaped.
@@ -144,15 +144,15 @@ fn attend(
     loop {
         let event = select! {
             recv(signals) -> signal => match signal {
-                Ok(signal) => Event::Signal(signal),
+                Ok(signal) => ChildEvent::Signal(signal),
                 // Signals are not watched: only the end of the child is left to wait for.
-                Err(_) => waiter.ended.recv().map(|()| Event::Ended).map_err(|_| no_waiter())?,
+                Err(_) => waiter.ended.recv().map(|()| ChildEvent::Ended).map_err(|_| no_waiter())?,
             },
-            recv(waiter.ended) -> ended => ended.map(|()| Event::Ended).map_err(|_| no_waiter())?,
+            recv(waiter.ended) -> ended => ended.map(|()| ChildEvent::Ended).map_err(|_| no_waiter())?,
         };
         match event {
-            Event::Signal(signal) => forward(signal, child),
-            Event::Ended => {
+            ChildEvent::Signal(signal) => forward(signal, child),
+            ChildEvent::Ended => {
                 if let Some(status) = reaper.reap(child)? {
                     return Ok(status);
                 }

@@ -64,7 +64,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 /// Announces that the relay is ready: first the state file, then standard output, so that a reader
 /// of the line finds the file.
 fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
-    let report = Report {
+    let report = ReadyLine {
         relay: handle.local_addr(),
         proxy: handle.proxy_url(),
         ca_bundle: handle.ca_bundle(),
@@ -115,14 +115,14 @@ fn until_stopped(
 }
 
 /// The report about a running `serve`, with its keys in the documented order.
-struct Report<'a> {
+struct ReadyLine<'a> {
     relay: SocketAddr,
     proxy: &'a str,
     ca_bundle: &'a Path,
     env: &'a [(String, OsString)],
 }
 
-impl Report<'_> {
+impl ReadyLine<'_> {
     fn fields(&self) -> String {
         format!(
             r#""enabled":true,"port":{},"ca_bundle":{},"pid":{},"env":{}"#,
@@ -178,7 +178,7 @@ mod tests {
             "HTTPS_PROXY".to_owned(),
             OsString::from("http://127.0.0.1:7"),
         )];
-        let report = Report {
+        let report = ReadyLine {
             relay: SocketAddr::from(([127, 0, 0, 1], 7)),
             proxy: "http://127.0.0.1:7",
             ca_bundle: Path::new("/a \"b\""),

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use super::environment::Environment;
-use super::value::Problem;
+use super::value::Reason;
 
 /// A subcommand of the binary, for which a setting is an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Spec {
 /// A setting of `T`: a spec, and how a value is parsed and stored.
 pub(crate) struct Setting<T> {
     spec: Spec,
-    set: fn(&mut T, &OsStr) -> Result<(), Problem>,
+    set: fn(&mut T, &OsStr) -> Result<(), Reason>,
 }
 
 /// The methods that make a row of a settings table.
@@ -146,7 +146,7 @@ impl<T> Setting<T> {
     }
 
     /// How a value is parsed and stored.
-    pub(crate) const fn setter(mut self, set: fn(&mut T, &OsStr) -> Result<(), Problem>) -> Self {
+    pub(crate) const fn setter(mut self, set: fn(&mut T, &OsStr) -> Result<(), Reason>) -> Self {
         self.set = set;
         self
     }

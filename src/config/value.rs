@@ -14,36 +14,33 @@ use crate::net::address_override::Override;
 use super::when::When;
 
 /// What is wrong with a value: the rest of a sentence that begins with the name of the setting.
-pub(crate) type Problem = String;
+pub(crate) type Reason = String;
 
 /// The problem of a value that should have been `what`.
-pub(crate) fn expected(what: &str) -> Problem {
+pub(crate) fn expected(what: &str) -> Reason {
     format!("is not {what}")
 }
 
 /// Stores a parsed value in its field.
-pub(crate) fn put<T>(field: &mut T, parsed: Result<T, Problem>) -> Result<(), Problem> {
+pub(crate) fn put<T>(field: &mut T, parsed: Result<T, Reason>) -> Result<(), Reason> {
     *field = parsed?;
     Ok(())
 }
 
 /// Stores a parsed value in its optional field.
-pub(crate) fn put_some<T>(
-    field: &mut Option<T>,
-    parsed: Result<T, Problem>,
-) -> Result<(), Problem> {
+pub(crate) fn put_some<T>(field: &mut Option<T>, parsed: Result<T, Reason>) -> Result<(), Reason> {
     *field = Some(parsed?);
     Ok(())
 }
 
 /// UTF-8 text without white space at its ends.
-pub(crate) fn text(value: &OsStr) -> Result<&str, Problem> {
+pub(crate) fn text(value: &OsStr) -> Result<&str, Reason> {
     let text = value.to_str().ok_or_else(|| expected("readable text"))?;
     Ok(text.trim())
 }
 
 /// A value whose type says what is wrong with a text.
-pub(crate) fn parsed<T>(value: &OsStr) -> Result<T, Problem>
+pub(crate) fn parsed<T>(value: &OsStr) -> Result<T, Reason>
 where
     T: FromStr<Err: fmt::Display>,
 {
@@ -57,7 +54,7 @@ pub(crate) fn matching<T: FromStr>(
     value: &OsStr,
     accept: impl FnOnce(&T) -> bool,
     what: &str,
-) -> Result<T, Problem> {
+) -> Result<T, Reason> {
     let parsed = text(value)?.parse().ok().filter(accept);
     parsed.ok_or_else(|| expected(what))
 }
@@ -65,22 +62,22 @@ pub(crate) fn matching<T: FromStr>(
 /// A path, byte for byte.
 // Every parser returns a result, so that all rows of the settings table look alike.
 #[allow(clippy::unnecessary_wraps)]
-pub(crate) fn path(value: &OsStr) -> Result<PathBuf, Problem> {
+pub(crate) fn path(value: &OsStr) -> Result<PathBuf, Reason> {
     Ok(value.into())
 }
 
 /// An address with a port.
-pub(crate) fn socket_addr(value: &OsStr) -> Result<std::net::SocketAddr, Problem> {
+pub(crate) fn socket_addr(value: &OsStr) -> Result<std::net::SocketAddr, Reason> {
     matching(value, |_| true, "an address and a port such as 127.0.0.1:0")
 }
 
 /// A whole number of at least 1.
-pub(crate) fn count(value: &OsStr) -> Result<usize, Problem> {
+pub(crate) fn count(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n > 0, "a whole number of at least 1")
 }
 
 /// A number of connections in advance: from 0 to 64. More burden the gateway and gain nothing.
-pub(crate) fn standby(value: &OsStr) -> Result<usize, Problem> {
+pub(crate) fn standby(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n <= 64, "a whole number from 0 to 64")
 }
 
@@ -95,7 +92,7 @@ fn is_one_of(text: &str, words: [&str; 4]) -> bool {
 }
 
 /// A switch: a word that means yes, or `0`, `false`, `no`, `off`.
-pub(crate) fn switch(value: &OsStr) -> Result<bool, Problem> {
+pub(crate) fn switch(value: &OsStr) -> Result<bool, Reason> {
     let text = text(value)?;
     if is_truthy(text) {
         Ok(true)
@@ -107,7 +104,7 @@ pub(crate) fn switch(value: &OsStr) -> Result<bool, Problem> {
 }
 
 /// The switch `embedded`, which a build without the gateway cannot turn on.
-pub(crate) fn embedded(value: &OsStr) -> Result<bool, Problem> {
+pub(crate) fn embedded(value: &OsStr) -> Result<bool, Reason> {
     let embedded = switch(value)?;
     if embedded && cfg!(not(feature = "gateway")) {
         return Err(
@@ -119,7 +116,7 @@ pub(crate) fn embedded(value: &OsStr) -> Result<bool, Problem> {
 }
 
 /// `auto`, `always` or `never`.
-pub(crate) fn when(value: &OsStr) -> Result<When, Problem> {
+pub(crate) fn when(value: &OsStr) -> Result<When, Reason> {
     match text(value)? {
         "auto" => Ok(When::Auto),
         "always" => Ok(When::Always),
@@ -129,7 +126,7 @@ pub(crate) fn when(value: &OsStr) -> Result<When, Problem> {
 }
 
 /// A duration: `500ms`, `10s`, `2m`, or a bare number of seconds.
-pub(crate) fn duration(value: &OsStr) -> Result<Duration, Problem> {
+pub(crate) fn duration(value: &OsStr) -> Result<Duration, Reason> {
     let text = text(value)?;
     let unit_at = text.find(|c: char| !c.is_ascii_digit());
     let (number, unit) = text.split_at(unit_at.unwrap_or(text.len()));
@@ -144,7 +141,7 @@ pub(crate) fn duration(value: &OsStr) -> Result<Duration, Problem> {
 
 /// Patterns separated by spaces, or `none` alone: in a list it could be the name of a host.
 #[cfg(feature = "gateway")]
-pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Problem> {
+pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Reason> {
     const EXPECTED: &str = "a pattern such as example.com, *.example.com:443 or *, or none alone";
     let words: Vec<&str> = text(value)?.split_whitespace().collect();
     match words[..] {
@@ -156,14 +153,14 @@ pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Problem> {
 
 /// Fixed addresses of names, separated by spaces.
 #[cfg(feature = "gateway")]
-pub(crate) fn overrides(value: &OsStr) -> Result<Vec<Override>, Problem> {
+pub(crate) fn overrides(value: &OsStr) -> Result<Vec<Override>, Reason> {
     let words: Vec<&str> = text(value)?.split_whitespace().collect();
     each(&words, "HOST:PORT:ADDR such as example.com:443:192.0.2.1")
 }
 
 /// One value per word, and at least one.
 #[cfg(feature = "gateway")]
-fn each<T: FromStr>(words: &[&str], what: &str) -> Result<Vec<T>, Problem> {
+fn each<T: FromStr>(words: &[&str], what: &str) -> Result<Vec<T>, Reason> {
     let values: Option<Vec<T>> = words.iter().map(|word| word.parse().ok()).collect();
     values
         .filter(|values| !values.is_empty())

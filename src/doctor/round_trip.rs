@@ -46,7 +46,7 @@ pub(super) fn check_all(
     let answers = far_end.echoes
         || matches!(
             first,
-            Ok(Measured {
+            Ok(RoundTrip {
                 received: Received::Tls(_),
                 ..
             })
@@ -76,7 +76,7 @@ pub(super) fn check_all(
 }
 
 /// The measurements of one round trip.
-struct Measured {
+struct RoundTrip {
     up: usize,
     down: usize,
     /// The time from the CONNECT request to the open tunnel.
@@ -106,7 +106,7 @@ fn trip(
     far_end: &FarEnd,
     kind: HelloKind,
     limits: &Limits,
-) -> Result<Measured, Problem> {
+) -> Result<RoundTrip, Problem> {
     let target = &far_end.authority;
     let broke = |error: &io::Error, sent: usize| {
         Problem::new(
@@ -173,7 +173,7 @@ fn trip(
         None if down.is_empty() => Received::End,
         _ => Received::Other,
     };
-    let trip = Measured {
+    let trip = RoundTrip {
         up: bytes.len(),
         down: down.len(),
         opened,
@@ -185,7 +185,7 @@ fn trip(
 }
 
 /// The check for the ordinary round trip.
-fn ordinary(port: &Port, far_end: &FarEnd, result: Result<Measured, Problem>) -> Check {
+fn ordinary(port: &Port, far_end: &FarEnd, result: Result<RoundTrip, Problem>) -> Check {
     let step = Step::RoundTrip;
     let trip = match result {
         Ok(trip) => trip,
@@ -230,7 +230,7 @@ fn ordinary(port: &Port, far_end: &FarEnd, result: Result<Measured, Problem>) ->
 }
 
 /// The check for a large hello, made only if an ordinary one was answered.
-fn hello(step: Step, far_end: &FarEnd, result: Result<Measured, Problem>) -> Check {
+fn hello(step: Step, far_end: &FarEnd, result: Result<RoundTrip, Problem>) -> Check {
     const REMEDY: &str = "something between this machine and the far end breaks a large ClientHello in segments: \
                           check the gateway's log and look for a middlebox; until it is fixed, disable the feature in the client";
     let trip = match result {
@@ -257,7 +257,7 @@ fn hello(step: Step, far_end: &FarEnd, result: Result<Measured, Problem>) -> Che
     trip.facts(check)
 }
 
-impl Measured {
+impl RoundTrip {
     fn counts(&self) -> String {
         let (up, down) = (self.up, self.down);
         let first = self.first_byte.unwrap_or_default().as_millis();

@@ -44,11 +44,11 @@ pub(super) struct WarmPool(Arc<Inner>);
 /// What the pool shares with its threads.
 struct Inner {
     limit: usize,
-    state: Mutex<PoolState>,
+    state: Mutex<WarmPoolState>,
 }
 
 #[derive(Default)]
-struct PoolState {
+struct WarmPoolState {
     /// The connections, the newest last.
     ready: Vec<WarmConn>,
     /// The number of dials in progress.
@@ -135,14 +135,14 @@ impl Drop for WarmPool {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
+    fn lock(&self) -> MutexGuard<'_, WarmPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a thread per missing connection, up to [`DIALERS`].
     fn start_dialers(
         self: &Arc<Self>,
-        state: &mut PoolState,
+        state: &mut WarmPoolState,
         context: &Arc<RelayContext>,
         now: Instant,
     ) {
@@ -215,7 +215,7 @@ impl Inner {
     }
 }
 
-impl PoolState {
+impl WarmPoolState {
     /// Sets the counter of connections in the pool.
     fn update_counter(&self, context: &RelayContext) {
         let standing_by = &context.counters.standing_by;

@@ -14,7 +14,7 @@ use super::note;
 use super::plan::Plan;
 use super::tool::Tool;
 use crate::path::{GATEWAY, Path, RELAY};
-use crate::pattern::Pattern;
+use crate::pattern::TestPattern;
 use crate::{Outcome, TIMEOUT};
 
 /// The directory with the output of the tools, which shows where a count comes from.
@@ -99,7 +99,7 @@ pub(super) struct Counting {
     programs: Vec<PathBuf>,
     listener: TcpListener,
     target: SocketAddr,
-    pattern: Pattern,
+    pattern: TestPattern,
 }
 
 impl Counting {
@@ -116,7 +116,7 @@ impl Counting {
             programs,
             target: listener.local_addr()?,
             listener,
-            pattern: Pattern::new(),
+            pattern: TestPattern::new(),
         })
     }
 

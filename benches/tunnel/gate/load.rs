@@ -8,7 +8,7 @@ use std::thread;
 use crate::Outcome;
 use crate::measure::{close, joined, set_up};
 use crate::path::Path;
-use crate::pattern::{PIECE, Pattern};
+use crate::pattern::{PIECE, TestPattern};
 
 const MIB: u64 = 1 << 20;
 
@@ -88,7 +88,7 @@ impl Load {
 pub(super) struct Context<'a> {
     pub(super) path: &'a Path,
     pub(super) listener: &'a TcpListener,
-    pub(super) pattern: &'a Pattern,
+    pub(super) pattern: &'a TestPattern,
 }
 
 impl Context<'_> {

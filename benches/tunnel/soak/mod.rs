@@ -18,7 +18,7 @@ use socket2::SockRef;
 use self::plan::{HELP, Invocation, Plan};
 use self::watch::Watch;
 use crate::path::Path;
-use crate::pattern::Pattern;
+use crate::pattern::TestPattern;
 use crate::{Outcome, TIMEOUT};
 
 /// The name of this subcommand.
@@ -31,7 +31,7 @@ const SETTLE_TIME: Duration = Duration::from_secs(5);
 /// The path and the data that all loads share.
 struct Context<'a> {
     path: &'a Path,
-    pattern: &'a Pattern,
+    pattern: &'a TestPattern,
     /// The target of the connection pairs.
     listener: &'a TcpListener,
 }
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Outcome<()> {
         Invocation::Help => return Ok(io::stdout().write_all(HELP.as_bytes())?),
         Invocation::Soak(plan) => plan,
     };
-    let pattern = Pattern::new();
+    let pattern = TestPattern::new();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     SockRef::from(&listener).set_read_timeout(Some(TIMEOUT))?;
     let name = if plan.tls { "wss" } else { "ws" };
