@@ -62,6 +62,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A running listener. Dropping it shuts it down with the default drain time.
 #[derive(Debug)]
+#[must_use = "dropping it stops the listener"]
 pub(crate) struct Listening {
     address: SocketAddr,
     drain: Duration,

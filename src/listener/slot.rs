@@ -8,6 +8,7 @@ use crate::control::metrics::Counters;
 
 /// One connection's slot. Dropping it frees the slot, however the worker ends, and wakes the
 /// acceptor, which may be waiting for one.
+#[must_use = "dropping it frees the slot"]
 pub(super) struct Slot {
     counters: Arc<Counters>,
     acceptor: Thread,

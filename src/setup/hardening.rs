@@ -16,19 +16,12 @@ use std::io;
 ///
 /// # Errors
 /// An error of the kernel; `Unsupported` on other systems than Linux.
-#[cfg(target_os = "linux")]
 pub(crate) fn protect() -> io::Result<()> {
-    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-
-    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
-}
-
-/// Makes this process non-dumpable.
-///
-/// # Errors
-/// `Unsupported`: this system has no such switch.
-#[cfg(not(target_os = "linux"))]
-pub fn protect() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    return Ok(rustix::process::set_dumpable_behavior(
+        rustix::process::DumpableBehavior::NotDumpable,
+    )?);
+    #[cfg(not(target_os = "linux"))]
     Err(io::Error::new(
         io::ErrorKind::Unsupported,
         "not available here",

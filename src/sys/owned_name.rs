@@ -26,6 +26,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A name that this process owns until this is dropped.
 #[derive(Debug)]
+#[must_use = "dropping it frees the name"]
 pub(crate) struct OwnedName {
     path: PathBuf,
     // Never read: closing the file releases the lock.
