@@ -13,17 +13,17 @@ use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::net::wait::{OVER, wait};
 
-/// Connects to the first of `addresses` that answers; blocks until the deadline of `watch` at most.
-/// Returns the socket, non-blocking and with `TCP_NODELAY`, and its address.
+/// Connects to the first of `addresses` that answers; blocks until the deadline of `context` at
+/// most. Returns the socket, non-blocking and with `TCP_NODELAY`, and its address.
 ///
 /// Each address gets an equal share of the remaining time, so that one that drops packets does not
 /// use up the time of the others.
 ///
 /// # Errors
-/// The error of the last address; `TimedOut`, `ClientLeft` or `Stopped` because of `watch`.
+/// The error of the last address; `TimedOut`, `ClientLeft` or `Stopped` because of `context`.
 pub(crate) fn connect(
     addresses: &[SocketAddr],
-    watch: &WaitContext<'_>,
+    context: &WaitContext<'_>,
 ) -> Result<(TcpStream, SocketAddr), TunnelError> {
     let mut last = TunnelError::Io(io::Error::new(
         io::ErrorKind::NotFound,
@@ -31,13 +31,13 @@ pub(crate) fn connect(
     ));
     for (tried, &address) in addresses.iter().enumerate() {
         let others = addresses.len() - tried;
-        let share = watch
+        let share = context
             .deadline
             .remaining()
             .map_or(Deadline::never(), |left| {
                 Deadline::after(left / others as u32)
             });
-        match connect_to(address, watch, share) {
+        match connect_to(address, context, share) {
             Ok(stream) => return Ok((stream, address)),
             Err(error @ (TunnelError::ClientLeft | TunnelError::Stopped)) => return Err(error),
             Err(error) => last = error,
@@ -48,7 +48,7 @@ pub(crate) fn connect(
 
 fn connect_to(
     address: SocketAddr,
-    watch: &WaitContext<'_>,
+    context: &WaitContext<'_>,
     until: Deadline,
 ) -> Result<TcpStream, TunnelError> {
     let socket = Socket::new(
@@ -65,13 +65,13 @@ fn connect_to(
         Err(error) => return Err(error.into()),
     }
     loop {
-        if watch.stop.requested().is_some() {
+        if context.stop.requested().is_some() {
             return Err(TunnelError::Stopped);
         }
-        let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
+        let client = context.client.map_or(context.stop.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::OUT),
-            PollFd::from_borrowed_fd(watch.stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(context.stop.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(client, PollFlags::empty()),
         ];
         wait(&mut fds, until.instant())?;

@@ -53,18 +53,18 @@ impl WaitContext<'_> {
 }
 
 /// Writes what was sealed and appends received data to `received` until `check` returns a value;
-/// blocks until the deadline of `watch` at most.
+/// blocks until the deadline of `context` at most.
 ///
 /// # Errors
-/// Errors of `check` and of the connection; `TimedOut` with the phase of `watch`; `ClientLeft`;
+/// Errors of `check` and of the connection; `TimedOut` with the phase of `context`; `ClientLeft`;
 /// `Stopped`; `ConnectionEnded` and `Closed` if the peer ends the connection.
 pub(crate) fn drive_until<T>(
     conn: &mut Conn,
     received: &mut Buffer,
-    watch: &WaitContext<'_>,
+    context: &WaitContext<'_>,
     mut check: impl FnMut(&mut Conn, &mut Buffer) -> Result<Option<T>, TunnelError>,
 ) -> Result<T, TunnelError> {
-    let mut keepalive = Keepalive::new(watch.keepalive, Instant::now());
+    let mut keepalive = Keepalive::new(context.keepalive, Instant::now());
     loop {
         let result = step(conn, received);
         // Data received before an error counts: a refusal may be followed by a reset.
@@ -82,7 +82,7 @@ pub(crate) fn drive_until<T>(
         if conn.eof() {
             return Err(TunnelError::ConnectionEnded);
         }
-        if watch.stop_deadline().is_some_and(Deadline::passed) {
+        if context.stop_deadline().is_some_and(Deadline::passed) {
             return Err(TunnelError::Stopped);
         }
         let now = Instant::now();
@@ -97,16 +97,16 @@ pub(crate) fn drive_until<T>(
             KeepaliveAction::Dead => return Err(TunnelError::TimedOut(Phase::Stream)),
             KeepaliveAction::Wait => {}
         }
-        if watch.deadline.passed() {
-            return Err(TunnelError::TimedOut(watch.phase));
+        if context.deadline.passed() {
+            return Err(TunnelError::TimedOut(context.phase));
         }
         if !conn.readable {
-            let until = watch.deadline.min(
+            let until = context.deadline.min(
                 keepalive
                     .next_check()
                     .map_or(Deadline::never(), Deadline::at),
             );
-            wait_for_events(conn, watch, until)?;
+            wait_for_events(conn, context, until)?;
         }
     }
 }
@@ -125,17 +125,17 @@ fn step(conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
 
 fn wait_for_events(
     conn: &mut Conn,
-    watch: &WaitContext<'_>,
+    context: &WaitContext<'_>,
     until: Deadline,
 ) -> Result<(), TunnelError> {
     let mut interest = PollFlags::IN;
     interest.set(PollFlags::OUT, !conn.flushed());
     // No events for the client except its end; what it sends waits in its socket.
-    let client = watch.client.map_or(watch.stop.as_fd(), AsFd::as_fd);
-    let stop = watch.stop_deadline();
+    let client = context.client.map_or(context.stop.as_fd(), AsFd::as_fd);
+    let stop = context.stop_deadline();
     let mut fds = [
         PollFd::from_borrowed_fd(conn.fd(), interest),
-        PollFd::from_borrowed_fd(watch.stop.wake_fd(stop), PollFlags::IN),
+        PollFd::from_borrowed_fd(context.stop.wake_fd(stop), PollFlags::IN),
         PollFd::from_borrowed_fd(client, PollFlags::empty()),
     ];
     let until = stop.map_or(until, |at| until.min(at));

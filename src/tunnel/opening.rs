@@ -161,12 +161,12 @@ mod tests {
             );
             let len = head.len();
             head.extend_from_slice(b"early");
-            let asked = ConnectRequest::read(&head)
-                .expect("no fault")
+            let request = ConnectRequest::read(&head)
+                .expect("no error")
                 .expect("whole");
-            assert_eq!((asked.authority, asked.len), (authority, len));
+            assert_eq!((request.authority, request.len), (authority, len));
             assert_eq!(
-                asked.authorization.as_deref().map(Vec::as_slice),
+                request.authorization.as_deref().map(Vec::as_slice),
                 Some(&b"Basic czp0"[..])
             );
         }
@@ -175,13 +175,13 @@ mod tests {
     #[test]
     fn refusals_and_successes_are_distinguished() {
         let read = |text: &str| ConnectResponse::read(text.as_bytes());
-        assert!(read("HTTP/1.1 200 OK").expect("no fault").is_none());
+        assert!(read("HTTP/1.1 200 OK").expect("no error").is_none());
         let answer = read("HTTP/1.1 204 No Content\r\n\r\ndata")
-            .expect("no fault")
+            .expect("no error")
             .expect("whole");
         assert!(answer.is_success() && answer.text.is_none());
         let refusal = read("HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnever")
-            .expect("no fault")
+            .expect("no error")
             .expect("whole");
         assert_eq!(
             refusal,
@@ -192,8 +192,8 @@ mod tests {
             }
         );
         let interim = "HTTP/1.1 100 Continue\r\n\r\n";
-        assert!(read(interim).expect("no fault").is_none());
-        let answer = read(&format!("{interim}HTTP/1.1 200 OK\r\n\r\n")).expect("no fault");
+        assert!(read(interim).expect("no error").is_none());
+        let answer = read(&format!("{interim}HTTP/1.1 200 OK\r\n\r\n")).expect("no error");
         assert_eq!(
             answer.map(|answer| (answer.status, answer.len)),
             Some((200, 25 + 19))
@@ -208,7 +208,7 @@ mod tests {
             b"CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: a\r\nProxy-Authorization: b\r\n\r\n";
         assert!(
             ConnectRequest::read(head)
-                .expect("no fault")
+                .expect("no error")
                 .expect("whole")
                 .authorization
                 .is_none()
@@ -238,11 +238,11 @@ mod tests {
             let len = head.len();
             head.extend_from_slice(&early);
             for end in 0..=head.len() {
-                let asked = ConnectRequest::read(&head[..end]).expect("no fault");
-                prop_assert_eq!(asked.is_some(), end >= len);
-                if let Some(asked) = asked {
-                    prop_assert_eq!((&asked.authority, asked.len), (&authority, len));
-                    prop_assert_eq!(asked.authorization.as_deref().map(Vec::as_slice), Some(&b"Basic czp0"[..]));
+                let request = ConnectRequest::read(&head[..end]).expect("no error");
+                prop_assert_eq!(request.is_some(), end >= len);
+                if let Some(request) = request {
+                    prop_assert_eq!((&request.authority, request.len), (&authority, len));
+                    prop_assert_eq!(request.authorization.as_deref().map(Vec::as_slice), Some(&b"Basic czp0"[..]));
                 }
             }
         }
@@ -256,7 +256,7 @@ mod tests {
             let expected = ConnectResponse { status, len: bytes.len(), text: length };
             bytes.extend_from_slice(&body);
             for end in 0..=bytes.len() {
-                let answer = ConnectResponse::read(&bytes[..end]).expect("no fault");
+                let answer = ConnectResponse::read(&bytes[..end]).expect("no error");
                 prop_assert_eq!(answer.as_ref(), (end >= expected.len).then_some(&expected));
             }
         }

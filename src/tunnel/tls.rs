@@ -130,9 +130,9 @@ impl Tls {
                     self.established = true;
                     return Ok(());
                 }
-                Err(fault) => {
+                Err(error) => {
                     self.alert(wire);
-                    return Err(fault);
+                    return Err(error);
                 }
             }
         }
@@ -220,8 +220,8 @@ fn process<Side>(
             match traffic.next_record() {
                 Some(Ok(record)) => {
                     discard += record.discard;
-                    if let Err(fault) = above(record.payload) {
-                        break Err(fault);
+                    if let Err(error) = above(record.payload) {
+                        break Err(error);
                     }
                 }
                 Some(Err(error)) => break Err(error.into()),

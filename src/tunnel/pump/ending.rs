@@ -67,54 +67,58 @@ impl Pump<'_> {
         TunnelSummary { how, up, down }
     }
 
-    /// Does what the rules say about `event`.
-    pub(super) fn handle(&mut self, event: Event) -> Result<ControlFlow<EndReason>, SideError> {
-        let action = rules::next(event, &self.facts());
-        match action {
-            Action::None | Action::Linger | Action::Abandon => {}
-            Action::ForwardEnd => self.forward_end()?,
-            Action::ForwardEndAndClose => {
-                self.forward_end()?;
-                self.close(CloseCode::Normal, EndReason::Clean)?;
-            }
-            Action::EndTcp => self.end_tcp()?,
-            Action::Close(code, reason) => self.close(code, reason)?,
-            Action::Reject(code) => {
-                self.close(code, EndReason::Clean)?;
-                let code = self.peer_close().and_then(|close| close.code);
-                return Err(SideError::Ws(TunnelError::Closed(code)));
-            }
-            Action::Fail => return Err(SideError::Ws(TunnelError::ConnectionEnded)),
-            Action::Cut => {
-                // Without blocking: the peer must learn that this is a cut.
-                let ws = &mut self.ws.conn;
-                let _ = ws.send_close(CloseCode::Error).and_then(|()| ws.flush());
-                return Ok(ControlFlow::Break(EndReason::Cut));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    /// The TCP side failed.
+    /// The TCP side failed with `error`.
     pub(super) fn tcp_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
-        match rules::next(Event::TcpFailed, &self.facts()) {
-            Action::Abandon => self.tcp.conn.abandon(),
-            _ => return Err(SideError::Tcp(error)),
-        }
-        Ok(())
+        self.apply(Event::TcpFailed, SideError::Tcp(error))
     }
 
-    /// The WebSocket failed.
+    /// The WebSocket failed with `error`.
     pub(super) fn ws_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         let event = match error {
             TunnelError::Io(_) | TunnelError::TimedOut(_) => Event::WsLost,
             _ => Event::WsInvalid,
         };
+        self.apply(event, SideError::Ws(error))
+    }
+
+    /// Does what the rules say about `event`.
+    pub(super) fn handle(&mut self, event: Event) -> Result<(), SideError> {
+        self.apply(event, SideError::Ws(TunnelError::ConnectionEnded))
+    }
+
+    /// Does what the rules say about `event`. `error` is returned if the tunnel fails.
+    fn apply(&mut self, event: Event, error: SideError) -> Result<(), SideError> {
         match rules::next(event, &self.facts()) {
-            Action::Abandon => self.ws.conn.abandon(),
-            _ => return Err(SideError::Ws(error)),
+            Action::None | Action::Linger => Ok(()),
+            Action::ForwardEnd => self.forward_end(),
+            Action::ForwardEndAndClose => {
+                self.forward_end()?;
+                self.close(CloseCode::Normal, EndReason::Clean)
+            }
+            Action::EndTcp => self.end_tcp(),
+            Action::Close(code, reason) => self.close(code, reason),
+            Action::Reject(code) => {
+                self.close(code, EndReason::Clean)?;
+                let code = self.peer_close().and_then(|close| close.code);
+                Err(SideError::Ws(TunnelError::Closed(code)))
+            }
+            Action::Fail => Err(error),
+            Action::AbandonTcp => {
+                self.tcp.conn.abandon();
+                Ok(())
+            }
+            Action::AbandonWs => {
+                self.ws.conn.abandon();
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// Ends the tunnel at the drain deadline. Reports this to the peer, if that does not block.
+    pub(super) fn cut(&mut self) -> EndReason {
+        let ws = &mut self.ws.conn;
+        let _ = ws.send_close(CloseCode::Error).and_then(|()| ws.flush());
+        EndReason::Cut
     }
 
     /// Detects the events of this turn, and whether a closing tunnel has ended.
@@ -129,10 +133,10 @@ impl Pump<'_> {
         if tcp_drained && !self.tcp_finished && !self.is_closing() {
             self.tcp_finished = true;
             self.activity.last_data = Instant::now();
-            let _ = self.handle(Event::TcpFinished)?;
+            self.handle(Event::TcpFinished)?;
         }
         if self.ws.conn.peer_finished() && self.ws.pending.is_empty() {
-            let _ = self.handle(if self.ws.conn.accepts_data() {
+            self.handle(if self.ws.conn.accepts_data() {
                 Event::WsFinished
             } else {
                 Event::WsFinishedInHandshake
@@ -141,20 +145,20 @@ impl Pump<'_> {
         if !self.is_closing() {
             // The `fin` may wait to be written; the close frame follows it.
             if self.tcp.conn.fin_sent() && self.both_fins() {
-                let _ = self.handle(Event::BothFinished)?;
+                self.handle(Event::BothFinished)?;
             } else if self.ws_deadline.is_some_and(|at| at <= Instant::now()) {
-                let _ = self.handle(Event::RefusalExpired)?;
+                self.handle(Event::RefusalExpired)?;
             }
         }
         if let Some(close) = self.peer_close() {
-            let _ = self.handle(match close.code.map(CloseCode::from) {
+            self.handle(match close.code.map(CloseCode::from) {
                 Some(CloseCode::Normal) => Event::CloseNormal,
                 Some(CloseCode::Away) => Event::CloseAway,
                 Some(_) => Event::CloseOther,
                 None => Event::CloseNoCode,
             })?;
         } else if self.ws.conn.eof() {
-            let _ = self.handle(Event::WsEnded)?;
+            self.handle(Event::WsEnded)?;
         }
         self.check_closing()
     }
@@ -165,10 +169,12 @@ impl Pump<'_> {
             return Ok(ControlFlow::Continue(()));
         };
         let facts = self.facts();
-        let ws = match () {
-            () if facts.peer_closed => WsState::Closed,
-            () if self.ws.conn.eof() => WsState::Ended,
-            () => WsState::Open,
+        let ws = if facts.peer_closed {
+            WsState::Closed
+        } else if self.ws.conn.eof() {
+            WsState::Ended
+        } else {
+            WsState::Open
         };
         if ws == WsState::Closed && !facts.lingered && self.ws.pending.is_empty() {
             self.end_tcp()?;

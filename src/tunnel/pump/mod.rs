@@ -39,15 +39,15 @@
 //! | ws ends without a close frame | any | any | closing | refused | none |
 //! | ws ends without a close frame | any | any | closing | | fail |
 //! | ws is lost | any | any | open | | fail |
-//! | ws is lost | any | any | closing | flushed | abandon it |
-//! | ws is lost | any | any | closing | peer closed | abandon it |
-//! | ws is lost | 2 | any | closing | fin sent | abandon it |
-//! | ws is lost | 2 | any | closing | refused | abandon it |
+//! | ws is lost | any | any | closing | flushed | abandon ws |
+//! | ws is lost | any | any | closing | peer closed | abandon ws |
+//! | ws is lost | 2 | any | closing | fin sent | abandon ws |
+//! | ws is lost | 2 | any | closing | refused | abandon ws |
 //! | ws is lost | any | any | closing | | fail |
 //! | ws receives invalid bytes | any | any | any | | fail |
-//! | tcp fails | 1 | gateway | any | tcp finished | abandon it |
-//! | tcp fails | any | any | closing | lingered | abandon it |
-//! | tcp fails | any | any | any | refused | abandon it |
+//! | tcp fails | 1 | gateway | any | tcp finished | abandon tcp |
+//! | tcp fails | any | any | closing | lingered | abandon tcp |
+//! | tcp fails | any | any | any | refused | abandon tcp |
 //! | tcp fails | any | any | any | | fail |
 //! | idle timeout | any | any | open | | close 1001: idle |
 //! | idle timeout | any | any | closing | | none |
@@ -55,7 +55,6 @@
 //! | silence after a stop request | any | any | closing | | none |
 //! | linger timeout | any | any | open | | close 1000: linger expired |
 //! | linger timeout | any | any | closing | | none |
-//! | drain deadline | any | any | any | | cut |
 //!
 //! - *Close* starts the closing handshake of [RFC 6455, section 7], or answers it. The first reason
 //!   remains. The close timeout starts; it starts again while data in front of the close frame
@@ -64,8 +63,12 @@
 //! - *Linger*: version 1 cannot forward the client's end, so the relay continues to deliver until
 //!   no data was moved for the linger time. It then resets the client, because the delivered data
 //!   may be incomplete.
+//! - *Abandon* drops what was queued for a side that is gone and no longer needed.
 //! - *Refused*: the gateway could not intercept the tunnel and delivers a TLS alert instead
 //!   ([`Pump::finish_with`]).
+//!
+//! At the drain deadline a tunnel is cut in any phase: this end sends code 1011 and resets both
+//! sides.
 //!
 //! # Closing
 //!

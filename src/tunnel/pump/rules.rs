@@ -44,8 +44,6 @@ pub(super) enum Event {
     DrainSilence,
     /// Version 1 at the relay: no data was moved for the linger time after the client's end.
     LingerTimeout,
-    /// The drain deadline has passed.
-    DrainDeadline,
 }
 
 /// What the rules need to know about a tunnel.
@@ -90,10 +88,10 @@ pub(super) enum Action {
     Reject(CloseCode),
     /// The tunnel fails.
     Fail,
-    /// Close the side of the event without its remaining bytes.
-    Abandon,
-    /// Send code 1011, and reset both sides.
-    Cut,
+    /// Treat the TCP side as closed in both directions.
+    AbandonTcp,
+    /// Treat the WebSocket as closed in both directions.
+    AbandonWs,
 }
 
 /// The action for an event.
@@ -120,11 +118,11 @@ pub(super) fn next(event: Event, facts: &Facts) -> Action {
         Event::WsEnded if !facts.closing || ws_needs_data(facts) => Action::Fail,
         Event::WsEnded => Action::None,
         Event::WsLost if facts.closing && !ws_needs_data(facts) && all_data_exchanged(facts) => {
-            Action::Abandon
+            Action::AbandonWs
         }
         Event::WsLost | Event::WsInvalid => Action::Fail,
         Event::TcpFailed if tcp_needs_data(facts) => Action::Fail,
-        Event::TcpFailed => Action::Abandon,
+        Event::TcpFailed => Action::AbandonTcp,
         Event::IdleTimeout | Event::DrainSilence | Event::LingerTimeout if facts.closing => {
             Action::None
         }
@@ -133,7 +131,6 @@ pub(super) fn next(event: Event, facts: &Facts) -> Action {
         Event::IdleTimeout => Action::Close(CloseCode::Away, EndReason::Idle),
         Event::DrainSilence => Action::Close(CloseCode::Away, EndReason::Stopped),
         Event::LingerTimeout => Action::Close(CloseCode::Normal, EndReason::LingerExpired),
-        Event::DrainDeadline => Action::Cut,
     }
 }
 
@@ -226,7 +223,7 @@ mod tests {
     /// The module page with the tables.
     const PAGE: &str = include_str!("mod.rs");
 
-    const EVENTS: [(Event, &str); 17] = [
+    const EVENTS: [(Event, &str); 16] = [
         (Event::TcpFinished, "tcp finishes"),
         (Event::WsFinished, "ws finishes"),
         (
@@ -246,7 +243,6 @@ mod tests {
         (Event::IdleTimeout, "idle timeout"),
         (Event::DrainSilence, "silence after a stop request"),
         (Event::LingerTimeout, "linger timeout"),
-        (Event::DrainDeadline, "drain deadline"),
     ];
 
     fn name(action: &Action) -> &'static str {
@@ -265,8 +261,8 @@ mod tests {
             Action::Reject(CloseCode::Error) => "close 1011, fail",
             Action::Reject(CloseCode::Normal) => "close 1000, fail",
             Action::Fail => "fail",
-            Action::Abandon => "abandon it",
-            Action::Cut => "cut",
+            Action::AbandonTcp => "abandon tcp",
+            Action::AbandonWs => "abandon ws",
             Action::Close(..) | Action::Reject(_) => "not in the table",
         }
     }

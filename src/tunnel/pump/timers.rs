@@ -120,7 +120,7 @@ impl Pump<'_> {
                 self.activity.last_data = now;
             }
             Some((at, event)) if at <= now => {
-                let _ = self.handle(event)?;
+                self.handle(event)?;
             }
             _ => {}
         }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::rules::Event;
 use super::state::{Direction, Phase, Pump, SideError};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
@@ -78,7 +77,7 @@ impl Pump<'_> {
     /// the other.
     fn turn(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
         if self.context.stop.requested().is_some_and(Deadline::passed) {
-            return self.handle(Event::DrainDeadline);
+            return Ok(ControlFlow::Break(self.cut()));
         }
         let pending_before = self.ws.pending.len();
         if self.reads_tcp() && self.tcp.conn.readable {
