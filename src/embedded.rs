@@ -128,19 +128,16 @@ impl Embedded {
             token: Secret::from_zeroizing(token),
         };
         let cap = capacity::tunnels(options.limits.max_tunnels, true);
-        let config = GatewayConfig {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            sessions: Sessions::single(credentials),
-            intercept: options
-                .intercept
-                .unwrap_or_else(|| vec![Pattern::any_on(443)]),
-            resolve: options.resolve,
+        let mut config = GatewayConfig::new(Sessions::single(credentials))
+            .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .resolve(options.resolve)
             // It dials from the client's own machine: it reaches nothing that the client could not
             // reach directly.
-            allow_private: true,
-            limits: options.limits,
-            ..GatewayConfig::default()
-        };
+            .allow_private(true)
+            .limits(|limits| *limits = options.limits);
+        if let Some(patterns) = options.intercept {
+            config = config.intercept(patterns);
+        }
         let gateway = gateway::start(config, &roots, cap).map_err(|error| {
             Error::new(
                 Stage::Gate,
@@ -204,15 +201,16 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// use std::net::{Ipv4Addr, SocketAddr};
 /// use std::time::Duration;
 ///
-/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::gateway::{GatewayConfig, Sessions};
 /// use upstreamproxy::start_gateway;
 ///
-/// let mut config = GatewayConfig::default();
-/// config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+/// let sessions = Sessions::parse("session-1 a-long-random-token")?;
+/// let config =
+///     GatewayConfig::new(sessions).listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
 /// let gateway = start_gateway(config)?;
 /// println!("serving {}", gateway.base_url());
 /// gateway.shutdown(Duration::from_secs(10));
-/// # Ok::<(), upstreamproxy::gateway::GatewayError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
     let roots = target_roots(&config).map_err(|error| GatewayError::new(error.to_string()))?;

@@ -1,8 +1,9 @@
 //! `gateway`: the server end. It does not fail open: a setting that it cannot use ends it.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::crypto::secret::Secret;
 use crate::embedded::start_gateway;
 use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
 use crate::sys::files::{ReadError, read_limited};
@@ -12,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::drain::{drain, notify};
 use super::exit_status::ExitStatus;
+use super::gateway_options::GatewayOptions;
 use super::json;
 use super::output::{fail, print};
 use super::program_options::Options;
@@ -65,29 +67,40 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     let Options {
         config, gateway, ..
     } = options;
-    let identity = |cert: Option<PathBuf>, key: Option<PathBuf>| {
-        let Some((cert, key)) = cert.zip(key) else {
-            return Ok(None);
-        };
-        Ok::<_, String>(Some(TlsIdentity {
-            cert_pem: read_text(&cert)?.to_string(),
-            key_pem: read_text(&key)?,
-        }))
-    };
-    let defaults = GatewayConfig::default();
-    Ok(GatewayConfig {
-        listen: gateway.listen,
-        allow_plaintext: gateway.allow_plaintext,
-        sessions: Sessions::load(sessions).map_err(|error| error.to_string())?,
-        tls: identity(gateway.tls_cert, gateway.tls_key)?,
-        interception_ca: identity(gateway.ca_cert, gateway.ca_key)?,
-        intercept: config.intercept.unwrap_or(defaults.intercept),
-        target_ca: gateway.target_ca,
-        resolve: config.resolve,
-        allow_private: gateway.allow_private,
-        limits: config.limits,
-        ..defaults
-    })
+    let GatewayOptions {
+        tls_cert,
+        tls_key,
+        ca_cert,
+        ca_key,
+        target_ca,
+        ..
+    } = gateway;
+    let sessions = Sessions::load(sessions).map_err(|error| error.to_string())?;
+    let mut settings = GatewayConfig::new(sessions)
+        .listen(gateway.listen)
+        .allow_plaintext(gateway.allow_plaintext)
+        .resolve(config.resolve)
+        .allow_private(gateway.allow_private)
+        .limits(|limits| *limits = config.limits);
+    if let Some((cert, key)) = tls_cert.zip(tls_key) {
+        settings = settings.tls(identity(&cert, &key)?);
+    }
+    if let Some((cert, key)) = ca_cert.zip(ca_key) {
+        settings = settings.interception_ca(identity(&cert, &key)?);
+    }
+    if let Some(patterns) = config.intercept {
+        settings = settings.intercept(patterns);
+    }
+    if let Some(file) = target_ca {
+        settings = settings.target_ca(file);
+    }
+    Ok(settings)
+}
+
+/// Reads a certificate and its key.
+fn identity(cert: &Path, key: &Path) -> Result<TlsIdentity, String> {
+    let (cert_pem, key_pem) = (read_text(cert)?, read_text(key)?);
+    Ok(TlsIdentity::from_pem(cert_pem.expose(), key_pem))
 }
 
 /// Reads a whole file, which may be a private key. A FIFO is accepted, for example a process
@@ -99,10 +112,9 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         .map_err(|error| format!("{} cannot be read: {error}; check the path", path.display()))
 }
 
-fn read_text(path: &Path) -> Result<Zeroizing<String>, String> {
-    let bytes = read(path)?;
-    std::str::from_utf8(&bytes)
-        .map(|text| Zeroizing::new(text.to_owned()))
+fn read_text(path: &Path) -> Result<Secret, String> {
+    let mut bytes = read(path)?;
+    Secret::try_from(std::mem::take(&mut *bytes))
         .map_err(|_| format!("{} is not text; name a PEM file", path.display()))
 }
 

@@ -35,12 +35,11 @@ pub struct Stats {
 /// # #[cfg(feature = "gateway")] {
 /// use std::time::Duration;
 ///
-/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::gateway::{GatewayConfig, Sessions};
 /// use upstreamproxy::start_gateway;
 ///
-/// let mut config = GatewayConfig::default();
-/// config.listen = "127.0.0.1:0".parse()?;
-/// let gateway = start_gateway(config)?;
+/// let sessions = Sessions::parse("session-1 a-long-random-token")?;
+/// let gateway = start_gateway(GatewayConfig::new(sessions).listen("127.0.0.1:0".parse()?))?;
 /// let stats = gateway.stats_reader();
 /// let drain = std::thread::spawn(move || gateway.shutdown(Duration::from_secs(10)));
 /// println!("{} tunnels still open", stats.read().live);

@@ -79,12 +79,11 @@ fn raise(descriptor: &OwnedFd) {
 /// # #[cfg(feature = "gateway")] {
 /// use std::time::Duration;
 ///
-/// use upstreamproxy::gateway::GatewayConfig;
+/// use upstreamproxy::gateway::{GatewayConfig, Sessions};
 /// use upstreamproxy::start_gateway;
 ///
-/// let mut config = GatewayConfig::default();
-/// config.listen = "127.0.0.1:0".parse()?;
-/// let gateway = start_gateway(config)?;
+/// let sessions = Sessions::parse("session-1 a-long-random-token")?;
+/// let gateway = start_gateway(GatewayConfig::new(sessions).listen("127.0.0.1:0".parse()?))?;
 /// let abort = gateway.abort();
 /// std::thread::spawn(move || abort.request());
 /// // Returns at once, although it would give open tunnels a minute.

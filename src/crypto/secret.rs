@@ -68,7 +68,7 @@ impl fmt::Debug for Secret {
 
 /// The session and its token, with which a relay authenticates to the gateway.
 #[derive(Clone, Debug)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// The session ID. It is not a secret.
     pub session_id: String,
     /// The session token.

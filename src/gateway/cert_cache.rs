@@ -1,6 +1,6 @@
-//! What the clients of intercepted hosts are shown, kept for the next client: a bounded memory of certificates and configurations.
+//! A bounded cache of the certificates and TLS configurations of intercepted hosts.
 //!
-//! It makes no certificate (that is `issuer`, its one user) and knows no clock: it is told the time.
+//! It issues no certificates (`issuer` does), and the caller passes the time.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,12 +15,13 @@ use time::OffsetDateTime;
 use crate::crypto::tls_server;
 use crate::http::authority::Host;
 
-/// Hosts whose certificates are kept: far more than a session talks to, at some 4 KiB each.
+/// The maximum number of hosts: far more than a session uses, about 4 KiB each.
 pub(crate) const HOST_LIMIT: usize = 1024;
-/// Configurations kept for one host, one for each ALPN choice. The target chooses, so a hostile one could choose many.
+/// The maximum number of configurations per host, one for each ALPN protocol. The target selects the
+/// protocol, so a hostile one could select many.
 const ALPN_LIMIT: usize = 4;
 
-/// What hosts are shown; the least recently used is forgotten first.
+/// The certificates by host. The least recently used one is evicted first.
 #[derive(Default)]
 pub(crate) struct CertCache {
     hosts: HashMap<Host, HostCert>,
@@ -28,47 +29,46 @@ pub(crate) struct CertCache {
 }
 
 impl CertCache {
-    /// Takes out what `host` is shown, if it is still good; what is not is forgotten.
+    /// Removes and returns the certificate of `host` if it is usable at `now`. Drops it if not.
     pub(crate) fn take(&mut self, host: &Host, now: OffsetDateTime) -> Option<HostCert> {
-        let shown = self.hosts.remove(host)?;
-        shown.good.contains(&now).then_some(shown)
+        let cert = self.hosts.remove(host)?;
+        cert.usable.contains(&now).then_some(cert)
     }
 
-    /// Keeps what `host` is shown, as the one used last.
-    pub(crate) fn keep(&mut self, host: &Host, mut shown: HostCert) {
+    /// Adds the certificate of `host` as the most recently used one.
+    pub(crate) fn keep(&mut self, host: &Host, mut cert: HostCert) {
         if self.hosts.len() >= HOST_LIMIT {
-            let oldest = self.hosts.iter().min_by_key(|(_, shown)| shown.last_use);
+            let oldest = self.hosts.iter().min_by_key(|(_, cert)| cert.last_use);
             if let Some(host) = oldest.map(|(host, _)| host.clone()) {
                 self.hosts.remove(&host);
             }
         }
         self.uses += 1;
-        shown.last_use = self.uses;
-        self.hosts.insert(host.clone(), shown);
+        cert.last_use = self.uses;
+        self.hosts.insert(host.clone(), cert);
     }
 }
 
-/// What one host's clients are shown: one certificate, in a configuration for each ALPN choice.
+/// The certificate of one host, with a configuration for each ALPN protocol.
 pub(crate) struct HostCert {
     certificate: Arc<SingleCertAndKey>,
-    good: Range<OffsetDateTime>,
+    usable: Range<OffsetDateTime>,
     configs: Vec<(Option<Vec<u8>>, Arc<ServerConfig>)>,
     last_use: u64,
 }
 
 impl HostCert {
-    /// A certificate that new clients are shown at the times in `good`; outside it, when the clock was set back far, say,
-    /// another is made.
-    pub(crate) fn new(certificate: CertifiedKey, good: Range<OffsetDateTime>) -> Self {
+    /// A certificate for new clients at the times in `usable`.
+    pub(crate) fn new(certificate: CertifiedKey, usable: Range<OffsetDateTime>) -> Self {
         Self {
             certificate: Arc::new(SingleCertAndKey::from(certificate)),
-            good,
+            usable,
             configs: Vec::new(),
             last_use: 0,
         }
     }
 
-    /// The configuration that offers `alpn` and no other protocol.
+    /// The configuration with `alpn` as the only protocol.
     pub(crate) fn config(
         &mut self,
         alpn: Option<&[u8]>,
@@ -80,8 +80,8 @@ impl HostCert {
         let choice = alpn.map(<[u8]>::to_vec);
         let mut config = tls_server::server_config_showing(self.certificate.clone())?;
         config.alpn_protocols = choice.iter().cloned().collect();
-        // Tickets instead of rustls' memory of sessions: the client keeps the state, and a thousand hosts cost nothing.
-        // A ticketer of its own, so that a ticket is good for this host and this choice alone.
+        // Tickets instead of rustls' session storage: the client keeps the state. Each configuration
+        // has its own ticketer, so that a ticket is valid only for this host and protocol.
         config.ticketer = Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         let config = Arc::new(config);
@@ -104,7 +104,7 @@ mod tests {
 
     const NOON: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-    fn shown() -> HostCert {
+    fn host_cert() -> HostCert {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let chain = vec![made.cert.der().clone()];
@@ -114,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_the_least_recently_used_goes() {
+    fn the_cache_is_bounded_and_evicts_the_least_recently_used_host() {
         let nth = |n: u32| Host::Address(IpAddr::from(n.to_be_bytes()));
         let limit = u32::try_from(HOST_LIMIT).unwrap();
-        let one = shown();
+        let one = host_cert();
         let mut cache = CertCache::default();
         let copy = || HostCert {
             certificate: one.certificate.clone(),
-            good: one.good.clone(),
+            usable: one.usable.clone(),
             configs: Vec::new(),
             last_use: 0,
         };
@@ -138,26 +138,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_or_not_yet_good_is_forgotten() {
+    fn a_certificate_that_is_not_usable_now_is_dropped() {
         let host = Host::parse("example.com").unwrap();
         let mut cache = CertCache::default();
         for now in [NOON + Duration::HOUR, NOON - Duration::HOUR * 2] {
-            cache.keep(&host, shown());
+            cache.keep(&host, host_cert());
             assert!(cache.take(&host, now).is_none());
             assert!(cache.hosts.is_empty());
         }
     }
 
     #[test]
-    fn one_choice_has_one_configuration_and_many_choices_do_not_fill_the_memory() {
-        let mut shown = shown();
-        let first = shown.config(Some(b"h2")).unwrap();
-        assert!(Arc::ptr_eq(&first, &shown.config(Some(b"h2")).unwrap()));
-        assert!(!Arc::ptr_eq(&first, &shown.config(None).unwrap()));
+    fn each_protocol_has_one_configuration_and_their_number_is_bounded() {
+        let mut cert = host_cert();
+        let first = cert.config(Some(b"h2")).unwrap();
+        assert!(Arc::ptr_eq(&first, &cert.config(Some(b"h2")).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &cert.config(None).unwrap()));
         for n in 0..100_u8 {
-            let config = shown.config(Some(&[n])).unwrap();
+            let config = cert.config(Some(&[n])).unwrap();
             assert_eq!(config.alpn_protocols, [[n]]);
         }
-        assert_eq!(shown.configs.len(), ALPN_LIMIT);
+        assert_eq!(cert.configs.len(), ALPN_LIMIT);
     }
 }

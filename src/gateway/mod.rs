@@ -1,39 +1,50 @@
-//! The server end: the CA endpoint and the tunnel endpoint of `manual/protocol.md` on one port.
+//! The server end of the tunnels: a CA endpoint and a tunnel endpoint on one port.
 //!
-//! `session` is the life of one connection, `door` what is decided before it may cost anything, `newcomers` who has shown no
-//! token yet, `auth` who may come in,
-//! `policy` where they may go, `intercept` TLS interception with the certificates of `issuer`. The relay's code is never used here.
+//! [`start_gateway`](crate::start_gateway) starts it with a [`GatewayConfig`] and returns a
+//! [`Gateway`]. Relays connect with the credentials in [`Sessions`]. [`manual::protocol`] describes
+//! both endpoints.
+//!
+//! [`manual::protocol`]: crate::manual::protocol
 
+// `session` serves one connection: `upgrade` decides about its request head (`unauthenticated` limits
+// the connections before that), `auth` checks its credentials, `target` dials what `policy` permits,
+// and `intercept` adds TLS with the certificates of `issuer`. It never uses the relay's code.
+
+mod address_class;
 mod auth;
+mod ca_error;
 mod cert_cache;
 pub(crate) mod client_hello;
+mod config;
 mod context;
+mod identity;
 mod intercept;
+mod interception_ca;
 mod issuer;
 pub(crate) mod policy;
 mod session;
+mod sessions_file;
 mod target;
-pub(crate) mod tls_alert;
+mod tls_alert;
 mod unauthenticated;
 pub(crate) mod upgrade;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use zeroize::Zeroizing;
+use rustls_pki_types::CertificateDer;
 
 pub use crate::http::authority::{Authority, AuthorityError, Host};
 pub use crate::http::pattern::Pattern;
 pub use crate::net::address_override::{Override, OverrideError};
-pub use auth::{Sessions, SessionsError};
+pub use auth::Sessions;
+pub use config::{GatewayConfig, GatewayError};
+pub use identity::TlsIdentity;
+pub use sessions_file::SessionsError;
 
-use crate::config::Limits;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
@@ -45,91 +56,33 @@ use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
-
 use context::GatewayContext;
+use interception_ca::InterceptionCa;
 use issuer::Issuer;
 use policy::Policy;
 use unauthenticated::Unauthenticated;
 
-/// Everything that [`start_gateway`](crate::start_gateway) can be told.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct GatewayConfig {
-    /// Where it listens. Default 127.0.0.1:8443; port 0 works. Beyond loopback only with `tls` or `allow_plaintext`.
-    pub listen: SocketAddr,
-    /// Lets it listen beyond loopback without TLS: tokens then cross the network in clear. Default false.
-    pub allow_plaintext: bool,
-    /// Who may come in. Default nobody.
-    pub sessions: Sessions,
-    /// Serve https and wss with this certificate; `None`: http and ws.
-    pub tls: Option<TlsIdentity>,
-    /// The interception CA; `None`: one is made, its key in memory only.
-    pub interception_ca: Option<TlsIdentity>,
-    /// Whose TLS is intercepted. Default `*:443`; empty: nobody's.
-    pub intercept: Vec<Pattern>,
-    /// The PEM file of base roots for verifying targets; `None`: the distribution's.
-    pub system_ca: Option<PathBuf>,
-    /// A PEM file of further roots for verifying targets. Default none.
-    pub target_ca: Option<PathBuf>,
-    /// Names whose addresses are fixed, as curl's `--resolve`. Lifts no address policy.
-    pub resolve: Vec<Override>,
-    /// Lets tunnels lead to private, loopback and other special addresses. Default false.
-    pub allow_private: bool,
-    /// Bounds in count and time.
-    pub limits: Limits,
-}
-
-impl Default for GatewayConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8443),
-            allow_plaintext: false,
-            sessions: Sessions::default(),
-            tls: None,
-            interception_ca: None,
-            intercept: vec![Pattern::any_on(443)],
-            system_ca: None,
-            target_ca: None,
-            resolve: Vec::new(),
-            allow_private: false,
-            limits: Limits::default(),
-        }
-    }
-}
-
-/// A certificate (with its chain) and its key, both PEM.
-pub struct TlsIdentity {
-    /// The certificate, and those that lead from it to a root.
-    pub cert_pem: String,
-    /// The key.
-    pub key_pem: Zeroizing<String>,
-}
-
-impl fmt::Debug for TlsIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsIdentity").finish_non_exhaustive()
-    }
-}
-
-/// A setting that the gateway cannot use: what, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayError(String);
-
-impl GatewayError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
-    }
-}
-
-impl fmt::Display for GatewayError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for GatewayError {}
-
-/// A gateway that listens. Dropping it stops it with its drain timeout.
+/// A running gateway. Dropping it stops it: it waits up to
+/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by default)
+/// and joins every thread.
+///
+/// All methods but [`shutdown`](Self::shutdown) return at once. The handle is `Send` and `Sync`.
+///
+/// # Example
+/// ```
+/// use std::time::Duration;
+///
+/// use upstreamproxy::gateway::{GatewayConfig, Sessions};
+/// use upstreamproxy::start_gateway;
+///
+/// let sessions = Sessions::parse("session-1 a-long-random-token")?;
+/// let gateway = start_gateway(GatewayConfig::new(sessions).listen("127.0.0.1:0".parse()?))?;
+/// assert_eq!(gateway.base_url(), format!("http://{}", gateway.local_addr()));
+/// let report = gateway.shutdown(Duration::from_secs(10));
+/// assert_eq!(report.stats.tunnels, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping it stops the gateway"]
 pub struct Gateway {
     listening: Listening,
     context: Arc<GatewayContext>,
@@ -144,12 +97,12 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listening.local_addr()
     }
 
-    /// The base URL that a relay on this machine uses.
+    /// The base URL for a relay on this machine: `http://` or `https://`, and the address.
     pub fn base_url(&self) -> String {
         let scheme = if self.context.tls.is_some() {
             "https"
@@ -159,12 +112,13 @@ impl Gateway {
         format!("{scheme}://{}", self.local_addr())
     }
 
-    /// The interception CA's certificates, as the CA endpoint serves them.
+    /// The certificates of the interception CA (PEM), as the CA endpoint serves them.
     pub fn ca_pem(&self) -> &str {
         self.context.issuer.ca_pem()
     }
 
-    /// Lets other sessions in from now on; open tunnels go on.
+    /// Replaces the sessions, for new connections and for those that wait for their CONNECT request.
+    /// Open tunnels continue.
     pub fn replace_sessions(&self, sessions: Sessions) {
         *self
             .context
@@ -183,21 +137,25 @@ impl Gateway {
         StatsReader::new(&self.context.counters)
     }
 
-    /// The way to end a shutdown that takes its time, from another thread.
+    /// A request, for another thread, that ends a shutdown early.
     pub fn abort(&self) -> Abort {
         self.listening.abort()
     }
 
-    /// Stops accepting, gives open tunnels `drain` to end, and returns when every thread is joined.
+    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins every
+    /// thread.
+    ///
+    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes. Tunnels that are silent end
+    /// at once.
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }
 }
 
-/// Starts a gateway with at most `cap` connections, which verifies targets by `roots`.
+/// Starts a gateway with at most `cap` connections. `roots` verify intercepted targets.
 ///
 /// # Errors
-/// A setting that cannot be used, or an address that cannot be listened on.
+/// A setting that cannot be used, an address that cannot be bound, or no descriptor or thread left.
 pub(crate) fn start(
     config: GatewayConfig,
     roots: &[CertificateDer<'_>],
@@ -206,17 +164,18 @@ pub(crate) fn start(
     let listen = config.listen;
     if !listen.ip().is_loopback() && config.tls.is_none() && !config.allow_plaintext {
         return Err(GatewayError::new(format!(
-            "{listen} can be reached by other machines, and tokens would cross the network in clear; give --tls-cert and --tls-key, or --allow-plaintext"
+            "other machines can reach {listen}, and tokens would cross the network in plaintext; \
+             set --tls-cert and --tls-key, or --allow-plaintext"
         )));
     }
-    let issuer = match &config.interception_ca {
-        Some(ca) => Issuer::load(&ca.cert_pem, &ca.key_pem),
-        None => Issuer::generate(),
+    let ca = match &config.interception_ca {
+        Some(identity) => InterceptionCa::load(identity),
+        None => InterceptionCa::generate(),
     };
-    let issuer = issuer.map_err(|error| {
+    let issuer = ca.and_then(Issuer::new).map_err(|error| {
         GatewayError::new(format!("the interception CA cannot be used: {error}"))
     })?;
-    let tls = config.tls.as_ref().map(identity).transpose()?;
+    let tls = config.tls.as_ref().map(server_config).transpose()?;
     let target_tls = tls::client_config(roots).map_err(|error| {
         GatewayError::new(format!(
             "targets cannot be verified: {error}; check --target-ca"
@@ -225,15 +184,15 @@ pub(crate) fn start(
     let failed = |what: &str, error: std::io::Error| GatewayError::new(format!("{what}: {error}"));
     let socket = listener::bind(listen).map_err(|error| {
         failed(
-            &format!("cannot listen on {listen} (choose another with --listen)"),
+            &format!("cannot listen on {listen} (choose another address with --listen)"),
             error,
         )
     })?;
     let own = socket
         .local_addr()
         .map_err(|error| failed("the listener has no address", error))?;
-    let stop =
-        Arc::new(Stop::new().map_err(|error| failed("no descriptor for the stop signal", error))?);
+    let stop = Stop::new().map_err(|error| failed("no descriptor for the stop signal", error))?;
+    let stop = Arc::new(stop);
     let counters = Arc::new(Counters::default());
     let context = Arc::new(GatewayContext {
         sessions: RwLock::new(Arc::new(config.sessions)),
@@ -266,15 +225,18 @@ pub(crate) fn start(
     Ok(Gateway { listening, context })
 }
 
-/// The configuration of our own TLS server.
-fn identity(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
-    let chain =
-        crate::crypto::pem::certificates(identity.cert_pem.as_bytes()).map_err(|error| {
-            GatewayError::new(format!("--tls-cert holds no usable certificate: {error}"))
-        })?;
-    // The library's own error text quotes the file, which here is a key.
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-        .map_err(|_| GatewayError::new("--tls-key holds no private key in PEM"))?;
+/// The configuration of the gateway's TLS server.
+fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
+    let chain = identity.certificates().map_err(|error| {
+        GatewayError::new(format!(
+            "--tls-cert contains no usable certificate: {error}; provide it in PEM"
+        ))
+    })?;
+    let key = identity.key().ok_or_else(|| {
+        GatewayError::new(
+            "--tls-key contains no private key in PEM; provide one without a password",
+        )
+    })?;
     tls_server::server_config(chain, key).map_err(|error| {
         GatewayError::new(format!(
             "--tls-cert and --tls-key do not belong together or cannot be used: {error}"

@@ -23,9 +23,8 @@ use upstreamproxy::{Config, ErrorKind, start, start_gateway};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let token = "a-token-for-this-example-only";
-    let mut settings = GatewayConfig::default();
-    settings.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    settings.sessions = Sessions::parse(&format!("session-1 {token}\n"))?;
+    let sessions = Sessions::parse(&format!("session-1 {token}\n"))?;
+    let settings = GatewayConfig::new(sessions).listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let gateway = start_gateway(settings)?;
     println!("gateway: {}", gateway.base_url());
 

@@ -94,18 +94,15 @@ fn tls_and_the_request_head_share_one_deadline_even_for_slow_clients() {
     let home = TempHome::new();
     let ca = TestCa::new("root of the gateway");
     for tls in [false, true] {
-        let mut config = GatewayConfig::default();
-        config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        config.sessions = Sessions::parse(&format!("{SESSION} {TOKEN}\n")).unwrap();
-        config.system_ca = Some(home.write("roots.pem", &ca.pem, 0o644));
-        config.limits.head_timeout = Duration::from_millis(200);
-        config.tls = tls.then(|| {
+        let sessions = Sessions::parse(&format!("{SESSION} {TOKEN}\n")).unwrap();
+        let mut config = GatewayConfig::new(sessions)
+            .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .system_ca(home.write("roots.pem", &ca.pem, 0o644))
+            .limits(|limits| limits.head_timeout = Duration::from_millis(200));
+        if tls {
             let (cert_pem, key_pem) = ca.issue("127.0.0.1");
-            TlsIdentity {
-                cert_pem,
-                key_pem: key_pem.into(),
-            }
-        });
+            config = config.tls(TlsIdentity::from_pem(cert_pem, key_pem));
+        }
         let gateway = start_gateway(config).unwrap();
         let mut silent = TcpStream::connect(gateway.local_addr()).unwrap();
         silent.set_read_timeout(Some(TIMEOUT)).unwrap();

@@ -71,11 +71,10 @@ fn host() {
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
     let token = b"token-of-the-test";
-    let mut settings = GatewayConfig::default();
-    settings.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    settings.sessions = Sessions::parse("session token-of-the-test").unwrap();
-    settings.system_ca = Some(roots.clone());
-    settings.allow_private = true;
+    let settings = GatewayConfig::new(Sessions::parse("session token-of-the-test").unwrap())
+        .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .system_ca(&roots)
+        .allow_private(true);
     let gateway = start_gateway(settings).unwrap();
     let config = Config::default()
         .when(When::Always)

@@ -59,11 +59,11 @@ struct Ends {
 impl Ends {
     fn start(standby: usize, far: bool) -> Self {
         let home = TempHome::new();
-        let mut settings = GatewayConfig::default();
-        settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-        settings.sessions = Sessions::parse("standby token-of-the-test").unwrap();
-        settings.allow_private = true;
-        settings.intercept = Vec::new();
+        let sessions = Sessions::parse("standby token-of-the-test").unwrap();
+        let settings = GatewayConfig::new(sessions)
+            .listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))
+            .allow_private(true)
+            .intercept([]);
         let gateway = start_gateway(settings).unwrap();
         let line = far.then(|| DelayLine::to(gateway.local_addr()));
         let base = line
