@@ -120,7 +120,7 @@ impl Outcome {
     }
 
     /// Names the peer in the log line of a rejection.
-    pub(crate) fn from_peer(mut self, peer: SocketAddr) -> Self {
+    pub(crate) fn with_peer(mut self, peer: SocketAddr) -> Self {
         self.peer = Some(peer);
         self
     }

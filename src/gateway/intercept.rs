@@ -79,11 +79,11 @@ impl InterceptError {
     }
 
     /// A failure of the gateway.
-    fn internal(why: impl ToString) -> Self {
+    fn internal(error: &dyn std::fmt::Display) -> Self {
         Self::new(
             AlertDescription::InternalError,
             Party::Gateway,
-            why.to_string(),
+            error.to_string(),
         )
     }
 }
@@ -112,8 +112,8 @@ fn add_tls(
         )
     })?;
     let config = tls::with_alpn(&gateway.target_tls, hello.alpn.clone());
-    let connection =
-        UnbufferedClientConnection::new(config, name).map_err(InterceptError::internal)?;
+    let connection = UnbufferedClientConnection::new(config, name)
+        .map_err(|error| InterceptError::internal(&error))?;
 
     let (tcp, ws, outbound, inbound) = pump.parts();
     tcp.add_tls(Tls::client(connection, &gateway.pool));
@@ -137,8 +137,9 @@ fn add_tls(
     let config = gateway
         .issuer
         .server_config(&authority.host, alpn.as_deref())
-        .map_err(InterceptError::internal)?;
-    let connection = UnbufferedServerConnection::new(config).map_err(InterceptError::internal)?;
+        .map_err(|error| InterceptError::internal(&error))?;
+    let connection = UnbufferedServerConnection::new(config)
+        .map_err(|error| InterceptError::internal(&error))?;
     ws.add_inner_tls(Tls::server(connection, &gateway.pool), inbound)
         .map_err(|error| InterceptError {
             alert: Vec::new(),

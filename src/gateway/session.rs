@@ -49,7 +49,7 @@ pub(super) fn serve(gateway: &GatewayContext, connection: TcpStream, peer: Socke
             ready.map_or_else(|ended| ended, Pump::run)
         },
     );
-    Outcome::new(since, target, result).from_peer(peer)
+    Outcome::new(since, target, result).with_peer(peer)
 }
 
 /// Everything before the stream.

@@ -36,7 +36,7 @@ pub(super) fn dial(
     authority: &Authority,
     relay: &TcpStream,
 ) -> Result<Conn, EndReason> {
-    connect_permitted(gateway, authority, relay).map_err(|error| error.end_reason())
+    connect_permitted(gateway, authority, relay).map_err(TargetError::end_reason)
 }
 
 fn connect_permitted(

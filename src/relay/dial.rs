@@ -94,14 +94,14 @@ pub(crate) fn trace(
         phase: Phase::Resolve,
         observer: Some(observer),
     };
-    let dialed = match target {
+    let opened = match target {
         Some(target) => dialer.connect_all(target).map(|tunnel| tunnel.conn),
         None => dialer
             .connect_transport()
             .map(|(conn, _)| conn)
             .map_err(DialError::from),
     };
-    let mut conn = dialed.map_err(|error| rejected(error, dialer.phase))?;
+    let mut conn = opened.map_err(|error| rejected(error, dialer.phase))?;
     conn.try_close(CloseCode::Away);
     close_and_drain(conn, &stop, limits.close_timeout);
     Ok(())

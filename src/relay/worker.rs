@@ -122,10 +122,10 @@ impl Relay {
                     log::debug!("relay: {target}: the warm connection was dead: {error}; dialing");
                 }
                 Err(error) => return Err(error.end_reason(dialer.phase())),
-                Ok(dialed) => {
+                Ok(tunnel) => {
                     Counters::add(&context.counters.standby, 1);
-                    dialed.conn.set_user_timeout(Duration::ZERO);
-                    return Ok(dialed);
+                    tunnel.conn.set_user_timeout(Duration::ZERO);
+                    return Ok(tunnel);
                 }
             }
         }
