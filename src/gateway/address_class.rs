@@ -165,9 +165,9 @@ pub(super) fn class_of(address: IpAddr) -> Option<AddressClass> {
 }
 
 /// The IPv4 address that packets to an IPv6 address reach: an IPv4-mapped one ([RFC 4291, section
-/// 2.5.5.2]), and NAT64 with the well-known prefix ([RFC 6052, section 2.1]) or the first /96 of the
-/// local-use prefix ([RFC 8215]). In the rest of the local-use prefix the network chooses where the
-/// IPv4 address is, so the table contains all of it.
+/// 2.5.5.2]), and NAT64 with the well-known prefix ([RFC 6052, section 2.1]) or the first /96 of
+/// the local-use prefix ([RFC 8215]). In the rest of the local-use prefix the network chooses where
+/// the IPv4 address is, so the table contains all of it.
 ///
 /// [RFC 4291, section 2.5.5.2]: https://www.rfc-editor.org/rfc/rfc4291#section-2.5.5.2
 /// [RFC 6052, section 2.1]: https://www.rfc-editor.org/rfc/rfc6052#section-2.1
@@ -230,9 +230,9 @@ mod tests {
         }
     }
 
-    /// Written by hand, so that a wrong row cannot confirm itself: the last address before the range,
-    /// its first, its last, and the first one after it; `-` if the neighbour is in another range or
-    /// does not exist.
+    /// Written by hand, so that a wrong row cannot confirm itself: the last address before the
+    /// range, its first, its last, and the first one after it; `-` if the neighbour is in another
+    /// range or does not exist.
     #[rustfmt::skip]
     const EDGES: [(&str, &str, &str, &str, Class); 34] = [
         ("-", "0.0.0.0", "0.255.255.255", "1.0.0.0", Class::Unspecified),

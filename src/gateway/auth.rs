@@ -64,8 +64,8 @@ impl Sessions {
         proof
     }
 
-    /// Checks the `Proxy-Authorization` of the CONNECT request, `Basic BASE64(ID:TOKEN)`. Returns the
-    /// session ID if the token is that of the session and that of the upgrade.
+    /// Checks the `Proxy-Authorization` of the CONNECT request, `Basic BASE64(ID:TOKEN)`. Returns
+    /// the session ID if the token is that of the session and that of the upgrade.
     pub(crate) fn basic(&self, header_value: &[u8], upgrade: &Bearer) -> Option<&str> {
         let encoded = after_scheme(header_value, "Basic")?;
         let pair = Zeroizing::new(BASE64.decode(encoded).ok()?);

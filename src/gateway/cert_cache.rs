@@ -17,8 +17,8 @@ use crate::http::authority::Host;
 
 /// The maximum number of hosts: far more than a session uses, about 4 KiB each.
 pub(crate) const HOST_LIMIT: usize = 1024;
-/// The maximum number of configurations per host, one for each ALPN protocol. The target selects the
-/// protocol, so a hostile one could select many.
+/// The maximum number of configurations per host, one for each ALPN protocol. The target selects
+/// the protocol, so a hostile one could select many.
 const ALPN_LIMIT: usize = 4;
 
 /// The certificates by host. The least recently used one is evicted first.
@@ -80,8 +80,9 @@ impl HostCert {
         let choice = alpn.map(<[u8]>::to_vec);
         let mut config = tls_server::server_config_showing(self.certificate.clone())?;
         config.alpn_protocols = choice.iter().cloned().collect();
-        // Tickets instead of rustls' session storage: the client keeps the state. Each configuration
-        // has its own ticketer, so that a ticket is valid only for this host and protocol.
+        // Tickets instead of rustls' session storage: the client keeps the state. Each
+        // configuration has its own ticketer, so that a ticket is valid only for this host and
+        // protocol.
         config.ticketer = Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         let config = Arc::new(config);

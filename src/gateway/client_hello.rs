@@ -50,7 +50,8 @@ pub(crate) enum FirstBytes {
 /// What a `ClientHello` requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClientHello {
-    /// The server name in lower case, without a final dot. `None` if it is missing or an IP address.
+    /// The server name in lower case, without a final dot. `None` if it is missing or an IP
+    /// address.
     pub(crate) sni: Option<String>,
     /// The protocols offered, in the client's order.
     pub(crate) alpn: Vec<Vec<u8>>,
@@ -58,8 +59,8 @@ pub(crate) struct ClientHello {
 
 /// Classifies `bytes`, which begin with the client's first byte. Bytes after the hello are ignored.
 ///
-/// It may be called for every byte that arrives: until the hello is complete, it reads only the record
-/// headers.
+/// It may be called for every byte that arrives: until the hello is complete, it reads only the
+/// record headers.
 pub(crate) fn sniff(bytes: &[u8]) -> FirstBytes {
     if !may_begin_a_hello(bytes) {
         return FirstBytes::NotTls;
@@ -77,8 +78,8 @@ fn may_begin_a_hello(bytes: &[u8]) -> bool {
     let fits = |(at, &byte): (usize, &u8)| match at {
         0 => byte == CONTENT_HANDSHAKE,
         1 => byte == 3,
-        // The third byte "MUST be ignored for all purposes" (RFC 8446, section 5.1), and some servers
-        // ignore it.
+        // The third byte "MUST be ignored for all purposes" (RFC 8446, section 5.1), and some
+        // servers ignore it.
         3 => u16::from(byte) <= FRAGMENT_LIMIT >> 8,
         // An empty record must not bypass interception: some servers skip it and read the next one.
         5 => byte == CLIENT_HELLO || length == Some(0),
@@ -119,7 +120,8 @@ fn extent(bytes: &[u8]) -> Extent<'_> {
         let [content, major, _, high, low] = *header;
         let length = u16::from_be_bytes([high, low]);
         if content != CONTENT_HANDSHAKE || major != 3 {
-            // "Handshake messages MUST NOT be interleaved with other record types" (RFC 8446, section 5.1).
+            // "Handshake messages MUST NOT be interleaved with other record types" (RFC 8446,
+            // section 5.1).
             return broken(
                 AlertDescription::UnexpectedMessage,
                 "another record inside a ClientHello",
@@ -129,7 +131,8 @@ fn extent(bytes: &[u8]) -> Extent<'_> {
             return broken(AlertDescription::RecordOverflow, "a record over 16 KiB");
         }
         if length == 0 {
-            // "Implementations MUST NOT send zero-length fragments of Handshake types" (the same section).
+            // "Implementations MUST NOT send zero-length fragments of Handshake types" (the same
+            // section).
             return broken(AlertDescription::DecodeError, "an empty handshake record");
         }
         let length = usize::from(length);
@@ -200,8 +203,8 @@ fn parse(mut records: &[u8]) -> FirstBytes {
     broken(AlertDescription::DecodeError, "an incomplete ClientHello")
 }
 
-/// Lower case, because names are case-insensitive, and without the final dot. The dot is not part of
-/// the name on the wire (RFC 6066, section 3), but some clients send it.
+/// Lower case, because names are case-insensitive, and without the final dot. The dot is not part
+/// of the name on the wire (RFC 6066, section 3), but some clients send it.
 fn normal_name(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }

@@ -62,15 +62,16 @@ impl GatewayConfig {
         }
     }
 
-    /// The address to listen on; port 0 chooses a free port. Default 127.0.0.1:8443. An address that
-    /// is not loopback requires [`tls`](Self::tls) or [`allow_plaintext`](Self::allow_plaintext).
+    /// The address to listen on; port 0 chooses a free port. Default 127.0.0.1:8443. An address
+    /// that is not loopback requires [`tls`](Self::tls) or
+    /// [`allow_plaintext`](Self::allow_plaintext).
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
         self
     }
 
-    /// Permits listening beyond loopback without TLS: tokens then cross the network in plaintext, for
-    /// example behind a load balancer that terminates TLS. Default false.
+    /// Permits listening beyond loopback without TLS: tokens then cross the network in plaintext,
+    /// for example behind a load balancer that terminates TLS. Default false.
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
         self.allow_plaintext = allow;
         self

@@ -33,8 +33,8 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// The identity in these PEM texts: the certificate first, then those that lead to its root; and
-    /// an unencrypted key as PKCS #8, PKCS #1 or SEC 1.
+    /// The identity in these PEM texts: the certificate first, then those that lead to its root;
+    /// and an unencrypted key as PKCS #8, PKCS #1 or SEC 1.
     ///
     /// The texts are checked when the gateway starts.
     pub fn from_pem(cert_pem: impl Into<String>, key_pem: impl Into<Secret>) -> Self {

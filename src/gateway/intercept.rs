@@ -88,7 +88,8 @@ impl InterceptError {
     }
 }
 
-/// Adds TLS to both connections of the pump: the target's first, because the client's depends on it.
+/// Adds TLS to both connections of the pump: the target's first, because the client's depends on
+/// it.
 fn add_tls(
     gateway: &GatewayContext,
     authority: &Authority,

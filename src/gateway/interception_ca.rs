@@ -1,5 +1,5 @@
-//! The interception CA: generated at the start, or provided by the operator. Its key never leaves the
-//! process.
+//! The interception CA: generated at the start, or provided by the operator. Its key never leaves
+//! the process.
 //!
 //! It signs certificates and does not decide for which hosts (`issuer`).
 
@@ -211,8 +211,8 @@ fn check(ca: &X509Certificate<'_>, now: OffsetDateTime) -> Result<(), CaError> {
     Ok(())
 }
 
-/// Parameters with a random serial number, valid from [`BACKDATE`] before `now` until `lifetime` after
-/// it.
+/// Parameters with a random serial number, valid from [`BACKDATE`] before `now` until `lifetime`
+/// after it.
 pub(super) fn validity(
     now: OffsetDateTime,
     lifetime: Duration,

@@ -156,7 +156,7 @@ mod tests {
         kind: Option<HandshakeKind>,
     }
 
-    /// A whole handshake in memory, tickets included, with a client that wants to talk to `host`.
+    /// A whole handshake in memory, tickets included, with a client that connects to `host`.
     fn handshake(
         client: &Arc<ClientConfig>,
         server: &Arc<ServerConfig>,

@@ -6,9 +6,10 @@
 //!
 //! [`manual::protocol`]: crate::manual::protocol
 
-// `session` serves one connection: `upgrade` decides about its request head (`unauthenticated` limits
-// the connections before that), `auth` checks its credentials, `target` dials what `policy` permits,
-// and `intercept` adds TLS with the certificates of `issuer`. It never uses the relay's code.
+// `session` serves one connection: `upgrade` decides about its request head (`unauthenticated`
+// limits the connections before that), `auth` checks its credentials, `target` dials what `policy`
+// permits, and `intercept` adds TLS with the certificates of `issuer`. It never uses the relay's
+// code.
 
 mod address_class;
 mod auth;
@@ -63,8 +64,8 @@ use policy::Policy;
 use unauthenticated::Unauthenticated;
 
 /// A running gateway. Dropping it stops it: it waits up to
-/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by default)
-/// and joins every thread.
+/// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by
+/// default) and joins every thread.
 ///
 /// All methods but [`shutdown`](Self::shutdown) return at once. The handle is `Send` and `Sync`.
 ///
@@ -117,8 +118,8 @@ impl Gateway {
         self.context.issuer.ca_pem()
     }
 
-    /// Replaces the sessions, for new connections and for those that wait for their CONNECT request.
-    /// Open tunnels continue.
+    /// Replaces the sessions, for new connections and for those that wait for their CONNECT
+    /// request. Open tunnels continue.
     pub fn replace_sessions(&self, sessions: Sessions) {
         *self
             .context
@@ -142,11 +143,11 @@ impl Gateway {
         self.listening.abort()
     }
 
-    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins every
-    /// thread.
+    /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins
+    /// every thread.
     ///
-    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes. Tunnels that are silent end
-    /// at once.
+    /// Blocks for `drain` at most, plus up to 2 s for closing handshakes. Tunnels that are silent
+    /// end at once.
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.listening.shutdown(drain)
     }

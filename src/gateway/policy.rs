@@ -1,7 +1,7 @@
 //! The address policy: which addresses a gateway dials for its clients.
 //!
-//! It checks addresses, not names: the addresses that a name or a literal such as `0177.0.0.1` resolves
-//! to are checked, and exactly these are dialed (`manual/protocol.md`).
+//! It checks addresses, not names: the addresses that a name or a literal such as `0177.0.0.1`
+//! resolves to are checked, and exactly these are dialed (`manual/protocol.md`).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +11,8 @@ use super::address_class::{AddressClass, class_of, untranslated};
 /// The settings of the address policy.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Policy {
-    /// Permits every address except the gateway's own listener: for tests, for home use, and for the
-    /// embedded gateway, which dials from the client's own machine.
+    /// Permits every address except the gateway's own listener: for tests, for home use, and for
+    /// the embedded gateway, which dials from the client's own machine.
     pub(crate) allow_private: bool,
     /// The gateway's own listener. It is always refused: a tunnel to it would be a loop.
     pub(crate) own: Option<SocketAddr>,
@@ -68,8 +68,8 @@ impl Policy {
         self.permits(address.ip())
     }
 
-    /// Whether `address` reaches the gateway's own listener. On its port every loopback and unspecified
-    /// address counts, because the listener may be reachable through them.
+    /// Whether `address` reaches the gateway's own listener. On its port every loopback and
+    /// unspecified address counts, because the listener may be reachable through them.
     fn is_own(&self, address: SocketAddr) -> bool {
         self.own.is_some_and(|own| {
             let (ip, own_ip) = (untranslated(address.ip()), untranslated(own.ip()));

@@ -13,21 +13,21 @@ use super::auth::Sessions;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::sys::files::{self, ReadError};
 
-/// The maximum size of a sessions file: about 10,000 sessions with long tokens. It bounds the memory
-/// if the path is wrong.
+/// The maximum size of a sessions file: about 10,000 sessions with long tokens. It bounds the
+/// memory if the path is wrong.
 const FILE_LIMIT: usize = 4 * 1024 * 1024;
 /// The permission bits that let other users than the owner read the file.
 const READABLE_BY_OTHERS: u32 = 0o044;
 
 impl Sessions {
-    /// Reads a sessions file. It must be a regular file; symbolic links are followed, because mounted
-    /// secrets are links. If other users can read it, a warning is logged.
+    /// Reads a sessions file. It must be a regular file; symbolic links are followed, because
+    /// mounted secrets are links. If other users can read it, a warning is logged.
     ///
     /// Blocks for the file access.
     ///
     /// # Errors
-    /// As for [`parse`](Self::parse), or the file cannot be read, is not a regular file, or has more
-    /// than 4 MiB.
+    /// As for [`parse`](Self::parse), or the file cannot be read, is not a regular file, or has
+    /// more than 4 MiB.
     pub fn load(path: &Path) -> Result<Self, SessionsError> {
         let at = |problem| SessionsError {
             path: Some(path.to_owned()),
@@ -103,8 +103,8 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsProblem> {
     Ok(files::read_limited(&file, FILE_LIMIT)?)
 }
 
-/// Why sessions cannot be used. [`Display`](fmt::Display) prints the file, the line number and what to
-/// do, never the content of a line.
+/// Why sessions cannot be used. [`Display`](fmt::Display) prints the file, the line number and what
+/// to do, never the content of a line.
 #[derive(Debug)]
 pub struct SessionsError {
     path: Option<PathBuf>,

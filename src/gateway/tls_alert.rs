@@ -1,5 +1,5 @@
-//! A TLS alert outside a handshake ([RFC 8446, section 6]): what a client receives when it is refused
-//! before there are keys.
+//! A TLS alert outside a handshake ([RFC 8446, section 6]): what a client receives when it is
+//! refused before there are keys.
 //!
 //! [RFC 8446, section 6]: https://www.rfc-editor.org/rfc/rfc8446#section-6
 

@@ -1,5 +1,5 @@
-//! The connections that have not sent a valid token yet. When no slot is free, the oldest of them is
-//! closed, so that silent connections cannot keep clients with a token out.
+//! The connections that have not sent a valid token yet. When no slot is free, the oldest of them
+//! is closed, so that silent connections cannot keep clients with a token out.
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::listener::Eviction;
 
-/// How long a connection cannot be evicted. TLS and the upgrade take three round trips; a client that
-/// is about to send its token must not be closed in favour of one that has just connected.
+/// How long a connection cannot be evicted. TLS and the upgrade take three round trips; a client
+/// that is about to send its token must not be closed in favour of one that has just connected.
 const GRACE: Duration = Duration::from_millis(300);
 
 /// The unauthenticated connections, in the order in which they arrived.
@@ -31,8 +31,8 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Unauthenticated {
-    /// Adds a connection that was just accepted. The list duplicates its descriptor, so it needs two,
-    /// as a tunnel does. If there is no descriptor left, the connection cannot be evicted.
+    /// Adds a connection that was just accepted. The list duplicates its descriptor, so it needs
+    /// two, as a tunnel does. If there is no descriptor left, the connection cannot be evicted.
     pub(crate) fn add(&self, connection: &TcpStream) -> Entry<'_> {
         let second = connection.try_clone();
         let mut entries = self.lock();

@@ -147,7 +147,7 @@ impl<'a> Dialer<'a> {
         self.phase
     }
 
-    /// Runs every phase in order.
+    /// Runs every phase in sequence.
     pub(super) fn connect_all(&mut self, target: &Authority) -> Result<DialedTunnel, DialError> {
         let (mut conn, mut received) = self.connect_transport()?;
         self.upgrade(&mut conn, &mut received)?;

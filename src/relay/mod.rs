@@ -1,4 +1,4 @@
-//! The client end: a CONNECT proxy on loopback. Each tunnel is a WebSocket of its own to the
+//! The client end: a CONNECT proxy on loopback. Each tunnel has its own WebSocket to the
 //! gateway.
 //!
 //! `worker` serves one connection, `access` decides who may use the port, `request` reads the

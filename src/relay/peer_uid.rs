@@ -44,16 +44,16 @@ impl PeerUid {
         self.of(unused, unused).is_ok()
     }
 
-    /// The user who owns the client's end of the connection from `client` to `ours`; `None` if that
+    /// The user who owns the client's end of the connection from `client` to `local`; `None` if that
     /// end is closed.
     ///
     /// # Errors
     /// This system does not report the owners of sockets.
-    pub(super) fn of(&self, client: SocketAddr, ours: SocketAddr) -> io::Result<Option<u32>> {
+    pub(super) fn of(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
         let found = match &self.netlink {
             Some(netlink) => {
                 let netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
-                let entry = netlink.ask(client, ours);
+                let entry = netlink.ask(client, local);
                 entry.map(|entry| {
                     entry.map(|entry| Owner {
                         uid: entry.uid,
@@ -63,7 +63,7 @@ impl PeerUid {
             }
             None => Err(io::ErrorKind::Unsupported.into()),
         };
-        let owner = found.or_else(|_| look_up(client, ours))?;
+        let owner = found.or_else(|_| look_up(client, local))?;
         Ok(owner
             .filter(|owner| owner.inode != 0)
             .map(|owner| owner.uid))
@@ -72,11 +72,11 @@ impl PeerUid {
 
 /// The owner according to the tables in `/proc`. They list the socket of a dual-stack client under
 /// IPv6.
-fn look_up(client: SocketAddr, ours: SocketAddr) -> io::Result<Option<Owner>> {
-    let (client, ours) = (unmapped(client), unmapped(ours));
+fn look_up(client: SocketAddr, local: SocketAddr) -> io::Result<Option<Owner>> {
+    let (client, local) = (unmapped(client), unmapped(local));
     let mut readable = false;
     for (table, wide) in [("/proc/net/tcp", false), ("/proc/net/tcp6", true)] {
-        let (Some(from), Some(to)) = (hexadecimal(client, wide), hexadecimal(ours, wide)) else {
+        let (Some(from), Some(to)) = (hexadecimal(client, wide), hexadecimal(local, wide)) else {
             continue;
         };
         let Ok(text) = fs::read_to_string(table) else {
@@ -153,10 +153,10 @@ mod tests {
         let peer_uid = PeerUid::new();
         for (listen, dial) in pairs {
             // Not every machine has an IPv6 loopback.
-            let Some((_client, ours)) = connected(listen, dial) else {
+            let Some((_client, local)) = connected(listen, dial) else {
                 continue;
             };
-            let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
+            let (peer, own) = (local.peer_addr().unwrap(), local.local_addr().unwrap());
             if let Some(netlink) = &peer_uid.netlink {
                 let found = netlink.lock().unwrap().ask(peer, own).unwrap();
                 assert_eq!(
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_was_closed_has_no_owner_rather_than_root() {
-        let (client, ours) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
-        let (peer, own) = (ours.peer_addr().unwrap(), ours.local_addr().unwrap());
+        let (client, local) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
+        let (peer, own) = (local.peer_addr().unwrap(), local.local_addr().unwrap());
         drop(client);
         let without_netlink = PeerUid { netlink: None };
         for peer_uid in [PeerUid::new(), without_netlink] {
@@ -192,9 +192,9 @@ mod tests {
     #[test]
     fn an_address_pair_that_is_not_connected_has_no_owner() {
         let unused = "127.0.0.1:9".parse().unwrap();
-        let ours = "127.0.0.1:10".parse().unwrap();
-        assert_eq!(PeerUid::new().of(unused, ours).unwrap(), None);
-        assert_eq!(look_up(unused, ours).unwrap(), None);
+        let local = "127.0.0.1:10".parse().unwrap();
+        assert_eq!(PeerUid::new().of(unused, local).unwrap(), None);
+        assert_eq!(look_up(unused, local).unwrap(), None);
     }
 
     #[test]
