@@ -106,12 +106,6 @@
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// The two ends share the wire's code. A build with one end does not use all of it, nor publish all
-// of its types.
-#![cfg_attr(
-    not(all(feature = "gateway", feature = "cli")),
-    allow(dead_code, unreachable_pub, unused_imports)
-)]
 
 #[cfg(feature = "bench")]
 mod bench;

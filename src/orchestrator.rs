@@ -140,6 +140,7 @@ impl std::error::Error for Disabled {
 pub struct Handle {
     relay: Running,
     // After the relay: its tunnels end first.
+    #[cfg_attr(not(any(feature = "cli", feature = "gateway")), allow(dead_code))]
     gateway: OwnedGateway,
     child_env: ChildEnv,
     inherited: Environment,
@@ -149,7 +150,11 @@ pub struct Handle {
 
 /// The embedded gateway of a handle, if there is one. Dropping it stops the gateway.
 #[derive(Debug, Default)]
-pub(crate) struct OwnedGateway(#[cfg(feature = "gateway")] Option<Embedded>);
+pub(crate) struct OwnedGateway(
+    #[cfg(feature = "gateway")]
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))]
+    Option<Embedded>,
+);
 
 impl OwnedGateway {
     /// Starts the embedded gateway if `config` requests one, and points `config` to it.
@@ -587,6 +592,7 @@ impl Handle {
 
 /// The variables that a relay with the URL `proxy` and these files would set for a child that
 /// inherits `environment`.
+#[cfg(feature = "cli")]
 pub(crate) fn child_variables(
     proxy: &str,
     ca_bundle: &Path,

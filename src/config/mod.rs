@@ -21,7 +21,10 @@ pub use session_id::{SessionId, SessionIdError};
 pub use setting::{SettingError, UnusableSetting};
 pub use when::{Cancel, When};
 
-pub(crate) use builder::{EMBEDDED_SETTINGS, UPSTREAM_SETTINGS};
+#[cfg(feature = "cli")]
+pub(crate) use builder::EMBEDDED_SETTINGS;
+#[cfg(any(feature = "cli", feature = "gateway"))]
+pub(crate) use builder::UPSTREAM_SETTINGS;
 pub(crate) use setting::Source;
 #[cfg(feature = "cli")]
 pub(crate) use setting::{Setting, Spec, Subcommand};

@@ -110,12 +110,14 @@ impl<T> Setting<T> {
     }
 
     /// See [`Spec::short`].
+    #[cfg(feature = "cli")]
     pub(crate) const fn letter(mut self, letter: char) -> Self {
         self.spec.short = Some(letter);
         self
     }
 
     /// See [`Spec::repeatable`].
+    #[cfg(feature = "gateway")]
     pub(crate) const fn repeatable(mut self) -> Self {
         self.spec.repeatable = true;
         self

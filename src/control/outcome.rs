@@ -56,6 +56,7 @@ pub(crate) enum EndReason {
     /// It never became a tunnel: the request was refused.
     Rejected(Box<Rejection>),
     /// It was not a request for a tunnel, and was answered.
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     Answered,
     /// The client disconnected, or a stop was requested, before there was anything to answer.
     Abandoned,
@@ -120,6 +121,7 @@ impl Outcome {
     }
 
     /// Names the peer in the log line of a rejection.
+    #[cfg(feature = "gateway")]
     pub(crate) fn with_peer(mut self, peer: SocketAddr) -> Self {
         self.peer = Some(peer);
         self

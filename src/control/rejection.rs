@@ -74,6 +74,7 @@ impl Rejection {
     }
 
     /// Whether the gateway's policy forbids the target. The path to the gateway works in that case.
+    #[cfg(feature = "cli")]
     pub(crate) fn is_policy(&self) -> bool {
         self.phase == Phase::Opening && self.status == 403
     }

@@ -22,6 +22,7 @@ pub(crate) fn keeping_alive(rejection: &Rejection) -> Vec<u8> {
 }
 
 /// What failed and what to do, if the text of a response from another process has both.
+#[cfg(any(test, feature = "cli"))]
 pub(crate) fn parse_text(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once(SEPARATOR) {
         Some((what, remedy)) => (what, Some(remedy)),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use rustls::client::UnbufferedClientConnection;
 use tungstenite::handshake::derive_accept_key;
+#[cfg(feature = "cli")]
 use tungstenite::protocol::frame::coding::CloseCode;
 use zeroize::Zeroizing;
 
@@ -19,6 +20,7 @@ use super::rejection::DialError;
 use crate::config::Limits;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
+#[cfg(feature = "cli")]
 use crate::control::rejection::Rejection;
 use crate::control::stop::Stop;
 use crate::crypto::{random, tls};
@@ -27,7 +29,9 @@ use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::connect;
-use crate::tunnel::drive::{WaitContext, close_and_drain, drive_until};
+#[cfg(feature = "cli")]
+use crate::tunnel::drive::close_and_drain;
+use crate::tunnel::drive::{WaitContext, drive_until};
 use crate::tunnel::error::{OpeningError, TlsError, TunnelError, UpgradeError};
 use crate::tunnel::frame::Role;
 use crate::tunnel::opening::{self, ConnectResponse};
@@ -46,6 +50,8 @@ pub(super) struct DialedTunnel {
 }
 
 /// A phase that has succeeded, with its result.
+// Without the command line, no observer reads the results.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) enum DialEvent<'a> {
     /// The gateway's name has these addresses.
     Resolve(&'a [SocketAddr]),

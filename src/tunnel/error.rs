@@ -83,8 +83,10 @@ pub(crate) enum UpgradeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OpeningError {
     /// The method is not CONNECT.
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     NotConnect,
     /// The request target is not an authority.
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     NoAuthority,
     /// The response is a 101.
     SwitchedProtocols,

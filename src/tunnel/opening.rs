@@ -6,6 +6,7 @@
 //!
 //! [RFC 9110, section 9.3.6]: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6
 
+#[cfg(any(test, feature = "gateway"))]
 use std::fmt;
 
 use zeroize::Zeroizing;
@@ -77,6 +78,7 @@ impl ConnectResponse {
 }
 
 /// The relay's request.
+#[cfg(any(test, feature = "gateway"))]
 pub(crate) struct ConnectRequest {
     /// The target.
     pub(crate) authority: Authority,
@@ -86,6 +88,7 @@ pub(crate) struct ConnectRequest {
     pub(crate) len: usize,
 }
 
+#[cfg(any(test, feature = "gateway"))]
 impl fmt::Debug for ConnectRequest {
     /// Omits the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,6 +99,7 @@ impl fmt::Debug for ConnectRequest {
     }
 }
 
+#[cfg(any(test, feature = "gateway"))]
 impl ConnectRequest {
     /// Reads the request from the front of `bytes`; `None` if more bytes are needed. Unknown fields
     /// are ignored.

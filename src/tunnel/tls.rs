@@ -5,12 +5,14 @@
 //! until they are whole records, which are decrypted in place. Handshake messages and alerts are
 //! appended to the caller's buffer in the order in which they must be sent.
 
+#[cfg(feature = "cli")]
 use rustls::ProtocolVersion;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
+#[cfg(feature = "cli")]
 use rustls_pki_types::CertificateDer;
 
 use super::buffer::{Buffer, Pool};
@@ -25,6 +27,7 @@ const RECORD_LIMIT: usize = 16 << 10;
 /// The rustls connection of either end.
 enum Endpoint {
     Client(Box<UnbufferedClientConnection>),
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     Server(Box<UnbufferedServerConnection>),
 }
 
@@ -63,6 +66,7 @@ impl Tls {
     }
 
     /// The server end of a connection.
+    #[cfg(feature = "gateway")]
     pub(crate) fn server(endpoint: UnbufferedServerConnection, pool: &Pool) -> Self {
         Self::new(Endpoint::Server(Box::new(endpoint)), pool)
     }
@@ -88,6 +92,7 @@ impl Tls {
     }
 
     /// The protocol negotiated by ALPN; `None` before the handshake is complete or without one.
+    #[cfg(feature = "gateway")]
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.alpn_protocol(),
@@ -96,6 +101,7 @@ impl Tls {
     }
 
     /// The negotiated version of TLS; `None` before it is known.
+    #[cfg(feature = "cli")]
     pub(crate) fn version(&self) -> Option<ProtocolVersion> {
         match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.protocol_version(),
@@ -104,6 +110,7 @@ impl Tls {
     }
 
     /// The peer's verified certificate; `None` before it is verified or without one.
+    #[cfg(feature = "cli")]
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
         let chain = match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.peer_certificates(),

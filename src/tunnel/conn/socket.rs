@@ -82,6 +82,7 @@ impl Conn {
     }
 
     /// Treats the peer's direction as ended: nothing more is read.
+    #[cfg(feature = "gateway")]
     pub(crate) fn mark_eof(&mut self) {
         self.eof = true;
     }

@@ -22,6 +22,7 @@ const REMAINING_READS: usize = 32;
 impl Pump<'_> {
     /// Replaces the TCP side by `last`, the last bytes for the peer, and ends the tunnel cleanly:
     /// for a refusal in the client's own protocol. Blocks.
+    #[cfg(feature = "gateway")]
     pub(crate) fn finish_with(mut self: Box<Self>, last: &[u8]) -> TunnelSummary {
         self.tcp.conn.mark_eof();
         self.ws_deadline = Some(Instant::now() + self.context.limits.close_timeout);

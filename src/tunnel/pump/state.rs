@@ -150,6 +150,7 @@ impl<'a> Pump<'a> {
 
     /// Both connections, and the data from `tcp` and `ws` that was not forwarded: to add TLS to
     /// both.
+    #[cfg(feature = "gateway")]
     pub(crate) fn parts(&mut self) -> (&mut Conn, &mut Conn, &mut Buffer, &mut Buffer) {
         let (tcp, ws) = (&mut self.tcp, &mut self.ws);
         (

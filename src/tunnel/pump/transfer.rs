@@ -40,6 +40,7 @@ impl Pump<'_> {
     ///
     /// # Errors
     /// The tunnel has ended.
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     pub(crate) fn peek(
         mut self: Box<Self>,
         mut decided: impl FnMut(&[u8]) -> bool,
