@@ -106,18 +106,20 @@ impl Embedded {
             )
             .caused_by(error)
         };
+        let no_random = |error: io::Error| {
+            let what = format!("the embedded gateway: no random bytes: {error}");
+            let remedy = "check that getrandom(2) is permitted";
+            Error::new(Stage::Gate, ErrorKind::Internal, what, remedy).caused_by(error)
+        };
         let base_roots = base_roots(options.system_ca.as_ref(), options.inherited)?;
         let roots = match &options.target_ca {
             Some(file) => roots::with_further(&base_roots, file, "--upstream-ca")?,
             None => base_roots,
         };
-        let directory =
-            PrivateDirectory::create().map_err(|error| failed("no private directory", error))?;
-        let token = random::hex::<32>().map_err(|error| failed("no randomness", error))?;
-        let session_id = format!(
-            "embedded-{}",
-            *random::hex::<8>().map_err(|error| failed("no randomness", error))?
-        );
+        let directory = PrivateDirectory::create()
+            .map_err(|error| failed("cannot create the private directory", error))?;
+        let token = random::hex::<32>().map_err(&no_random)?;
+        let session_id = format!("embedded-{}", *random::hex::<8>().map_err(&no_random)?);
         let session_id: SessionId = session_id
             .parse()
             .map_err(|error| failed("the session ID", io::Error::other(error)))?;
@@ -190,7 +192,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Starts a gateway: the server end for relays on other machines.
 ///
-/// Reads the root certificates, binds the address, starts the threads and returns. It does not fail
+/// Blocks for file access, not for the network: it reads the root certificates, binds the address,
+/// starts the threads and returns. It does not fail
 /// open.
 ///
 /// # Errors

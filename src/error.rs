@@ -50,7 +50,7 @@ impl fmt::Display for Stage {
 pub enum ErrorKind {
     /// The environment does not ask for proxying: a switch is off. Not a fault.
     SwitchedOff,
-    /// The host called set-up off with [`Cancel`](crate::config::Cancel).
+    /// The host cancelled set-up with [`Cancel`](crate::config::Cancel).
     Cancelled,
     /// A setting is missing or has a value that cannot be used.
     InvalidSetting,

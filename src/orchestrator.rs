@@ -340,15 +340,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
 /// Enters `stage`, unless set-up was cancelled.
 fn enter(stage: Stage, config: &Config, at: &mut Stage) -> Result<(), Error> {
     *at = stage;
-    if config.cancel.is_requested() {
-        return Err(Error::new(
-            stage,
-            ErrorKind::Cancelled,
-            "set-up was called off",
-            "",
-        ));
-    }
-    Ok(())
+    config.cancel.check(stage)
 }
 
 /// The gateway of all tunnels: where it is, the credentials for it, and the roots that verify it.
@@ -401,12 +393,12 @@ pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running
     let socket = bind(config)?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
     let started = AccessControl::new(config)
-        .and_then(|entry| relay::start(socket, entry, upstream, config.limits, cap));
+        .and_then(|access| relay::start(socket, access, upstream, config.limits, cap));
     started.map_err(|error| {
         Error::new(
             Stage::Relay,
             ErrorKind::ResourceLimit,
-            format!("cannot start the relay's threads: {error}"),
+            format!("cannot start the relay: {error}"),
             "raise this user's limits on processes and open files",
         )
         .caused_by(error)

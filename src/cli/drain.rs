@@ -70,6 +70,6 @@ fn outcome(report: Option<ShutdownReport>) -> ExitStatus {
 /// Notifies the service manager, if there is one.
 pub(crate) fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("cannot notify the service manager: {error}");
+        log::warn!("cannot notify the service manager: {error}; check NOTIFY_SOCKET");
     }
 }

@@ -107,7 +107,7 @@ pub(crate) fn until_signal<T: Send + 'static>(
         })
         .map_err(|error| {
             Interrupted::Failed(format!(
-                "cannot start a thread for set-up: {error}; raise the limit on processes"
+                "cannot start a thread: {error}; raise the limit on processes"
             ))
         })?;
     let signal = loop {
@@ -120,7 +120,7 @@ pub(crate) fn until_signal<T: Send + 'static>(
             recv(result) -> done => {
                 let _ = worker.join();
                 let done = done.map_err(|_| {
-                    Interrupted::Failed("set-up panicked; report it with the message of the panic".into())
+                    Interrupted::Failed("the work of this command panicked; report it with the message of the panic".into())
                 })?;
                 // A signal that arrived at the same time wins: nothing was reported yet.
                 return match signals.try_iter().find(|signal| signal.is_fatal()) {

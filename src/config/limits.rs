@@ -11,15 +11,15 @@ pub struct Limits {
     /// Maximum number of open tunnels, at least 1; the next request is answered 503. Default
     /// `None`: what the process limits allow, at most 1024.
     pub max_tunnels: Option<usize>,
-    /// Maximum number of WebSocket connections that a relay opens in advance. Default 8; 0 disables
-    /// them.
+    /// Maximum number of WebSocket connections that a relay opens in advance. Default 8, at most 64;
+    /// 0 disables them.
     ///
     /// Their number follows the CONNECT requests of the last 10 s. Each is kept for at most 45 s
     /// and takes a slot of the gateway. None is opened if the gateway answers within 5 ms.
     pub standby: usize,
     /// How long open tunnels may continue after a stop request. Default 10 s; 0 cuts them at once.
     pub drain_timeout: Duration,
-    /// Limit for each of TCP connect, TLS handshake and WebSocket upgrade. Default 10 s; with 0
+    /// Limit for each of name resolution, TCP connect, TLS handshake and WebSocket upgrade. Default 10 s; with 0
     /// every connection fails.
     pub connect_timeout: Duration,
     /// Interval between pings on a silent tunnel; three unanswered pings end it. Default 25 s;
@@ -30,7 +30,8 @@ pub struct Limits {
     /// Limit for a whole request head from a client, and for the upgrade of an unauthenticated
     /// connection. Default 10 s.
     pub head_timeout: Duration,
-    /// How long the relay waits for the answer of the gateway to its opening. Default 30 s.
+    /// How long the relay waits for the response of the gateway to the CONNECT request inside the
+    /// WebSocket. Default 30 s.
     pub opening_timeout: Duration,
     /// How long an authenticated WebSocket may wait for its opening. Default 5 min.
     pub standby_timeout: Duration,

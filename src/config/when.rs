@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::{Error, ErrorKind, Stage};
+
 /// Whether the gate checks the two switches of the session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum When {
@@ -17,8 +19,10 @@ pub enum When {
 
 /// Cancels set-up from another thread. Clones share the request.
 ///
-/// Set-up checks it before each change (the bundle, the listener, the token file) and is then
-/// Disabled, so that a host that stops during set-up leaves nothing half done.
+/// Set-up checks it before each change (the bundle, the listener, the token file).
+/// [`start`](crate::start) then returns [`Started::Disabled`](crate::Started::Disabled) with
+/// [`ErrorKind::Cancelled`]. A running download is not interrupted: `start` returns at the latest
+/// after [`Limits::ca_timeout`](super::Limits::ca_timeout).
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -31,5 +35,18 @@ impl Cancel {
     /// Whether set-up was cancelled.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
+    }
+
+    /// An error of `stage`, if set-up was cancelled.
+    pub(crate) fn check(&self, stage: Stage) -> Result<(), Error> {
+        if !self.is_requested() {
+            return Ok(());
+        }
+        Err(Error::new(
+            stage,
+            ErrorKind::Cancelled,
+            "set-up was called off",
+            "",
+        ))
     }
 }

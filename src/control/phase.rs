@@ -17,8 +17,6 @@ pub(crate) enum Phase {
     Upgrade,
     /// The CONNECT request inside the WebSocket and its response.
     Opening,
-    /// The stream of data.
-    Stream,
 }
 
 impl Phase {
@@ -31,7 +29,6 @@ impl Phase {
             Self::Tls => "tls",
             Self::Upgrade => "upgrade",
             Self::Opening => "opening",
-            Self::Stream => "stream",
         }
     }
 }

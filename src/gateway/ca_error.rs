@@ -29,7 +29,7 @@ pub(crate) enum CaError {
 
 impl fmt::Display for CaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interception CA: ")?;
+        f.write_str("the interception CA cannot be used: ")?;
         match self {
             Self::Certificate(why) => write!(
                 f,

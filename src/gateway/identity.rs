@@ -23,7 +23,8 @@ use crate::crypto::secret::Secret;
 ///     std::fs::read_to_string("/etc/gateway/cert.pem")?,
 ///     std::fs::read_to_string("/etc/gateway/key.pem")?,
 /// );
-/// let config = GatewayConfig::new(Sessions::parse("session-1 a-long-random-token")?).tls(identity);
+/// let sessions = Sessions::parse("session-1 a-long-random-token")?;
+/// let config = GatewayConfig::new(sessions).tls(identity);
 /// # let _ = config;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

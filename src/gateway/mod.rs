@@ -173,9 +173,9 @@ pub(crate) fn start(
         Some(identity) => InterceptionCa::load(identity),
         None => InterceptionCa::generate(),
     };
-    let issuer = ca.and_then(Issuer::new).map_err(|error| {
-        GatewayError::new(format!("the interception CA cannot be used: {error}"))
-    })?;
+    let issuer = ca
+        .and_then(Issuer::new)
+        .map_err(|error| GatewayError::new(error.to_string()))?;
     let tls = config.tls.as_ref().map(server_config).transpose()?;
     let target_tls = tls::client_config(roots).map_err(|error| {
         GatewayError::new(format!(
@@ -192,7 +192,12 @@ pub(crate) fn start(
     let own = socket
         .local_addr()
         .map_err(|error| failed("the listener has no address", error))?;
-    let stop = Stop::new().map_err(|error| failed("no descriptor for the stop signal", error))?;
+    let stop = Stop::new().map_err(|error| {
+        failed(
+            "no descriptor is left (raise the limit on open files)",
+            error,
+        )
+    })?;
     let stop = Arc::new(stop);
     let counters = Arc::new(Counters::default());
     let context = Arc::new(GatewayContext {

@@ -223,7 +223,9 @@ fn no_request(
     }
     log::debug!("gateway: a WebSocket from {peer} ended before its opening: {error}");
     let code = match error {
-        TunnelError::TimedOut(_) | TunnelError::Stopped => CloseCode::Away,
+        TunnelError::TimedOut(_) | TunnelError::PeerSilent | TunnelError::Stopped => {
+            CloseCode::Away
+        }
         _ => error.close_code(),
     };
     if ws.send_close(code).is_ok() {

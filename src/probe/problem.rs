@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 
-/// What is wrong and what to do: the content of a [`Verdict::Wrong`].
+/// What is wrong and what to do about it.
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(crate) what: String,

@@ -44,8 +44,8 @@ impl PeerUid {
         self.of(unused, unused).is_ok()
     }
 
-    /// The user who owns the client's end of the connection from `client` to `local`; `None` if that
-    /// end is closed.
+    /// The user who owns the client's end of the connection from `client` to `local`; `None` if
+    /// that end is closed.
     ///
     /// # Errors
     /// This system does not report the owners of sockets.

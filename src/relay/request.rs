@@ -71,7 +71,9 @@ fn unread(error: &TunnelError, nothing_received: bool) -> EndReason {
     let (status, what) = match error {
         TunnelError::Http(HeadError::TooLarge) => (431, HeadError::TooLarge.to_string().into()),
         TunnelError::Http(error @ HeadError::Malformed(_)) => (400, error.to_string().into()),
-        TunnelError::TimedOut(_) => (408, "no complete CONNECT request arrived in time".into()),
+        TunnelError::TimedOut(_) | TunnelError::PeerSilent => {
+            (408, "no complete CONNECT request arrived in time".into())
+        }
         TunnelError::ConnectionEnded if !nothing_received => {
             (400, "the request ended inside its head".into())
         }

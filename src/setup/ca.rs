@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::config::Config;
 use crate::crypto::pem;
-use crate::error::Error;
+use crate::error::{Error, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
 use crate::setup::download::download;
@@ -45,6 +45,8 @@ pub(crate) fn prepare(
     let base_roots = base_roots(config)?;
     let roots = connection_roots(config, &base_roots)?;
     let downloaded = download(config, base, resolver, &roots)?;
+    // The download may have taken seconds; after it, files are written.
+    config.cancel.check(Stage::Ca)?;
     let merged = merge(config, base_roots, downloaded);
 
     let name = bundle::claim(&path)?;

@@ -49,10 +49,10 @@ impl SizeClass {
 
 /// Unused storage, shared by all tunnels of one relay or gateway.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pool(Arc<PoolState>);
+pub(crate) struct Pool(Arc<BufferPoolState>);
 
 #[derive(Debug, Default)]
-struct PoolState {
+struct BufferPoolState {
     free: [Mutex<Vec<Storage>>; CLASSES.len()],
     /// Bytes of storage that buffers use now.
     in_use: AtomicUsize,

@@ -94,7 +94,7 @@ pub(crate) fn drive_until<T>(
         }
         match keepalive.check(now, true) {
             KeepaliveAction::Ping => conn.ping().and_then(|()| conn.flush())?,
-            KeepaliveAction::Dead => return Err(TunnelError::TimedOut(Phase::Stream)),
+            KeepaliveAction::Dead => return Err(TunnelError::PeerSilent),
             KeepaliveAction::Wait => {}
         }
         if context.deadline.passed() {

@@ -29,9 +29,10 @@ pub(crate) enum TunnelError {
     WebSocket(ProtocolError),
     /// The peer closed the WebSocket with this code before the stream ended.
     Closed(Option<u16>),
-    /// The phase took too long; in [`Phase::Stream`], nothing was received for three keepalive
-    /// intervals.
+    /// The phase took too long.
     TimedOut(Phase),
+    /// Nothing was received for three keepalive intervals.
+    PeerSilent,
     /// The client disconnected before its tunnel was open.
     ClientLeft,
     /// A stop was requested before the tunnel was open.
@@ -157,7 +158,7 @@ impl TunnelError {
     /// Whether a time limit expired.
     pub(crate) fn is_timeout(&self) -> bool {
         match self {
-            Self::TimedOut(_) => true,
+            Self::TimedOut(_) | Self::PeerSilent => true,
             Self::Io(error) => error.kind() == io::ErrorKind::TimedOut,
             _ => false,
         }
@@ -238,9 +239,7 @@ impl fmt::Display for TunnelError {
             Self::WebSocket(error) => write!(f, "WebSocket: {error}"),
             Self::Closed(Some(code)) => write!(f, "the WebSocket was closed with code {code}"),
             Self::Closed(None) => f.write_str("the WebSocket was closed without a code"),
-            Self::TimedOut(Phase::Stream) => {
-                f.write_str("no sign of life for three keepalive intervals")
-            }
+            Self::PeerSilent => f.write_str("no sign of life for three keepalive intervals"),
             Self::TimedOut(phase) => write!(f, "timed out in {phase}"),
             Self::ClientLeft => f.write_str("the client disconnected"),
             Self::Stopped => f.write_str("stopped"),
@@ -265,13 +264,13 @@ impl fmt::Display for UpgradeError {
         f.write_str(match self {
             Self::Unauthorized => "the upstream does not accept this session's token",
             Self::Redirect => {
-                "the upstream redirects, and a redirect is not followed: it would carry the token away"
+                "the upstream redirects, and a redirect is not followed: it would send the token to another server"
             }
             Self::NotFound => "the upstream has no tunnel endpoint at this base URL",
             Self::Page => "the upstream answered with a page instead of switching to WebSocket",
             Self::Unavailable => "the upstream answered the upgrade with an error of its own",
             Self::NotSwitched => "the upstream did not switch to WebSocket",
-            Self::NotWebSocket => "the upstream's 101 is not one to WebSocket",
+            Self::NotWebSocket => "the upstream's 101 response does not switch to WebSocket",
             Self::WrongAccept => "the upstream's Sec-WebSocket-Accept is wrong",
             Self::Extension => "the upstream chose a WebSocket extension that was not offered",
             Self::Subprotocol => "the upstream chose a WebSocket subprotocol that was not offered",

@@ -288,8 +288,8 @@ impl Floors {
                 continue;
             };
             let allowed = if module == source.top_module() {
-                // Inside a directory, `mod.rs` is available to all files; of the siblings only
-                // those named before.
+                // Inside a directory, only the siblings named before. Other names are those of files
+                // in a nested directory, see `no_file_imports_its_mod_rs`.
                 match self.positions.get(&format!("{module}/{inner}")) {
                     Some(&(_, sibling)) => sibling < position,
                     None => true,
@@ -387,6 +387,57 @@ fn imports_lead_to_lower_floors_only() {
         .flat_map(|source| floors.violations(source))
         .collect();
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// The names that `source` imports with `super::` and that are not files beside it.
+fn imports_of_mod_rs(source: &Source, all: &[Source]) -> Vec<String> {
+    let Some((directory, file)) = source.name.rsplit_once('/') else {
+        return Vec::new();
+    };
+    if file == "mod" {
+        return Vec::new();
+    }
+    let is_sibling = |name: &str| {
+        let (file, nested) = (
+            format!("{directory}/{name}"),
+            format!("{directory}/{name}/mod"),
+        );
+        all.iter()
+            .any(|other| other.name == file || other.name == nested)
+    };
+    let code = source.code();
+    after_each(&code, "super::")
+        .flat_map(|(_, path)| alternatives(path))
+        .filter_map(|path| path.split("::").next())
+        .filter(|name| !is_sibling(name))
+        .map(|name| format!("{} imports {name}", source.name))
+        .collect()
+}
+
+#[test]
+fn no_file_imports_its_mod_rs() {
+    let all = sources();
+    let is_product = |source: &&Source| source.top_module() != "fuzzing";
+    let problems: Vec<String> = all
+        .iter()
+        .filter(is_product)
+        .flat_map(|source| imports_of_mod_rs(source, &all))
+        .collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
+#[test]
+fn an_import_of_mod_rs_is_detected() {
+    let all = [
+        Source::new("relay/mod", "pub struct Relay;"),
+        Source::new("relay/dial", "use super::{Relay, worker::Worker};"),
+        Source::new("relay/worker", "use super::dial;"),
+    ];
+    let found: Vec<_> = all
+        .iter()
+        .flat_map(|source| imports_of_mod_rs(source, &all))
+        .collect();
+    assert_eq!(found, ["relay/dial imports Relay"]);
 }
 
 #[test]

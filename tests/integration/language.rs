@@ -195,7 +195,6 @@ fn has_extension(path: &Path, extensions: &[&str]) -> bool {
 }
 
 #[test]
-#[ignore = "enabled when the rewrite is complete"]
 fn no_banned_word_is_used() {
     let is_script = |path: &Path| path.starts_with(".ci") && path.extension().is_none();
     let files = files(&SEARCHED, |path| {
@@ -214,7 +213,6 @@ fn no_banned_word_is_used() {
 }
 
 #[test]
-#[ignore = "enabled when the rewrite is complete"]
 fn comments_wrap_at_100_columns() {
     let files = files(&RUST, |path| has_extension(path, &["rs"]));
     assert!(files.len() > 100, "the files are not found");

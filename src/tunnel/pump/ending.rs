@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::rules::{self, Action, ClosingAction, ClosingFacts, Event, WsState};
-use super::state::{Phase, Pump, SideError};
+use super::state::{Pump, PumpPhase, SideError};
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::sys::memory;
 use crate::tunnel::drive::close_and_drain;
@@ -76,7 +76,9 @@ impl Pump<'_> {
     /// The WebSocket failed with `error`.
     pub(super) fn ws_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         let event = match error {
-            TunnelError::Io(_) | TunnelError::TimedOut(_) => Event::WsLost,
+            TunnelError::Io(_) | TunnelError::TimedOut(_) | TunnelError::PeerSilent => {
+                Event::WsLost
+            }
             _ => Event::WsInvalid,
         };
         self.apply(event, SideError::Ws(error))
@@ -166,7 +168,7 @@ impl Pump<'_> {
 
     /// Ends the tunnel if it is closing and the rules say so.
     fn check_closing(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
-        let Phase::Closing { until, .. } = self.phase else {
+        let PumpPhase::Closing { until, .. } = self.phase else {
             return Ok(ControlFlow::Continue(()));
         };
         let facts = self.facts();
@@ -198,7 +200,7 @@ impl Pump<'_> {
             unsent: ws == WsState::Open && overdue && !facts.refused && self.ws.conn.has_unsent(),
         });
         match (action, &self.phase) {
-            (ClosingAction::Finish, Phase::Closing { reason, .. }) => {
+            (ClosingAction::Finish, PumpPhase::Closing { reason, .. }) => {
                 return Ok(ControlFlow::Break(reason.clone()));
             }
             (ClosingAction::ExtendTimeout, _) => self.restart_close_timeout(),
@@ -222,7 +224,7 @@ impl Pump<'_> {
     /// Starts or answers the closing handshake; the first reason remains.
     fn close(&mut self, code: CloseCode, reason: EndReason) -> Result<(), SideError> {
         if !self.is_closing() {
-            self.phase = Phase::Closing {
+            self.phase = PumpPhase::Closing {
                 reason,
                 until: Instant::now() + self.context.limits.close_timeout,
                 held_back: self.is_peeking(),
@@ -236,7 +238,7 @@ impl Pump<'_> {
 
     /// Gives the peer the full time to answer the close frame, from now on.
     fn restart_close_timeout(&mut self) {
-        if let Phase::Closing { until, .. } = &mut self.phase {
+        if let PumpPhase::Closing { until, .. } = &mut self.phase {
             *until = Instant::now() + self.context.limits.close_timeout;
         }
     }

@@ -32,7 +32,7 @@ pub(super) enum SideError {
 
 /// The phase of a tunnel.
 #[derive(Debug)]
-pub(super) enum Phase {
+pub(super) enum PumpPhase {
     /// The first bytes from ws are held back while they are inspected.
     Peeking,
     /// Data is forwarded in both directions.
@@ -91,7 +91,7 @@ pub(crate) struct Pump<'a> {
     pub(super) tcp: Side,
     /// The WebSocket to the peer.
     pub(super) ws: Side,
-    pub(super) phase: Phase,
+    pub(super) phase: PumpPhase,
     /// The end of the TCP side was forwarded, or starts the linger time.
     pub(super) tcp_finished: bool,
     /// When a refusal must have been delivered; set if the TCP side was replaced by a refusal.
@@ -126,7 +126,7 @@ impl<'a> Pump<'a> {
             context,
             tcp: Side::new(tcp, outbound),
             ws: Side::new(ws, inbound),
-            phase: Phase::Open,
+            phase: PumpPhase::Open,
             tcp_finished: false,
             ws_deadline: None,
             keepalive: Keepalive::new(context.limits.keepalive, now),
@@ -162,15 +162,15 @@ impl<'a> Pump<'a> {
     }
 
     pub(super) fn is_closing(&self) -> bool {
-        matches!(self.phase, Phase::Closing { .. })
+        matches!(self.phase, PumpPhase::Closing { .. })
     }
 
     /// Whether data from ws is held back for [`Self::peek`].
     pub(super) fn is_peeking(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Peeking
-                | Phase::Closing {
+            PumpPhase::Peeking
+                | PumpPhase::Closing {
                     held_back: true,
                     ..
                 }
@@ -179,8 +179,8 @@ impl<'a> Pump<'a> {
 
     pub(super) fn stop_peeking(&mut self) {
         match &mut self.phase {
-            Phase::Closing { held_back, .. } => *held_back = false,
-            phase => *phase = Phase::Open,
+            PumpPhase::Closing { held_back, .. } => *held_back = false,
+            phase => *phase = PumpPhase::Open,
         }
     }
 
@@ -188,7 +188,7 @@ impl<'a> Pump<'a> {
     fn lingered(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Closing {
+            PumpPhase::Closing {
                 reason: EndReason::LingerExpired,
                 ..
             }

@@ -5,9 +5,8 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::rules::Event;
-use super::state::{Direction, Phase, Pump, SideError};
+use super::state::{Direction, Pump, PumpPhase, SideError};
 use crate::control::deadline::Deadline;
-use crate::control::phase;
 use crate::net::sockets::Delivery;
 use crate::sys::memory;
 use crate::tunnel::error::TunnelError;
@@ -49,8 +48,8 @@ impl Pump<'_> {
     /// When the next timer is due.
     pub(super) fn next_timer(&self, draining: Option<Deadline>, now: Instant) -> Option<Instant> {
         let close_timeout = match self.phase {
-            Phase::Closing { until, .. } => Some(until),
-            Phase::Peeking | Phase::Open => None,
+            PumpPhase::Closing { until, .. } => Some(until),
+            PumpPhase::Peeking | PumpPhase::Open => None,
         };
         let last_activity = self.activity.last_activity;
         let timers = [
@@ -184,5 +183,5 @@ impl Pump<'_> {
 
 /// The error of a peer that is gone.
 fn silent() -> TunnelError {
-    TunnelError::TimedOut(phase::Phase::Stream)
+    TunnelError::PeerSilent
 }

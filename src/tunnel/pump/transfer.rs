@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::state::{Direction, Phase, Pump, SideError};
+use super::state::{Direction, Pump, PumpPhase, SideError};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, TunnelSummary};
@@ -45,7 +45,7 @@ impl Pump<'_> {
         mut self: Box<Self>,
         mut decided: impl FnMut(&[u8]) -> bool,
     ) -> Result<Box<Self>, TunnelSummary> {
-        self.phase = Phase::Peeking;
+        self.phase = PumpPhase::Peeking;
         while self.is_peeking() {
             if self.nothing_to_peek_at() || decided(self.ws.pending.filled()) {
                 self.stop_peeking();
