@@ -40,6 +40,7 @@ use warm_pool::WarmPool;
 use worker::Relay;
 
 /// A relay that listens. Dropping it stops it.
+#[must_use = "dropping it stops the relay"]
 pub(crate) struct Running {
     listening: Listening,
     stats: StatsReader,

@@ -261,7 +261,11 @@ fn a_gateway_that_does_not_listen_and_an_unknown_name_are_distinguished() {
     let home = TempHome::new();
     let before = snapshot(home.path());
     let diagnosis = Diagnosis::at(&home, "http://127.0.0.1:9", &[]);
-    diagnosis.assert_wrong(Step::Connect, "refused the connection", "see that it runs");
+    diagnosis.assert_wrong(
+        Step::Connect,
+        "refused the connection",
+        "check that it runs",
+    );
     let diagnosis = Diagnosis::at(&home, "https://gateway.invalid", &[]);
     diagnosis.assert_wrong(Step::Resolve, "name was not found", "DNS");
     assert_eq!(diagnosis.with("wrong"), ["ca", "resolve"]);
