@@ -41,12 +41,12 @@
 //! [`start_gateway`] starts the server end for other machines.
 //!
 //! # Blocking, threads and async hosts
-//! [`start`] and [`start_embedded`] block for the time of set-up (seconds at most). Shutting down or
-//! dropping a [`Handle`] or a [`Gateway`](gateway::Gateway) blocks for the time of a drain.
-//! [`start_gateway`] and [`Sessions::load`](gateway::Sessions::load) block for file access. Everything
-//! else returns at once. All work runs on threads of this library, whose names begin with `uproxy-`,
-//! `tun-` or `gw-`. There is no signal handler and no mutable global state (the C API has one log
-//! callback per process).
+//! [`start`] and [`start_embedded`] block for the time of set-up (seconds at most). Shutting down
+//! or dropping a [`Handle`] or a [`Gateway`](gateway::Gateway) blocks for the time of a drain.
+//! [`start_gateway`] and [`Sessions::load`](gateway::Sessions::load) block for file access.
+//! Everything else returns at once. All work runs on threads of this library, whose names begin
+//! with `uproxy-`, `tun-` or `gw-`. There is no signal handler and no mutable global state (the C
+//! API has one log callback per process).
 //!
 //! A host with an async runtime calls the blocking functions in a blocking task, for example with
 //! Tokio:

@@ -11,16 +11,16 @@ pub struct Limits {
     /// Maximum number of open tunnels, at least 1; the next request is answered 503. Default
     /// `None`: what the process limits allow, at most 1024.
     pub max_tunnels: Option<usize>,
-    /// Maximum number of WebSocket connections that a relay opens in advance. Default 8, at most 64;
-    /// 0 disables them.
+    /// Maximum number of WebSocket connections that a relay opens in advance. Default 8, at most
+    /// 64; 0 disables them.
     ///
     /// Their number follows the CONNECT requests of the last 10 s. Each is kept for at most 45 s
     /// and takes a slot of the gateway. None is opened if the gateway answers within 5 ms.
     pub standby: usize,
     /// How long open tunnels may continue after a stop request. Default 10 s; 0 cuts them at once.
     pub drain_timeout: Duration,
-    /// Limit for each of name resolution, TCP connect, TLS handshake and WebSocket upgrade. Default 10 s; with 0
-    /// every connection fails.
+    /// Limit for each of name resolution, TCP connect, TLS handshake and WebSocket upgrade. Default
+    /// 10 s; with 0 every connection fails.
     pub connect_timeout: Duration,
     /// Interval between pings on a silent tunnel; three unanswered pings end it. Default 25 s;
     /// 0 disables pings, and only the kernel detects a vanished peer.

@@ -189,9 +189,9 @@ pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'
         .map_err(|error| CaError::Certificate(error.to_string()))
 }
 
-/// Checks what clients require of an issuer ([RFC 5280, sections 4.1.2.5, 4.2.1.3 and 4.2.1.9][rfc5280]).
+/// Checks what clients require of an issuer ([RFC 5280], sections 4.1.2.5, 4.2.1.3 and 4.2.1.9).
 ///
-/// [rfc5280]: https://www.rfc-editor.org/rfc/rfc5280#section-4.2.1.9
+/// [RFC 5280]: https://www.rfc-editor.org/rfc/rfc5280
 fn check(ca: &X509Certificate<'_>, now: OffsetDateTime) -> Result<(), CaError> {
     let may_sign = ca
         .key_usage()

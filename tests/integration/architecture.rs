@@ -288,8 +288,8 @@ impl Floors {
                 continue;
             };
             let allowed = if module == source.top_module() {
-                // Inside a directory, only the siblings named before. Other names are those of files
-                // in a nested directory, see `no_file_imports_its_mod_rs`.
+                // Inside a directory, only the siblings named before. Other names are those of
+                // files in a nested directory, see `no_file_imports_its_mod_rs`.
                 match self.positions.get(&format!("{module}/{inner}")) {
                     Some(&(_, sibling)) => sibling < position,
                     None => true,
