@@ -18,11 +18,11 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CommandError {
     name: OsString,
-    reason: Reason,
+    reason: NotStartable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
+enum NotStartable {
     NotFound,
     Directory,
     NotExecutable,
@@ -32,7 +32,7 @@ enum Reason {
 }
 
 impl CommandError {
-    fn new(name: &OsStr, reason: Reason) -> Self {
+    fn new(name: &OsStr, reason: NotStartable) -> Self {
         Self {
             name: name.to_owned(),
             reason,
@@ -43,12 +43,12 @@ impl CommandError {
     pub(crate) fn of_exec(name: &OsStr, error: &io::Error) -> Self {
         let reason = match error.kind() {
             // COMMAND was found before: its interpreter is missing (`#!` line or ELF header).
-            io::ErrorKind::NotFound => Reason::NotFound,
-            io::ErrorKind::PermissionDenied => Reason::NotExecutable,
-            io::ErrorKind::ArgumentListTooLong => Reason::ArgumentsTooLong,
-            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Reason::CannotStart,
+            io::ErrorKind::NotFound => NotStartable::NotFound,
+            io::ErrorKind::PermissionDenied => NotStartable::NotExecutable,
+            io::ErrorKind::ArgumentListTooLong => NotStartable::ArgumentsTooLong,
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => NotStartable::CannotStart,
             // Also `ENOEXEC`: a script without `#!`, which a shell would run itself.
-            _ => Reason::NotRunnable,
+            _ => NotStartable::NotRunnable,
         };
         Self::new(name, reason)
     }
@@ -56,8 +56,8 @@ impl CommandError {
     /// 127 not found, 126 found but not executable, 125 no process, as with `env` and `nice`.
     pub(crate) fn status(&self) -> ExitStatus {
         match self.reason {
-            Reason::NotFound => ExitStatus::NOT_FOUND,
-            Reason::CannotStart => ExitStatus::RUN_USAGE,
+            NotStartable::NotFound => ExitStatus::NOT_FOUND,
+            NotStartable::CannotStart => ExitStatus::RUN_USAGE,
             _ => ExitStatus::NOT_EXECUTABLE,
         }
     }
@@ -69,21 +69,21 @@ impl fmt::Display for CommandError {
         // A name can contain any byte; a message is one line.
         let name = name.escape_debug();
         match self.reason {
-            Reason::NotFound => write!(
+            NotStartable::NotFound => write!(
                 f,
                 "{name} was not found; check its name, PATH and its interpreter"
             ),
-            Reason::Directory => write!(f, "{name} is a directory; name a file in it"),
-            Reason::NotExecutable => write!(f, "{name} is not executable; chmod +x may help"),
-            Reason::NotRunnable => write!(
+            NotStartable::Directory => write!(f, "{name} is a directory; name a file in it"),
+            NotStartable::NotExecutable => write!(f, "{name} is not executable; chmod +x may help"),
+            NotStartable::NotRunnable => write!(
                 f,
                 "{name} is neither a program for this machine nor a script with a #! line; name its interpreter"
             ),
-            Reason::ArgumentsTooLong => write!(
+            NotStartable::ArgumentsTooLong => write!(
                 f,
                 "the arguments and variables of {name} are too long; use fewer"
             ),
-            Reason::CannotStart => write!(
+            NotStartable::CannotStart => write!(
                 f,
                 "the process for {name} could not be started; raise the limits on processes and memory"
             ),
@@ -94,7 +94,7 @@ impl fmt::Display for CommandError {
 /// Finds the file that `name` refers to, as `execvp` of the C library does.
 pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, CommandError> {
     if name.is_empty() {
-        return Err(CommandError::new(name, Reason::NotFound));
+        return Err(CommandError::new(name, NotStartable::NotFound));
     }
     if name.as_bytes().contains(&b'/') {
         return match check_executable(Path::new(name)) {
@@ -102,7 +102,7 @@ pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Comman
             Err(reason) => Err(CommandError::new(name, reason)),
         };
     }
-    let mut best = Reason::NotFound;
+    let mut best = NotStartable::NotFound;
     let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
     for directory in std::env::split_paths(path) {
         // An empty entry is the current directory; the result must still contain a slash.
@@ -115,7 +115,7 @@ pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Comman
         match check_executable(&candidate) {
             Ok(()) => return Ok(candidate),
             // Directories are skipped; a file that is not executable is remembered for the error.
-            Err(Reason::NotExecutable) => best = Reason::NotExecutable,
+            Err(NotStartable::NotExecutable) => best = NotStartable::NotExecutable,
             Err(_) => {}
         }
     }
@@ -123,18 +123,18 @@ pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Comman
 }
 
 /// Whether this file can be executed; if not, why.
-fn check_executable(file: &Path) -> Result<(), Reason> {
+fn check_executable(file: &Path) -> Result<(), NotStartable> {
     let metadata = match fs::metadata(file) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(Reason::NotExecutable);
+            return Err(NotStartable::NotExecutable);
         }
-        Err(_) => return Err(Reason::NotFound),
+        Err(_) => return Err(NotStartable::NotFound),
     };
     if metadata.is_dir() {
-        return Err(Reason::Directory);
+        return Err(NotStartable::Directory);
     }
-    accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| Reason::NotExecutable)
+    accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS).map_err(|_| NotStartable::NotExecutable)
 }
 
 #[cfg(test)]

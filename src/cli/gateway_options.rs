@@ -73,9 +73,9 @@ mod tests {
     use super::*;
     use crate::embedded::EmbeddedOptions;
 
-    type Variables<'a> = &'a [(&'a str, &'a str)];
+    type Environ<'a> = &'a [(&'a str, &'a str)];
 
-    fn resolve(line: &str, variables: Variables<'_>) -> Result<Options, UsageError> {
+    fn resolve(line: &str, variables: Environ<'_>) -> Result<Options, UsageError> {
         match parse(line.split_whitespace().map(OsString::from)) {
             Ok(Invocation::Subcommand(arguments)) => {
                 Options::resolve(&arguments, &variables.iter().copied().collect())

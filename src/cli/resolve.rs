@@ -176,14 +176,14 @@ mod tests {
     }
 
     /// Option, a value, another value, and how to see it in the settings.
-    type Row = (
+    type Case = (
         &'static str,
         &'static str,
         &'static str,
         fn(&Config) -> String,
     );
 
-    const ROWS: &[Row] = &[
+    const ROWS: &[Case] = &[
         ("when", "always", "never", |c| format!("{:?}", c.when)),
         ("base-url", "https://a.example", "https://b.example", |c| {
             format!("{:?}", c.base_url)
