@@ -20,7 +20,7 @@ use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
-use crate::tunnel::drive::{WaitContext, drive_until};
+use crate::tunnel::drive::{WaitContext, WatchedClient, drive_until};
 use crate::tunnel::pump::Pump;
 use crate::tunnel::tls::Tls;
 
@@ -120,7 +120,7 @@ fn add_tls(
     tcp.add_tls(Tls::client(connection, &gateway.pool));
     let wait = WaitContext {
         stop: &gateway.stop,
-        client: Some(ws.socket()),
+        client: Some(WatchedClient::that_may_half_close(ws.socket())),
         deadline: Deadline::after(gateway.limits.connect_timeout),
         phase: Phase::Tls,
         keepalive: Duration::ZERO,

@@ -98,6 +98,17 @@ pub(crate) enum AddressDenied {
     NoAddress,
 }
 
+impl AddressDenied {
+    /// The reason without the address, for the client.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Address { class, .. } => class.to_string(),
+            Self::OwnListener { .. } => "the gateway's own listener".to_owned(),
+            Self::NoAddress => "the name has no address".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for AddressDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

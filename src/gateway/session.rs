@@ -1,6 +1,7 @@
 //! One relay connection from accept to its outcome: TLS, upgrade, CONNECT request, target, pump
 //! (`manual/protocol.md`).
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,7 @@ fn open<'a>(
     *target = Some(authority.to_string());
     let tcp = authorize(gateway, &request, &bearer)
         .map_err(EndReason::from)
-        .and_then(|()| target::dial(gateway, &authority, ws.socket()));
+        .and_then(|session| target::dial(gateway, &authority, session, ws.socket()));
     let tcp = match tcp {
         Ok(tcp) => tcp,
         Err(EndReason::Rejected(rejection)) => return Err(reject(gateway, ws, *rejection)),
@@ -234,19 +235,22 @@ fn no_request(
     EndReason::Abandoned
 }
 
-/// Checks that the session of the CONNECT request has the token of the upgrade.
+/// Checks that the session of the CONNECT request has the token of the upgrade. Returns a hash of
+/// the session ID, which identifies the session to the resolver.
 fn authorize(
     gateway: &GatewayContext,
     request: &ConnectRequest,
     bearer: &Bearer,
-) -> Result<(), Rejection> {
+) -> Result<u64, Rejection> {
     let sessions = gateway.sessions();
     let known = request
         .authorization
         .as_ref()
-        .is_some_and(|value| sessions.basic(value, bearer).is_some());
-    if known {
-        return Ok(());
+        .and_then(|value| sessions.basic(value, bearer));
+    if let Some(session) = known {
+        let mut hasher = DefaultHasher::new();
+        session.hash(&mut hasher);
+        return Ok(hasher.finish());
     }
     let what = "the session of the opening does not have the token of the upgrade";
     Err(Rejection::new(407, Phase::Opening, what)

@@ -3,7 +3,9 @@
 // Without the gateway, no public item names an override.
 #[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
 pub(crate) mod address_override;
+mod hosts_file;
 mod lookup_pool;
+mod name;
 pub(crate) mod resolver;
 pub(crate) mod sockets;
 pub(crate) mod wait;

@@ -2,6 +2,7 @@
 //! listeners.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,15 @@ pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> io::Result
     match poll(fds, left.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The events of `socket` now: those in `events`, and those of [`OVER`]. It does not block.
+pub(crate) fn events_now(socket: impl AsFd, events: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::new(&socket, events)];
+    match wait(&mut fds, Some(Instant::now())) {
+        Ok(()) => fds[0].revents(),
+        Err(_) => PollFlags::empty(),
     }
 }
 

@@ -28,16 +28,18 @@ use crate::http::authority::Authority;
 use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::conn::Conn;
-use crate::tunnel::connect::connect;
+use crate::tunnel::connect::{connect, resolve};
 #[cfg(feature = "cli")]
 use crate::tunnel::drive::close_and_drain;
-use crate::tunnel::drive::{WaitContext, drive_until};
+use crate::tunnel::drive::{WaitContext, WatchedClient, drive_until};
 use crate::tunnel::error::{OpeningError, TlsError, TunnelError, UpgradeError};
 use crate::tunnel::frame::Role;
 use crate::tunnel::opening::{self, ConnectResponse};
 use crate::tunnel::tls::Tls;
 use crate::tunnel::ws_codec::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
 
+/// The owner of the relay's lookups: all of them are for its one session.
+const OWNER: u64 = 0;
 /// How long the text of a refusal may take after its head.
 const TEXT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -162,23 +164,17 @@ impl<'a> Dialer<'a> {
 
     /// The phases that need no credentials: name, TCP and TLS.
     fn connect_transport(&mut self) -> Result<(Conn, Buffer), TunnelError> {
-        let (upstream, stop) = (self.upstream, self.stop);
+        let upstream = self.upstream;
         let timeout = self.limits.connect_timeout;
         let authority = upstream.base.authority();
+        let resolver = &upstream.resolver;
         self.phase = Phase::Resolve;
-        let addresses = upstream
-            .resolver
-            .resolve_while(
-                &authority.host,
-                authority.port,
-                Deadline::after(timeout),
-                &|| stop.requested().is_none(),
-            )
-            .map_err(TunnelError::of_lookup)?;
-        self.report(DialEvent::Resolve(&addresses));
+        let mut resolution = resolve(resolver, authority, OWNER, &self.wait_context(timeout))?;
+        self.report(DialEvent::Resolve(resolution.addresses()));
 
         self.phase = Phase::Connect;
-        let (stream, address) = connect(&addresses, &self.wait_context(timeout))?;
+        let wait = self.wait_context(timeout);
+        let (stream, address) = connect(resolver, authority, &mut resolution, &wait)?;
         self.report(DialEvent::Connect(address));
         let mut conn = Conn::new(stream, self.pool);
         // The relay sends first, in TLS and in HTTP.
@@ -274,7 +270,7 @@ impl<'a> Dialer<'a> {
     fn wait_context(&self, timeout: Duration) -> WaitContext<'_> {
         WaitContext {
             stop: self.stop,
-            client: self.client,
+            client: self.client.map(WatchedClient::that_may_half_close),
             deadline: Deadline::after(timeout),
             phase: self.phase,
             keepalive: Duration::ZERO,

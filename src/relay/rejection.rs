@@ -118,7 +118,7 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
         )
         .complete(),
         (_, TunnelError::Io(error)) if exhausted(error) => new(
-            "this machine has no descriptors, threads or memory left for another tunnel",
+            "this machine has no descriptors, ports, threads or memory left for another tunnel",
             "try again in a moment",
             "proxy_internal_error",
         ),

@@ -3,7 +3,7 @@
 
 use std::mem;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -16,7 +16,7 @@ use super::ws_codec::WsCodec;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::control::stop::Stop;
-use crate::net::wait::{OVER, wait};
+use crate::net::wait::{OVER, events_now, wait};
 
 /// The maximum number of bytes read from a refused connection. It is more than a client sends
 /// before it reads the response.
@@ -28,7 +28,7 @@ pub(crate) struct WaitContext<'a> {
     /// Interrupts the call.
     pub(crate) stop: &'a Stop,
     /// The client that needs the result: if it disconnects, the call ends.
-    pub(crate) client: Option<&'a TcpStream>,
+    pub(crate) client: Option<WatchedClient<'a>>,
     /// The time limit.
     pub(crate) deadline: Deadline,
     /// The current phase, for the error after the deadline.
@@ -40,7 +40,59 @@ pub(crate) struct WaitContext<'a> {
     pub(crate) drains: bool,
 }
 
+/// The client of a dial, and what counts as its disconnection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WatchedClient<'a> {
+    socket: &'a TcpStream,
+    /// The events of poll that end the call.
+    ends: PollFlags,
+}
+
+impl<'a> WatchedClient<'a> {
+    /// A client that may have ended its sending direction, and still reads: one of a relay.
+    pub(crate) fn that_may_half_close(socket: &'a TcpStream) -> Self {
+        Self { socket, ends: OVER }
+    }
+
+    /// A client whose FIN ends the connection: the WebSocket of a gateway, whose streams have an
+    /// end of their own.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn that_closes_at_once(socket: &'a TcpStream) -> Self {
+        Self {
+            socket,
+            ends: OVER.union(PollFlags::RDHUP),
+        }
+    }
+}
+
 impl WaitContext<'_> {
+    /// What ends the call early: a stop request, or a client that has disconnected. It does not
+    /// block.
+    pub(super) fn interruption(&self) -> Option<TunnelError> {
+        if self.stop.requested().is_some() {
+            return Some(TunnelError::Stopped);
+        }
+        let left = self
+            .client
+            .is_some_and(|client| events_now(client.socket, client.ends).intersects(client.ends));
+        left.then_some(TunnelError::ClientLeft)
+    }
+
+    /// The descriptor and the events with which to poll the client. Without a client it is a
+    /// descriptor without events.
+    pub(super) fn client_poll(&self) -> (BorrowedFd<'_>, PollFlags) {
+        match &self.client {
+            Some(client) => (client.socket.as_fd(), client.ends),
+            None => (self.stop.as_fd(), PollFlags::empty()),
+        }
+    }
+
+    /// Whether `events` of the client mean that it has disconnected.
+    pub(super) fn client_has_left(&self, events: PollFlags) -> bool {
+        let ends = self.client.map_or(OVER, |client| client.ends);
+        events.intersects(ends)
+    }
+
     /// When the stop request ends the call; `None` without a request.
     fn stop_deadline(&self) -> Option<Deadline> {
         let requested = self.stop.requested()?;
@@ -131,18 +183,18 @@ fn wait_for_events(
     let mut interest = PollFlags::IN;
     interest.set(PollFlags::OUT, !conn.flushed());
     // No events for the client except its end; what it sends waits in its socket.
-    let client = context.client.map_or(context.stop.as_fd(), AsFd::as_fd);
+    let (client, client_events) = context.client_poll();
     let stop = context.stop_deadline();
     let mut fds = [
         PollFd::from_borrowed_fd(conn.fd(), interest),
         PollFd::from_borrowed_fd(context.stop.wake_fd(stop), PollFlags::IN),
-        PollFd::from_borrowed_fd(client, PollFlags::empty()),
+        PollFd::from_borrowed_fd(client, client_events),
     ];
     let until = stop.map_or(until, |at| until.min(at));
     wait(&mut fds, until.instant())?;
     let [conn_events, _, client] = fds.map(|fd| fd.revents());
     conn.set_readiness(conn_events);
-    if client.intersects(OVER) {
+    if context.client_has_left(client) {
         Err(TunnelError::ClientLeft)
     } else {
         Ok(())

@@ -146,15 +146,6 @@ impl TunnelError {
         }
     }
 
-    /// The error of a failed name lookup. `Interrupted` means that a stop was requested.
-    pub(crate) fn of_lookup(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::Interrupted {
-            Self::Stopped
-        } else {
-            Self::Io(error)
-        }
-    }
-
     /// Whether a time limit expired.
     pub(crate) fn is_timeout(&self) -> bool {
         match self {
@@ -165,7 +156,7 @@ impl TunnelError {
     }
 }
 
-/// Whether this machine has no descriptors, threads or memory left.
+/// Whether this machine has no descriptors, ephemeral ports, threads or memory left.
 pub(crate) fn exhausted(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [
@@ -174,6 +165,7 @@ pub(crate) fn exhausted(error: &io::Error) -> bool {
         Errno::NOBUFS,
         Errno::NOMEM,
         Errno::AGAIN,
+        Errno::ADDRNOTAVAIL,
     ]
     .iter()
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -1,8 +1,8 @@
 //! The settings of ureq: everything that decides where the request is sent and how long it takes.
 //!
 //! No default of ureq remains that could send it elsewhere. The `unversioned` interfaces of ureq
-//! are needed for the resolver, which must not start an unnamed thread, and for the step at which
-//! the download failed.
+//! are needed for name and connection, which are those of the tunnels (`tunnel::connect`), and for
+//! the step at which the download failed.
 
 use std::fmt;
 use std::io;
@@ -14,15 +14,21 @@ use ureq::config::AutoHeaderValue;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
 use ureq::unversioned::transport::{
-    ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, Transport,
+    ConnectionDetails, Connector, NextTimeout, RustlsConnector, Transport,
 };
 
+use super::transport::TcpTransport;
 use crate::control::deadline::Deadline;
-use crate::http::authority::Host;
-use crate::net::resolver::Resolver;
+use crate::control::phase::Phase;
+use crate::control::stop::Stop;
+use crate::http::authority::{Authority, Host};
+use crate::net::resolver::{Resolution, Resolver};
+use crate::tunnel::connect::{connect, resolve};
+use crate::tunnel::drive::WaitContext;
+use crate::tunnel::error::TunnelError;
 
-/// How many addresses of the upstream are tried. ureq has room for 16.
-const ADDRESS_LIMIT: usize = 16;
+/// The owner of the lookups: there is one session.
+const OWNER: u64 = 0;
 
 /// An agent with one deadline for everything, no redirects, no proxy and no compression.
 pub(super) fn agent(
@@ -46,16 +52,17 @@ pub(super) fn agent(
         .accept_encoding(AutoHeaderValue::None)
         .tls_config(tls)
         .build();
+    let dial = Dial {
+        resolver: resolver.clone(),
+        recorder: recorder.clone(),
+        resolved: Arc::default(),
+    };
     let connector =
-        ().chain(TcpConnector::default())
+        ().chain(dial.clone())
             .chain(recorder.connector(DownloadStep::Tls))
             .chain(RustlsConnector::default())
             .chain(recorder.connector(DownloadStep::Response));
-    let resolver = ResolverAdapter {
-        resolver: resolver.clone(),
-        recorder: recorder.clone(),
-    };
-    ureq::Agent::with_parts(config, connector, resolver)
+    ureq::Agent::with_parts(config, connector, dial)
 }
 
 /// The step of a download, for errors: ureq only reports that the time is up.
@@ -122,14 +129,18 @@ impl<In: Transport> Connector<In> for StepConnector {
     }
 }
 
-/// This crate's resolver for ureq, whose own resolver would start an unnamed thread and abandon it.
-#[derive(Debug)]
-struct ResolverAdapter {
+/// Name lookup and TCP for ureq. Its own resolver would start an unnamed thread and abandon it, and
+/// its own connector tries one address after the other.
+#[derive(Clone, Debug)]
+struct Dial {
     resolver: Resolver,
     recorder: StepRecorder,
+    /// What the lookup found, for the connector. ureq passes a list of addresses, to which no
+    /// address can be added later.
+    resolved: Arc<Mutex<Option<(Authority, Resolution)>>>,
 }
 
-impl UreqResolver for ResolverAdapter {
+impl UreqResolver for Dial {
     fn resolve(
         &self,
         uri: &ureq::http::Uri,
@@ -140,18 +151,55 @@ impl UreqResolver for ResolverAdapter {
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let host = uri.host().and_then(|host| Host::parse(host).ok());
         let host = host.ok_or(ureq::Error::HostNotFound)?;
-        let deadline = Deadline::after(*timeout.after);
-        let found = match self.resolver.resolve(&host, port, deadline) {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(ureq::Error::Timeout(timeout.reason));
-            }
-            found => found?,
-        };
+        let authority = Authority { host, port };
+        let found = bounded(timeout, Phase::Resolve, |wait| {
+            resolve(&self.resolver, &authority, OWNER, wait)
+        })?;
         self.recorder.record(DownloadStep::Connect);
         let mut addresses = self.empty();
-        for address in found.into_iter().take(ADDRESS_LIMIT) {
-            addresses.push(address);
-        }
+        // ureq only checks that there is one.
+        addresses.push(found.addresses()[0]);
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some((authority, found));
         Ok(addresses)
     }
+}
+
+impl Connector for Dial {
+    type Out = TcpTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<TcpTransport>, ureq::Error> {
+        let mut shared = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        let (authority, mut found) = shared.take().ok_or(ureq::Error::HostNotFound)?;
+        drop(shared);
+        let (stream, _) = bounded(details.timeout, Phase::Connect, |wait| {
+            connect(&self.resolver, &authority, &mut found, wait)
+        })?;
+        Ok(Some(TcpTransport::new(stream, details.config)?))
+    }
+}
+
+/// Calls `run` within ureq's time limit, and converts its error.
+fn bounded<T>(
+    timeout: NextTimeout,
+    phase: Phase,
+    run: impl FnOnce(&WaitContext<'_>) -> Result<T, TunnelError>,
+) -> Result<T, ureq::Error> {
+    let stop = Stop::new()?;
+    let wait = WaitContext {
+        stop: &stop,
+        client: None,
+        deadline: Deadline::after(*timeout.after),
+        phase,
+        keepalive: Duration::ZERO,
+        drains: false,
+    };
+    run(&wait).map_err(|error| match error {
+        error if error.is_timeout() => ureq::Error::Timeout(timeout.reason),
+        TunnelError::Io(error) => error.into(),
+        error => io::Error::other(error.to_string()).into(),
+    })
 }

@@ -9,6 +9,7 @@
 
 mod agent;
 mod error;
+mod transport;
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
