@@ -286,7 +286,7 @@ impl LimitedUpstream {
 /// Opens more connections than the smallest backlog holds.
 fn fill(address: SocketAddr) -> Vec<Socket> {
     let connections = (0..8).map(|_| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
         // The connect is not waited for.
         let _ = socket.connect(&address.into());
@@ -950,9 +950,9 @@ fn check_names_and_routes() {
 }
 
 /// A listener with a full backlog, and the connections that fill it.
-fn full_listener(address: &str) -> (Socket, Vec<Socket>) {
+pub(crate) fn full_listener(address: &str) -> (Socket, Vec<Socket>) {
     let address: SocketAddr = address.parse().unwrap();
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let listener = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     listener.bind(&address.into()).unwrap();
     listener.listen(1).unwrap();
     (listener, fill(address))

@@ -25,6 +25,7 @@ mod hostile_upstream;
 mod intercept;
 mod language;
 mod lifecycle;
+mod networks;
 mod performance_gate;
 mod readme;
 mod resources;

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub(crate) use connect::{Ending, connect, exchange, read_to_end, request};
 pub(crate) use delay::{Forwarded, start_delay_forwarder};
-pub(crate) use dns::DnsServer;
+pub(crate) use dns::{DnsQuery, DnsReply, DnsServer};
 pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_directory};
 pub(crate) use network::Network;
 pub(crate) use origin::{HttpsOrigin, TestCa};
