@@ -302,6 +302,8 @@ fn has_source_address(address: SocketAddr) -> bool {
 mod tests {
     use super::*;
     use crate::control::stop::Stop;
+    #[cfg(feature = "gateway")]
+    use crate::tunnel::drive::WatchedClient;
     use std::net::TcpListener;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -481,6 +483,7 @@ mod tests {
         assert!(first().is_ipv4());
     }
 
+    #[cfg(feature = "gateway")]
     #[test]
     fn a_client_that_disconnects_ends_a_dial_and_a_lookup() {
         let (listener, address) = live();
@@ -498,17 +501,13 @@ mod tests {
         };
         client.shutdown(std::net::Shutdown::Write).unwrap();
         // The end of its sending direction ends the dial of a gateway, not that of a relay.
-        let closing = wait(super::super::drive::WatchedClient::that_closes_at_once(
-            &socket,
-        ));
+        let closing = wait(WatchedClient::that_closes_at_once(&socket));
         while closing.interruption().is_none() {
             std::thread::yield_now();
         }
         let left = Race::new().run(&mut all(&[dead.address]), &closing);
         assert!(matches!(left, Err(TunnelError::ClientLeft)));
-        let open = wait(super::super::drive::WatchedClient::that_may_half_close(
-            &socket,
-        ));
+        let open = wait(WatchedClient::that_may_half_close(&socket));
         assert!(open.interruption().is_none());
         stop.request(Deadline::never());
         assert!(matches!(open.interruption(), Some(TunnelError::Stopped)));
