@@ -249,18 +249,24 @@ fn no_search_list_applies_to_the_names_of_targets() {
     );
 }
 
+/// A name server that does not answer for names under `dead.test`. Other names have the loopback
+/// address.
+fn silent_about_dead_names() -> DnsServer {
+    DnsServer::answering(NAME_SERVER, |query| {
+        if query.name.ends_with("dead.test") {
+            return DnsReply::Silence;
+        }
+        loopback()
+    })
+}
+
 #[test]
 fn the_dead_names_of_one_session_do_not_delay_another_session() {
     in_namespaces(
         "the_dead_names_of_one_session_do_not_delay_another_session",
         RESOLV_CONF,
         || {
-            let names = DnsServer::answering(NAME_SERVER, |query| {
-                if query.name.ends_with("dead.test") {
-                    return DnsReply::Silence;
-                }
-                loopback()
-            });
+            let names = silent_about_dead_names();
             let (home, other_home) = (TempHome::new(), TempHome::new());
             let sessions = format!("{SESSION} {TOKEN}\nother other-token\n");
             let mut command = upstreamproxy(&home);
@@ -325,12 +331,7 @@ fn a_client_that_leaves_during_a_lookup_frees_its_slot_at_both_ends() {
         "a_client_that_leaves_during_a_lookup_frees_its_slot_at_both_ends",
         RESOLV_CONF,
         || {
-            let names = DnsServer::answering(NAME_SERVER, |query| {
-                if query.name.ends_with("dead.test") {
-                    return DnsReply::Silence;
-                }
-                loopback()
-            });
+            let names = silent_about_dead_names();
             let (ends, target) = (ends(&["--max-tunnels", "2"]), EchoServer::start());
             let clients = [0, 1].map(|n| {
                 let address = (Ipv4Addr::LOCALHOST, ends.relay.port());
