@@ -59,13 +59,13 @@ impl Run<'_> {
         &mut self,
         direct: &Arc<Load>,
         tunnel: &Arc<Load>,
-        warm: Option<&Arc<ProbeRelay>>,
+        with_standby: Option<&Arc<ProbeRelay>>,
         samples: &mut Samples,
     ) {
         let trip = samples.round_trip.unwrap_or_default();
         for at_once in AT_ONCE.into_iter().filter(|n| *n <= self.plan.streams) {
             self.set_up(direct, "direct", at_once, Wait::for_nothing());
-            let relay = warm.filter(|_| at_once == 1).cloned();
+            let relay = with_standby.filter(|_| at_once == 1).cloned();
             let median = self.set_up(tunnel, "tunnel", at_once, Wait { relay, trip });
             samples.set_up = samples.set_up.or(median);
         }
@@ -88,7 +88,7 @@ impl Run<'_> {
                 let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
                 let mut figures = quantiles(&latencies);
                 // With one connection at a time the rate adds nothing to the median, and the time
-                // to refill the warm pool distorts it.
+                // to replace the standby connections distorts it.
                 if at_once > 1 {
                     figures.push(figure("rate", "1/s", rate));
                 }
@@ -189,7 +189,7 @@ impl Run<'_> {
     }
 }
 
-/// What a set-up waits for first: a warm connection, for at most the time that dialing one may
+/// What a set-up waits for first: a standby connection, for at most the time that dialing one may
 /// take.
 #[derive(Clone)]
 pub(super) struct Wait {
@@ -209,7 +209,7 @@ impl Wait {
         let Some(relay) = &self.relay else { return };
         // Three round trips, doubled for jitter.
         let until = Instant::now() + 6 * self.trip;
-        while relay.stats().tunnels > 0 && relay.stats().standing_by == 0 && Instant::now() < until
+        while relay.stats().tunnels > 0 && relay.stats().standby_open == 0 && Instant::now() < until
         {
             thread::sleep(Duration::from_millis(1));
         }

@@ -32,7 +32,7 @@ pub(crate) enum BenchProgress {
 pub(crate) struct Row {
     /// The name of the measurement.
     pub what: String,
-    /// The path: `gateway` for a phase of dialing, `tunnel`, `tunnel, nothing standing by`, or
+    /// The path: `gateway` for a phase of dialing, `tunnel`, `tunnel, no standby`, or
     /// `direct` for loopback.
     pub path: &'static str,
     /// The result.

@@ -14,7 +14,7 @@ pub(super) type Stopped = (String, &'static str, Problem);
 /// A run of measurements.
 pub(super) struct Run<'a> {
     pub(super) config: &'a Config,
-    pub(super) about: &'a ProbeOptions,
+    pub(super) options: &'a ProbeOptions,
     pub(super) plan: &'a BenchPlan,
     pub(super) report: &'a mut dyn FnMut(BenchProgress),
     pub(super) begun: Instant,

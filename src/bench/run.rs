@@ -30,8 +30,8 @@ use crate::relay::{DialEvent, trace};
 use crate::tunnel::ws_codec::Version;
 
 /// How often each phase of the path is measured.
-const WALKS: usize = 3;
-/// If the gateway answers sooner than this, the relay keeps no warm connections.
+const REPEATS: usize = 3;
+/// If the gateway answers sooner than this, the relay keeps no connection on standby.
 const FAR: Duration = Duration::from_millis(5);
 
 /// Measures the path through the upstream of `config`, and reports each figure when it is known.
@@ -40,13 +40,13 @@ const FAR: Duration = Duration::from_millis(5);
 /// Returns `None` if there is no path, or if [`Config::cancel`] ended it; the rows say which.
 pub(crate) fn benchmark(
     config: &Config,
-    about: &ProbeOptions,
+    options: &ProbeOptions,
     plan: &BenchPlan,
     report: &mut dyn FnMut(BenchProgress),
 ) -> Option<Conclusion> {
     let mut run = Run {
         config,
-        about,
+        options,
         plan,
         report,
         begun: Instant::now(),
@@ -56,7 +56,7 @@ pub(crate) fn benchmark(
     };
     // Assumed until the far end shows that it is not a benchmark origin.
     run.plan_for(true, false);
-    match run.walk() {
+    match run.measure_all() {
         Ok(conclusion) => conclusion,
         Err((what, path, problem)) => {
             run.not_measured(what, path, problem);
@@ -66,9 +66,9 @@ pub(crate) fn benchmark(
 }
 
 impl Run<'_> {
-    fn walk(&mut self) -> Result<Option<Conclusion>, Stopped> {
-        let living = self.about.running.as_ref();
-        let prepared = prepared::see(self.config, living.is_some())
+    fn measure_all(&mut self) -> Result<Option<Conclusion>, Stopped> {
+        let running = self.options.running.as_ref();
+        let prepared = prepared::prepare(self.config, running.is_some())
             .map_err(|error| (error.stage().to_string(), "gateway", error.into()))?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let origin = BenchOrigin::start(loopback).map_err(|error| {
@@ -81,10 +81,10 @@ impl Run<'_> {
         let Some(session) = &prepared.session else {
             return Ok(None);
         };
-        let named = self.about.target.clone();
+        let named = self.options.target.clone();
         let target = match named {
             Some(target) => target,
-            None if self.about.own_origin => Authority {
+            None if self.options.own_origin => Authority {
                 host: Host::Address(origin.local_addr().ip()),
                 port: origin.local_addr().port(),
             },
@@ -100,8 +100,8 @@ impl Run<'_> {
             return Ok(None);
         }
         let relay = self.relay(&prepared, self.config.limits.standby)?;
-        let port = match (&relay, living) {
-            (_, Some(living)) => Port::of_url(living.relay, &living.proxy),
+        let port = match (&relay, running) {
+            (_, Some(running)) => Port::of_url(running.relay, &running.proxy),
             (Some(relay), None) => relay.port(),
             (None, None) => return Ok(None),
         };
@@ -111,7 +111,7 @@ impl Run<'_> {
             ..self.load(client::Route::Direct(origin.local_addr()), true)
         });
         let far = round_trip.is_some_and(|trip| trip >= FAR);
-        let cold = if far && living.is_none() {
+        let cold = if far && running.is_none() {
             self.relay(&prepared, 0)?
         } else {
             None
@@ -124,13 +124,13 @@ impl Run<'_> {
         self.plan_for(tunnel.speaks, cold.is_some());
         self.idle(&direct, "direct");
         self.idle(&tunnel, "tunnel");
-        let warm = relay.as_ref().filter(|_| far);
-        self.set_ups(&direct, &tunnel, warm, &mut samples);
+        let with_standby = relay.as_ref().filter(|_| far);
+        self.set_ups(&direct, &tunnel, with_standby, &mut samples);
         if let Some(cold) = cold {
             let load = self.load(self.route(cold.port(), &target), tunnel.speaks);
             self.set_up(
                 &Arc::new(load),
-                "tunnel, nothing standing by",
+                "tunnel, no standby",
                 1,
                 Wait::for_nothing(),
             );
@@ -173,7 +173,7 @@ impl Run<'_> {
         self.begins("the path to the gateway");
         let mut quickest: Vec<(Phase, Duration)> = Vec::new();
         let mut walked = Ok(());
-        for _ in 0..WALKS {
+        for _ in 0..REPEATS {
             if walked.is_err() || self.config.cancel.is_requested() {
                 break;
             }
@@ -196,7 +196,7 @@ impl Run<'_> {
             self.row(phase.to_string(), "gateway", vec![figure]);
         }
         walked.map_err(|rejection| {
-            let remedy = if rejection.is_policy() && self.about.target.is_none() {
+            let remedy = if rejection.is_policy() && self.options.target.is_none() {
                 "name a far end that it allows with --target HOST:PORT"
             } else {
                 rejection.remedy
@@ -209,8 +209,8 @@ impl Run<'_> {
         Ok(trip.map(|(_, took)| *took))
     }
 
-    /// A relay in this process with a warm pool of this size; `None` if a running serve has
-    /// consumed the token.
+    /// A relay in this process with at most `standby` standby connections; `None` if a running
+    /// serve has consumed the token.
     fn relay(
         &self,
         prepared: &Prepared,

@@ -37,8 +37,8 @@ struct ConfigHandle(Mutex<config::Config>);
 struct StatsOut {
     live: u64,
     tunnels: u64,
-    standby: u64,
-    standing_by: u64,
+    standby_used: u64,
+    standby_open: u64,
     refused: u64,
     broken: u64,
     bytes_up: u64,
@@ -231,8 +231,8 @@ extern "C" fn upstreamproxy_read_stats(
         let now = StatsOut {
             live: now.live,
             tunnels: now.tunnels,
-            standby: now.standby,
-            standing_by: now.standing_by,
+            standby_used: now.standby_used,
+            standby_open: now.standby_open,
             refused: now.refused,
             broken: now.broken,
             bytes_up: now.bytes_up,

@@ -93,8 +93,8 @@ typedef struct upstreamproxy upstreamproxy;
 struct upstreamproxy_stats {
     uint64_t live;        /* connections that are served now */
     uint64_t tunnels;     /* tunnels that were established */
-    uint64_t standby;     /* of these, tunnels that used a WebSocket opened in advance */
-    uint64_t standing_by; /* WebSockets opened in advance that are open now */
+    uint64_t standby_used; /* of these, tunnels that used a standby connection */
+    uint64_t standby_open; /* standby connections that are open now */
     uint64_t refused;     /* connections that were refused */
     uint64_t broken;      /* tunnels that broke or were cut */
     uint64_t bytes_up;    /* bytes from clients to targets */
@@ -178,7 +178,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   resolve             list, with embedded: HOST:PORT:ADDR, use this address for this name, as in curl
  *   max-tunnels         maximum number of open tunnels, at least 1; further requests are answered 503; default what the
  *                       limits of the process allow, at most 1024
- *   standby             maximum number of WebSockets opened in advance if the upstream is far away, 0 to 64; default 8;
+ *   standby             maximum number of standby connections, opened in advance if the upstream is far away, 0 to 64; default 8;
  *                       0 disables them
  *   drain-timeout       how long open tunnels may continue after a stop request; default 10s; 0 cuts them at once
  *   connect-timeout     limit for each of name resolution, TCP, TLS and upgrade; default 10s; with 0 every connection fails

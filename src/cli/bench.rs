@@ -31,7 +31,7 @@ struct Results {
 pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
     let (plan, json) = (options.plan, options.json);
-    let (config, gateway, about) = match prepare_check(options) {
+    let (config, gateway, options) = match prepare_check(options) {
         Ok(prepared) => prepared,
         Err(status) => return status,
     };
@@ -41,7 +41,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     let shared = Arc::clone(&results);
     let mut progress = Progress::default();
     let measured = until_signal(signals.receiver(), &cancel, move || {
-        let conclusion = benchmark(&config, &about, &plan, &mut |event| {
+        let conclusion = benchmark(&config, &options, &plan, &mut |event| {
             let mut results = shared.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
                 BenchProgress::Between { upstream, target } => {

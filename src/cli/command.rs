@@ -1,4 +1,5 @@
-//! Finds COMMAND in `PATH` before anything is read or burnt, so that a typing error costs nothing.
+//! Finds COMMAND in `PATH` before anything is read or deleted, so that a typing error costs
+//! nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

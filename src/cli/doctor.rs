@@ -16,7 +16,7 @@ use super::signals::{ENDING, Signals};
 pub(crate) fn run(options: Options) -> ExitStatus {
     let signals = Signals::watch(ENDING);
     let json = options.json;
-    let (config, gateway, about) = match prepare_check(options) {
+    let (config, gateway, options) = match prepare_check(options) {
         Ok(prepared) => prepared,
         Err(status) => return status,
     };
@@ -25,7 +25,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     let checks = Arc::new(Mutex::new(Vec::new()));
     let results = Arc::clone(&checks);
     let finished = until_signal(signals.receiver(), &cancel, move || {
-        diagnose(&config, &about, &mut |check| {
+        diagnose(&config, &options, &mut |check| {
             if !json {
                 print(line(&check).as_bytes());
             }

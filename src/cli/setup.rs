@@ -36,7 +36,7 @@ pub(crate) enum SetUp {
         /// What failed and what to do, in one sentence.
         reason: String,
     },
-    /// A signal arrived first. The token file still exists, unless it was already burnt.
+    /// A signal arrived first. The token file still exists, unless it was already deleted.
     Interrupted(Signal),
 }
 
@@ -55,12 +55,12 @@ pub(crate) fn prepare_check(
         .inherited
         .home()
         .and_then(|home| state::running(&home));
-    let about = ProbeOptions {
+    let probe = ProbeOptions {
         target: options.target,
         own_origin: embedded,
         running: running.filter(|_| !embedded),
     };
-    Ok((config, gateway, about))
+    Ok((config, gateway, probe))
 }
 
 /// Runs the stages of the lifecycle until a signal arrives.

@@ -32,7 +32,7 @@ const UPSTREAM: &[Subcommand] = &[
     #[cfg(feature = "bench")]
     Bench,
 ];
-/// The subcommands that open connections in advance.
+/// The subcommands that open standby connections.
 const STANDBY: &[Subcommand] = &[
     Run,
     Serve,

@@ -76,7 +76,7 @@ pub(crate) fn count(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n > 0, "a whole number of at least 1")
 }
 
-/// A number of connections in advance: from 0 to 64. More burden the gateway and gain nothing.
+/// A number of standby connections: from 0 to 64. More burden the gateway and gain nothing.
 pub(crate) fn standby(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n <= 64, "a whole number from 0 to 64")
 }

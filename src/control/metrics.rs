@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The counters of one relay or gateway at one moment. All but [`live`](Self::live) and
-/// [`standing_by`](Self::standing_by) count from its start.
+/// [`standby_open`](Self::standby_open) count from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -12,10 +12,10 @@ pub struct Stats {
     pub live: u64,
     /// Tunnels that were established.
     pub tunnels: u64,
-    /// Tunnels of a relay that used a connection of its warm pool.
-    pub standby: u64,
-    /// Connections in the warm pool of a relay now.
-    pub standing_by: u64,
+    /// Tunnels of a relay that used a standby connection.
+    pub standby_used: u64,
+    /// Standby connections of a relay that are open now.
+    pub standby_open: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Tunnels that broke, panicked or were cut.
@@ -67,8 +67,8 @@ impl StatsReader {
 pub(crate) struct Counters {
     pub(crate) live: AtomicU64,
     pub(crate) tunnels: AtomicU64,
-    pub(crate) standby: AtomicU64,
-    pub(crate) standing_by: AtomicU64,
+    pub(crate) standby_used: AtomicU64,
+    pub(crate) standby_open: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) broken: AtomicU64,
     pub(crate) bytes_up: AtomicU64,
@@ -86,8 +86,8 @@ impl Counters {
         Stats {
             live: self.live.load(Relaxed),
             tunnels: self.tunnels.load(Relaxed),
-            standby: self.standby.load(Relaxed),
-            standing_by: self.standing_by.load(Relaxed),
+            standby_used: self.standby_used.load(Relaxed),
+            standby_open: self.standby_open.load(Relaxed),
             refused: self.refused.load(Relaxed),
             broken: self.broken.load(Relaxed),
             bytes_up: self.bytes_up.load(Relaxed),

@@ -74,7 +74,7 @@ impl From<Rejection> for EndReason {
 #[derive(Debug)]
 pub(crate) struct TunnelSummary {
     /// How it ended.
-    pub(crate) how: EndReason,
+    pub(crate) reason: EndReason,
     /// Bytes from client to target.
     pub(crate) up: u64,
     /// Bytes from target to client.
@@ -89,7 +89,7 @@ pub(crate) struct Outcome {
     /// The address of the peer, if the log line of a rejection names it.
     peer: Option<SocketAddr>,
     /// How it ended.
-    pub(crate) how: EndReason,
+    pub(crate) reason: EndReason,
     /// Bytes from client to target.
     up: u64,
     /// Bytes from target to client.
@@ -106,14 +106,14 @@ impl Outcome {
         authority: Option<String>,
         result: Result<TunnelSummary, EndReason>,
     ) -> Self {
-        let (how, up, down) = match result {
-            Ok(TunnelSummary { how, up, down }) => (how, up, down),
-            Err(how) => (how, 0, 0),
+        let (reason, up, down) = match result {
+            Ok(TunnelSummary { reason, up, down }) => (reason, up, down),
+            Err(reason) => (reason, 0, 0),
         };
         Self {
             authority,
             peer: None,
-            how,
+            reason,
             up,
             down,
             since,
@@ -133,22 +133,22 @@ impl Outcome {
         let authority = self.authority.as_deref().unwrap_or("-");
         let took = Millis(self.since.elapsed());
         let (up, down) = (self.up, self.down);
-        match (&self.how, self.peer) {
+        match (&self.reason, self.peer) {
             (EndReason::Rejected(_), Some(peer)) => {
-                log::info!("{who}: {authority} {}, from {peer}, {took}", self.how);
+                log::info!("{who}: {authority} {}, from {peer}, {took}", self.reason);
             }
             (EndReason::Rejected(_), None) => {
-                log::info!("{who}: {authority} {}, {took}", self.how);
+                log::info!("{who}: {authority} {}, {took}", self.reason);
             }
             (EndReason::Answered | EndReason::Abandoned, _) => {
-                log::debug!("{who}: {authority} {}, {took}", self.how);
+                log::debug!("{who}: {authority} {}, {took}", self.reason);
             }
             (EndReason::Panicked, _) => log::error!(
                 "{who}: {authority} {}, {took}; this is a fault of this program: report it",
-                self.how
+                self.reason
             ),
-            (how, _) => {
-                log::info!("{who}: {authority} {up} bytes up, {down} bytes down, {took}, {how}");
+            (reason, _) => {
+                log::info!("{who}: {authority} {up} bytes up, {down} bytes down, {took}, {reason}");
             }
         }
     }

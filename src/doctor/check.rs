@@ -117,11 +117,11 @@ pub(crate) enum Fact {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PathResult {
     /// A tunnel to the far end was opened.
-    Yes,
+    Opened,
     /// The gateway's policy forbids the far end, which was chosen by default and not by the user.
     Forbidden,
     /// No tunnel was opened; the checks say why.
-    No,
+    Failed,
 }
 
 /// One check. Each step has one; `variables` has one for each problem.

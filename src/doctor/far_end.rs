@@ -19,19 +19,19 @@ pub(super) struct FarEnd {
 impl FarEnd {
     /// The target of the options, else the built-in origin, else the base URL's host.
     pub(super) fn find(
-        about: &ProbeOptions,
+        options: &ProbeOptions,
         origin: Option<&Origin>,
         prepared: &Prepared,
     ) -> Option<Self> {
         let base = prepared.session.as_ref().map(|session| &session.base);
-        let authority = about
+        let authority = options
             .target
             .clone()
             .or_else(|| origin.map(Origin::authority))
             .or_else(|| base.map(|base| base.authority().clone()))?;
         let is_base = base.is_some_and(|base| base.secure() && *base.authority() == authority);
         Some(Self {
-            named: about.target.is_some(),
+            named: options.target.is_some(),
             echoes: origin.is_some(),
             speaks_tls: authority.port == 443 || is_base,
             authority,

@@ -29,18 +29,18 @@ use origin::Origin;
 ///
 /// Every wait is bounded by [`Config::limits`]. [`Config::cancel`] ends the run before the next
 /// group of steps.
-pub(crate) fn diagnose(config: &Config, about: &ProbeOptions, report: &mut dyn FnMut(Check)) {
-    let running = about.running.as_ref();
+pub(crate) fn diagnose(config: &Config, options: &ProbeOptions, report: &mut dyn FnMut(Check)) {
+    let running = options.running.as_ref();
     let cancelled = || config.cancel.is_requested();
     let prepared = stages::check_all(config, running, report);
     if cancelled() {
         return;
     }
-    let origin = match about.target {
-        None if about.own_origin => Origin::start().ok(),
+    let origin = match options.target {
+        None if options.own_origin => Origin::start().ok(),
         _ => None,
     };
-    let far_end = FarEnd::find(about, origin.as_ref(), &prepared);
+    let far_end = FarEnd::find(options, origin.as_ref(), &prepared);
     let opened = path::check_all(
         config,
         &prepared,
@@ -75,9 +75,11 @@ fn round_trips(
         return round_trip::check_all(&port, far_end, &config.limits, report);
     }
     match opened {
-        PathResult::Yes => {}
+        PathResult::Opened => {}
         PathResult::Forbidden => return round_trip::skip(round_trip::FORBIDDEN, report),
-        PathResult::No => return round_trip::skip("no tunnel could be opened, see above", report),
+        PathResult::Failed => {
+            return round_trip::skip("no tunnel could be opened, see above", report);
+        }
     }
     match ProbeRelay::start(config, prepared) {
         Ok(Some(relay)) => round_trip::check_all(&relay.port(), far_end, &config.limits, report),

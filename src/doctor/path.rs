@@ -29,12 +29,12 @@ const PHASES: [Step; 5] = [
 ];
 
 /// Checks the path as far as the earlier steps allow: name, TCP and TLS need no token. Without a
-/// token (`burnt`, or not readable) the later phases are skipped.
+/// token (`token_deleted`, or not readable) the later phases are skipped.
 pub(super) fn check_all(
     config: &Config,
     prepared: &Prepared,
     target: Option<&FarEnd>,
-    burnt: bool,
+    token_deleted: bool,
     report: &mut dyn FnMut(Check),
 ) -> PathResult {
     let mut phases = PhaseReport {
@@ -44,7 +44,7 @@ pub(super) fn check_all(
     };
     let Some(session) = &prepared.session else {
         phases.skip_rest("the gate is closed");
-        return PathResult::No;
+        return PathResult::Failed;
     };
     let secure = session.base.secure();
     let roots = match &prepared.roots {
@@ -52,7 +52,7 @@ pub(super) fn check_all(
         None if !secure => &[],
         None => {
             phases.skip_rest("there are no root certificates, see ca");
-            return PathResult::No;
+            return PathResult::Failed;
         }
     };
     // An empty token is never sent: without a token there is no target, and so no phase after TLS.
@@ -66,7 +66,7 @@ pub(super) fn check_all(
         Err(error) => {
             phases.pass(|step| Check::wrong(step, error.into()));
             phases.skip_rest("the roots cannot be used");
-            return PathResult::No;
+            return PathResult::Failed;
         }
     };
     phases.since = Instant::now();
@@ -77,14 +77,14 @@ pub(super) fn check_all(
         }
     });
     match traced {
-        Ok(()) if target.is_some() => PathResult::Yes,
-        Ok(()) if burnt => {
-            phases.skip_rest("the token is burnt; the round trip uses it");
-            PathResult::No
+        Ok(()) if target.is_some() => PathResult::Opened,
+        Ok(()) if token_deleted => {
+            phases.skip_rest("the token file is deleted; the round trip uses it");
+            PathResult::Failed
         }
         Ok(()) => {
             phases.skip_rest("there is no token, see token");
-            PathResult::No
+            PathResult::Failed
         }
         Err(rejection) if rejection.is_policy() && target.is_some_and(|far_end| !far_end.named) => {
             phases.pass(|step| {
@@ -103,7 +103,7 @@ pub(super) fn check_all(
             };
             phases.pass(|step| Check::wrong(step, Problem::new(what, rejection.remedy)));
             phases.skip_rest(&format!("{phase} failed"));
-            PathResult::No
+            PathResult::Failed
         }
     }
 }

@@ -42,9 +42,9 @@ pub(super) fn check_all(
         };
     };
 
-    let burnt = |running: &RunningServe| {
+    let deleted = |running: &RunningServe| {
         Ok(format!(
-            "burnt: the serve with process ID {} has read it",
+            "deleted: the serve with process ID {} has read it",
             running.pid
         ))
     };
@@ -53,7 +53,7 @@ pub(super) fn check_all(
         Step::Token,
         match (&token, running) {
             (Some(Err(error)), _) => Err(error.clone()),
-            (None, Some(running)) => burnt(running),
+            (None, Some(running)) => deleted(running),
             _ => Ok(readable(config)),
         },
     ));
@@ -84,7 +84,7 @@ pub(super) fn check_all(
     report(match (&token, running) {
         (_, Some(running)) => Check::of::<Problem>(
             Step::Burn,
-            burnt(running).map_err(|error: Error| error.into()),
+            deleted(running).map_err(|error: Error| error.into()),
         ),
         (Some(Ok(token)), None) => Check::of(Step::Burn, can_burn(config, token)),
         _ => Check::skipped(Step::Burn, "there is no token file, see token"),

@@ -36,7 +36,7 @@ impl CertCache {
     }
 
     /// Adds the certificate of `host` as the most recently used one.
-    pub(crate) fn keep(&mut self, host: &Host, mut cert: HostCert) {
+    pub(crate) fn insert(&mut self, host: &Host, mut cert: HostCert) {
         if self.hosts.len() >= HOST_LIMIT {
             let oldest = self.hosts.iter().min_by_key(|(_, cert)| cert.last_use);
             if let Some(host) = oldest.map(|(host, _)| host.clone()) {
@@ -127,11 +127,11 @@ mod tests {
             last_use: 0,
         };
         for n in 0..limit {
-            cache.keep(&nth(n), copy());
+            cache.insert(&nth(n), copy());
         }
         let used = cache.take(&nth(0), NOON).unwrap();
-        cache.keep(&nth(0), used);
-        cache.keep(&nth(limit), copy());
+        cache.insert(&nth(0), used);
+        cache.insert(&nth(limit), copy());
         assert_eq!(cache.hosts.len(), HOST_LIMIT);
         assert!(cache.take(&nth(0), NOON).is_some());
         assert!(cache.take(&nth(1), NOON).is_none());
@@ -143,7 +143,7 @@ mod tests {
         let host = Host::parse("example.com").unwrap();
         let mut cache = CertCache::default();
         for now in [NOON + Duration::HOUR, NOON - Duration::HOUR * 2] {
-            cache.keep(&host, host_cert());
+            cache.insert(&host, host_cert());
             assert!(cache.take(&host, now).is_none());
             assert!(cache.hosts.is_empty());
         }

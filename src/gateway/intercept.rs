@@ -53,7 +53,7 @@ pub(super) fn begin<'a>(
     log::warn!("gateway: {authority}: interception failed: {}", error.why);
     let summary = pump.finish_with(&error.alert);
     Err(TunnelSummary {
-        how: EndReason::Broken {
+        reason: EndReason::Broken {
             by: error.by,
             why: error.why,
         },

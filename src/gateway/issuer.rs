@@ -88,7 +88,7 @@ impl Issuer {
             None => self.mint(host, now)?,
         };
         let config = cert.config(alpn)?;
-        cache.keep(host, cert);
+        cache.insert(host, cert);
         Ok(config)
     }
 

@@ -260,7 +260,7 @@ impl Service for GatewayService {
         session::serve(&self.0, connection, peer)
     }
 
-    fn refusal(&self) -> Vec<u8> {
+    fn busy_response(&self) -> Vec<u8> {
         response::closing(
             &Rejection::new(503, Phase::Head, "the gateway has no tunnel free")
                 .remedy("try again in a moment")

@@ -261,7 +261,7 @@ fn authorize(
 fn send(gateway: &GatewayContext, ws: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
     let mut plain = Buffer::new(&gateway.pool);
     plain.extend(bytes);
-    ws.seal(&mut plain)
+    ws.encode(&mut plain)
 }
 
 /// Answers the CONNECT request with a rejection, and closes the WebSocket.

@@ -113,7 +113,7 @@ impl<S: Service> Acceptor<S> {
     /// Responds without a thread and without waiting.
     fn refuse(&mut self, connection: TcpStream) {
         Counters::add(&self.counters.refused, 1);
-        self.refused.add(connection, &self.service.refusal());
+        self.refused.add(connection, &self.service.busy_response());
     }
 
     /// Waits for a stop, input on refused connections, or a connection. With `pause`, for that time

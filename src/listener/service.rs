@@ -18,7 +18,7 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn serve(&self, connection: TcpStream, peer: SocketAddr) -> Outcome;
 
     /// The response to a connection for which no slot is free.
-    fn refusal(&self) -> Vec<u8>;
+    fn busy_response(&self) -> Vec<u8>;
 
     /// Called when no slot is free: evicts a connection that has a slot and is not authenticated
     /// yet.

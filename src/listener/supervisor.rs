@@ -97,7 +97,7 @@ impl Supervisor {
 
     fn record(&self, outcome: &Outcome) {
         let counters = &self.counters;
-        match &outcome.how {
+        match &outcome.reason {
             EndReason::Rejected(_) => Counters::add(&counters.refused, 1),
             EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => {
                 Counters::add(&counters.broken, 1);
@@ -109,7 +109,7 @@ impl Supervisor {
 }
 
 fn count(outcome: &Outcome, report: &mut ShutdownReport) {
-    match outcome.how {
+    match outcome.reason {
         EndReason::Cut => report.cut += 1,
         EndReason::Answered | EndReason::Abandoned | EndReason::Rejected(_) => {}
         _ => report.ended += 1,

@@ -151,7 +151,7 @@ impl Resolver {
         Self::with_lookup(
             Vec::new(),
             OneLabel::Searched,
-            Arc::new(ask_system),
+            Arc::new(system_lookup),
             RELAY_POOL,
         )
     }
@@ -163,7 +163,7 @@ impl Resolver {
         Self::with_lookup(
             overrides,
             OneLabel::Absolute,
-            Arc::new(ask_system),
+            Arc::new(system_lookup),
             GATEWAY_POOL,
         )
     }
@@ -383,7 +383,7 @@ fn numeric(text: &str) -> io::Result<Vec<IpAddr>> {
 
 /// getaddrinfo(3) for one family. `NotFound`: there is no such name, or it has no address of this
 /// family.
-fn ask_system(name: &str, family: Family) -> io::Result<Vec<SocketAddr>> {
+fn system_lookup(name: &str, family: Family) -> io::Result<Vec<SocketAddr>> {
     let hints = AddrInfoHints {
         address: match family {
             Family::V6 => libc::AF_INET6,
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn asks_the_system_and_says_not_found_for_a_name_without_addresses() {
         // Not through `resolve`, which resolves "localhost" without the system.
-        let local = ask_system("localhost", Family::V4).unwrap();
+        let local = system_lookup("localhost", Family::V4).unwrap();
         assert!(!local.is_empty() && local.iter().all(|a| a.ip() == Ipv4Addr::LOCALHOST));
         let empty = resolver(|_, _| Ok(Vec::new()));
         let unknown = resolver(|_, _| Err(io::Error::other("unknown")));
@@ -593,8 +593,8 @@ mod tests {
     #[test]
     fn only_the_name_of_a_relays_gateway_uses_the_search_list() {
         for (one_label, single) in [(OneLabel::Absolute, "gw."), (OneLabel::Searched, "gw")] {
-            let asked = Arc::new(Mutex::new(Vec::new()));
-            let log = Arc::clone(&asked);
+            let queried = Arc::new(Mutex::new(Vec::new()));
+            let log = Arc::clone(&queried);
             let lookup = move |name: &str, family| {
                 log.lock().unwrap().push(name.to_owned());
                 Ok(both(family))
@@ -603,11 +603,11 @@ mod tests {
             found(&resolver, "gw");
             found(&resolver, "gw.example");
             found(&resolver, "gw.test.");
-            let asked = asked.lock().unwrap();
+            let queried = queried.lock().unwrap();
             let expected = [single, "gw.example.", "gw.test."];
             assert!(
-                asked.iter().all(|name| expected.contains(&name.as_str())),
-                "{asked:?}"
+                queried.iter().all(|name| expected.contains(&name.as_str())),
+                "{queried:?}"
             );
         }
     }

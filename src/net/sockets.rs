@@ -76,12 +76,12 @@ pub(crate) struct SocketEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
     /// The peer has acknowledged all of it.
-    Done,
+    Acknowledged,
     /// It is in flight, or waits for a peer that answers and has no buffer space.
-    UnderWay,
+    InFlight,
     /// It was sent repeatedly, or the peer's window was probed repeatedly, without an answer for a
     /// long time.
-    Unanswered,
+    PeerSilent,
 }
 
 impl SocketTable {
@@ -103,7 +103,11 @@ impl SocketTable {
     ///
     /// # Errors
     /// The kernel does not answer, or reports an error.
-    pub(crate) fn ask(&self, own: SocketAddr, peer: SocketAddr) -> io::Result<Option<SocketEntry>> {
+    pub(crate) fn query(
+        &self,
+        own: SocketAddr,
+        peer: SocketAddr,
+    ) -> io::Result<Option<SocketEntry>> {
         let (own, peer) = (unmapped(own), unmapped(peer));
         let mut query = Vec::with_capacity(72);
         query.extend(72_u32.to_ne_bytes());
@@ -171,12 +175,12 @@ impl SocketEntry {
             (IN_FLIGHT, Some((sent, answered))) => repeated && sent < answered && answered >= long,
             (WINDOW_CLOSED, Some((_, answered))) => repeated && answered >= long,
             (IN_FLIGHT | WINDOW_CLOSED, None) => false,
-            _ => return Delivery::Done,
+            _ => return Delivery::Acknowledged,
         };
         if unanswered {
-            Delivery::Unanswered
+            Delivery::PeerSilent
         } else {
-            Delivery::UnderWay
+            Delivery::InFlight
         }
     }
 }
@@ -200,15 +204,15 @@ pub(crate) fn probe_every(socket: &impl AsFd, interval: Duration) {
 }
 
 /// The state of the data that was written to `socket`; `long` is the time without an answer that
-/// counts as too long. If it cannot be determined, the data counts as under way.
+/// counts as too long. If it cannot be determined, the data counts as in flight.
 pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
-    let asked = || {
+    let queried = || {
         let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
-        SocketTable::open()?.ask(own, peer)
+        SocketTable::open()?.query(own, peer)
     };
-    match asked() {
+    match queried() {
         Ok(Some(entry)) => entry.delivery(long),
-        Ok(None) | Err(_) => Delivery::UnderWay,
+        Ok(None) | Err(_) => Delivery::InFlight,
     }
 }
 
@@ -267,7 +271,7 @@ mod tests {
     fn data_that_a_live_peer_acknowledged_is_done() {
         let (mut client, _server) = pair();
         client.write_all(b"taken").unwrap();
-        assert_eq!(delivery(&client, Duration::ZERO), Delivery::Done);
+        assert_eq!(delivery(&client, Duration::ZERO), Delivery::Acknowledged);
     }
 
     #[test]
@@ -276,7 +280,7 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         let much = vec![0; 64 << 10];
         while client.write(&much).is_ok() {}
-        assert_eq!(delivery(&client, Duration::ZERO), Delivery::UnderWay);
+        assert_eq!(delivery(&client, Duration::ZERO), Delivery::InFlight);
     }
 
     #[test]
@@ -284,16 +288,16 @@ mod tests {
         let (recent, long) = (Duration::from_secs(1), Duration::from_secs(50));
         let (never, sent_first, sent_last) = (None, Some((long, long)), Some((recent, long)));
         for (timer, attempts, times, delivery) in [
-            (0, 9, sent_last, Delivery::Done),
-            (2, 9, sent_last, Delivery::Done),
-            (IN_FLIGHT, 2, sent_last, Delivery::UnderWay),
-            (IN_FLIGHT, 9, never, Delivery::UnderWay),
-            (IN_FLIGHT, 9, sent_first, Delivery::UnderWay),
-            (IN_FLIGHT, 3, sent_last, Delivery::Unanswered),
-            (IN_FLIGHT, 3, Some((recent / 2, recent)), Delivery::UnderWay),
-            (WINDOW_CLOSED, 2, sent_first, Delivery::UnderWay),
-            (WINDOW_CLOSED, 3, Some((long, recent)), Delivery::UnderWay),
-            (WINDOW_CLOSED, 3, sent_first, Delivery::Unanswered),
+            (0, 9, sent_last, Delivery::Acknowledged),
+            (2, 9, sent_last, Delivery::Acknowledged),
+            (IN_FLIGHT, 2, sent_last, Delivery::InFlight),
+            (IN_FLIGHT, 9, never, Delivery::InFlight),
+            (IN_FLIGHT, 9, sent_first, Delivery::InFlight),
+            (IN_FLIGHT, 3, sent_last, Delivery::PeerSilent),
+            (IN_FLIGHT, 3, Some((recent / 2, recent)), Delivery::InFlight),
+            (WINDOW_CLOSED, 2, sent_first, Delivery::InFlight),
+            (WINDOW_CLOSED, 3, Some((long, recent)), Delivery::InFlight),
+            (WINDOW_CLOSED, 3, sent_first, Delivery::PeerSilent),
         ] {
             let entry = SocketEntry {
                 uid: 0,

@@ -73,7 +73,7 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Requests a tunnel to `target` from the relay at `port`.
     pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Problem> {
-        let answer = Self::ask(port, target, within).map_err(|error| {
+        let answer = Self::request(port, target, within).map_err(|error| {
             Problem::new(
                 format!("the relay on {} does not answer: {error}", port.address),
                 "check its log; if it hangs, restart it",
@@ -102,7 +102,11 @@ impl Tunnel {
         }
     }
 
-    fn ask(port: &Port, target: &Authority, within: Duration) -> io::Result<(TcpStream, Vec<u8>)> {
+    fn request(
+        port: &Port,
+        target: &Authority,
+        within: Duration,
+    ) -> io::Result<(TcpStream, Vec<u8>)> {
         let deadline = Deadline::after(within);
         let mut stream = TcpStream::connect_timeout(&port.address, within)?;
         stream.set_nodelay(true)?;
@@ -274,14 +278,14 @@ mod tests {
         (port, thread)
     }
 
-    fn ask(port: &Port) -> Result<Tunnel, Problem> {
+    fn open(port: &Port) -> Result<Tunnel, Problem> {
         Tunnel::open(port, &"example.com:443".parse().unwrap(), PATIENCE)
     }
 
     #[test]
     fn a_tunnel_is_asked_for_by_a_connect_request_and_what_comes_behind_the_answer_is_kept() {
         let (address, thread) = relay(b"HTTP/1.1 200 Connection Established\r\n\r\nfirst");
-        let mut tunnel = ask(&Port::open(address)).unwrap();
+        let mut tunnel = open(&Port::open(address)).unwrap();
         tunnel
             .receive(Deadline::after(PATIENCE), |received| received.len() >= 5)
             .unwrap();
@@ -296,7 +300,7 @@ mod tests {
         let (address, thread) = relay(b"HTTP/1.1 200 OK\r\n\r\n");
         let port = Port::of_url(address, "http://upstreamproxy:canary@127.0.0.1:1");
         assert!(!format!("{port:?}").contains("canary"));
-        ask(&port).unwrap().end();
+        open(&port).unwrap().end();
         let request = thread.join().unwrap();
         let expected = "\r\nProxy-Authorization: Basic dXBzdHJlYW1wcm94eTpjYW5hcnk=\r\n";
         assert!(request.contains(expected), "{request}");
@@ -306,7 +310,7 @@ mod tests {
     fn a_refusal_has_the_reason_and_the_remedy() {
         let (address, thread) =
             relay(b"HTTP/1.1 502 Bad Gateway\r\n\r\nit is down; wait a little\n");
-        let problem = ask(&Port::open(address)).unwrap_err();
+        let problem = open(&Port::open(address)).unwrap_err();
         assert_eq!(
             problem.what,
             "example.com:443 was refused with 502: it is down"
@@ -322,7 +326,7 @@ mod tests {
                 "HTTP/1.1 403 Forbidden\r\nProxy-Status: upstreamproxy; error=x; details=\"{details}\"\r\n\r\nno"
             );
             let (address, thread) = relay(answer.leak().as_bytes());
-            assert_eq!(ask(&Port::open(address)).unwrap_err().policy, policy);
+            assert_eq!(open(&Port::open(address)).unwrap_err().policy, policy);
             thread.join().unwrap();
         }
     }
@@ -334,7 +338,7 @@ mod tests {
             (b"SSH-2.0-x\r\n", "not HTTP"),
         ] {
             let (address, thread) = relay(answer);
-            let problem = ask(&Port::open(address)).unwrap_err();
+            let problem = open(&Port::open(address)).unwrap_err();
             assert!(problem.what.contains(expected), "{}", problem.what);
             thread.join().unwrap();
         }

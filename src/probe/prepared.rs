@@ -18,12 +18,12 @@ pub(crate) struct Prepared {
     pub(crate) roots: Option<Vec<CertificateDer<'static>>>,
 }
 
-/// What a connection to the upstream needs. Reports nothing and downloads nothing. If the token is
-/// `burnt`, none is read.
+/// What a connection to the upstream needs. Reports nothing and downloads nothing. If the token
+/// file is deleted, no token is read.
 #[cfg(feature = "bench")]
-pub(crate) fn see(config: &Config, burnt: bool) -> Result<Prepared, Error> {
+pub(crate) fn prepare(config: &Config, token_deleted: bool) -> Result<Prepared, Error> {
     let session = session(config)?;
-    let token = if burnt {
+    let token = if token_deleted {
         None
     } else {
         Some(read_token(config)?.secret())

@@ -26,7 +26,7 @@ pub(crate) struct Upstream {
     pub(crate) resolver: Resolver,
 }
 
-/// What a worker and the warm pool need to dial the gateway.
+/// What a worker and the standby pool need to dial the gateway.
 #[derive(Debug)]
 pub(super) struct RelayContext {
     pub(super) upstream: Upstream,

@@ -67,7 +67,7 @@ pub(crate) enum DialEvent<'a> {
     Opening,
 }
 
-/// Opens a WebSocket to the gateway without a CONNECT request, for the warm pool.
+/// Opens a WebSocket to the gateway without a CONNECT request, to be kept on standby.
 pub(super) fn dial_ahead(context: &RelayContext) -> Result<Conn, TunnelError> {
     let mut dialer = Dialer::new(context, None);
     let (mut conn, mut received) = dialer.connect_transport()?;
@@ -282,7 +282,7 @@ impl<'a> Dialer<'a> {
     fn send(&self, conn: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
         let mut plain = Buffer::new(self.pool);
         plain.extend(bytes);
-        conn.seal(&mut plain)
+        conn.encode(&mut plain)
     }
 }
 

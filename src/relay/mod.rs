@@ -2,7 +2,7 @@
 //! gateway.
 //!
 //! `worker` serves one connection, `access` decides who may use the port, `request` reads the
-//! CONNECT request, `dial` opens the tunnel, `warm_pool` keeps connections that were dialed ahead,
+//! CONNECT request, `dial` opens the tunnel, `standby` keeps connections that were dialed ahead,
 //! and `rejection` says why there is no tunnel. It never uses the gateway's code.
 
 mod access;
@@ -11,7 +11,7 @@ pub(crate) mod dial;
 mod peer_uid;
 mod rejection;
 mod request;
-mod warm_pool;
+mod standby;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -36,7 +36,7 @@ use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 use context::RelayContext;
-use warm_pool::WarmPool;
+use standby::StandbyPool;
 use worker::Relay;
 
 /// A relay that listens. Dropping it stops it.
@@ -108,7 +108,7 @@ pub(crate) fn start(
     let relay = Arc::new(Relay {
         access,
         own_address: socket.local_addr()?,
-        warm_pool: WarmPool::new(limits.standby),
+        standby: StandbyPool::new(limits.standby),
         context: Arc::new(RelayContext {
             upstream,
             limits,
@@ -135,7 +135,7 @@ impl Service for Relay {
         self.serve_connection(connection)
     }
 
-    fn refusal(&self) -> Vec<u8> {
+    fn busy_response(&self) -> Vec<u8> {
         let what = "upstreamproxy has no tunnel free";
         response::closing(
             &Rejection::new(503, Phase::Head, what)

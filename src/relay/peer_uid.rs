@@ -53,7 +53,7 @@ impl PeerUid {
         let found = match &self.netlink {
             Some(netlink) => {
                 let netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
-                let entry = netlink.ask(client, local);
+                let entry = netlink.query(client, local);
                 entry.map(|entry| {
                     entry.map(|entry| Owner {
                         uid: entry.uid,
@@ -158,7 +158,7 @@ mod tests {
             };
             let (peer, own) = (local.peer_addr().unwrap(), local.local_addr().unwrap());
             if let Some(netlink) = &peer_uid.netlink {
-                let found = netlink.lock().unwrap().ask(peer, own).unwrap();
+                let found = netlink.lock().unwrap().query(peer, own).unwrap();
                 assert_eq!(
                     found.map(|owner| owner.uid),
                     Some(own_uid()),

@@ -58,7 +58,7 @@ pub(super) fn read_target(
             let mut bytes = Buffer::new(&context.pool);
             bytes.extend(&response::keeping_alive(&AccessControl::challenge()));
             client
-                .seal(&mut bytes)
+                .encode(&mut bytes)
                 .and_then(|()| client.flush())
                 .map_err(|_| EndReason::Abandoned)?;
         }

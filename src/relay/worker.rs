@@ -10,7 +10,7 @@ use super::context::RelayContext;
 use super::dial::{DialEvent, DialedTunnel, Dialer};
 use super::rejection::DialError;
 use super::request;
-use super::warm_pool::WarmPool;
+use super::standby::StandbyPool;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::http::authority::Authority;
@@ -32,7 +32,7 @@ const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Relay {
     pub(super) access: AccessControl,
     pub(super) own_address: SocketAddr,
-    pub(super) warm_pool: WarmPool,
+    pub(super) standby: StandbyPool,
     pub(super) context: Arc<RelayContext>,
 }
 
@@ -73,7 +73,7 @@ impl Relay {
         response.extend(ESTABLISHED);
         // The response is sent before any data of the gateway is processed, which may be invalid.
         client
-            .seal(&mut response)
+            .encode(&mut response)
             .and_then(|()| client.flush())
             .map_err(|_| EndReason::Abandoned)?;
         let shared = PumpContext {
@@ -104,11 +104,11 @@ impl Relay {
         self.dial(&target, client.socket())
     }
 
-    /// Opens a tunnel to `target` for `client`: on a connection of the warm pool, else on a new
+    /// Opens a tunnel to `target` for `client`: on a standby connection, else on a new
     /// one.
     fn dial(&self, target: &Authority, client: &TcpStream) -> Result<DialedTunnel, EndReason> {
         let context = &self.context;
-        if let Some(conn) = self.warm_pool.take(context) {
+        if let Some(conn) = self.standby.take(context) {
             let mut dialer = Dialer::new(context, Some(client));
             // If its host has vanished, the kernel reports it within the time that a dial may take.
             conn.set_user_timeout(context.limits.connect_timeout);
@@ -119,11 +119,13 @@ impl Relay {
                     | TunnelError::ConnectionEnded
                     | TunnelError::Closed(_)),
                 )) => {
-                    log::debug!("relay: {target}: the warm connection was dead: {error}; dialing");
+                    log::debug!(
+                        "relay: {target}: the standby connection was dead: {error}; dialing"
+                    );
                 }
                 Err(error) => return Err(error.end_reason(dialer.phase())),
                 Ok(tunnel) => {
-                    Counters::add(&context.counters.standby, 1);
+                    Counters::add(&context.counters.standby_used, 1);
                     tunnel.conn.set_user_timeout(Duration::ZERO);
                     return Ok(tunnel);
                 }
@@ -131,7 +133,7 @@ impl Relay {
         }
         let mut since = Instant::now();
         let mut observer = |event: DialEvent<'_>| match event {
-            DialEvent::Upgrade(_) => self.warm_pool.record_rtt(context, since.elapsed()),
+            DialEvent::Upgrade(_) => self.standby.record_rtt(context, since.elapsed()),
             _ => since = Instant::now(),
         };
         let mut dialer = Dialer::new(context, Some(client)).observed_by(&mut observer);
@@ -145,7 +147,7 @@ impl Relay {
     fn send_last(&self, mut client: Conn, bytes: &[u8]) {
         let mut plain = Buffer::new(&self.context.pool);
         plain.extend(bytes);
-        if client.seal(&mut plain).is_ok() {
+        if client.encode(&mut plain).is_ok() {
             refuse_and_drain(client, &self.context.stop, REJECTION_TIMEOUT);
         }
     }

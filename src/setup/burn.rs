@@ -34,7 +34,7 @@ impl TokenFile {
     /// The token is, or may be, still on the disk: the file cannot be deleted, has a second name,
     /// or was moved; or another file is at its path, which is not deleted.
     pub(crate) fn burn(self) -> Result<(), Error> {
-        let opened = fstat(&self.file).map_err(|errno| self.not_burnt("examined", errno))?;
+        let opened = fstat(&self.file).map_err(|errno| self.not_deleted("examined", errno))?;
         match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if !same_file(&found, &opened) => Err(self.left_over(
                 "is not the file that was read; it is not deleted",
@@ -49,14 +49,14 @@ impl TokenFile {
                     "delete that file by hand",
                 )),
                 Ok(()) => {
-                    log::debug!("the token file {} is burnt", self.path.display());
+                    log::debug!("the token file {} is deleted", self.path.display());
                     Ok(())
                 }
                 Err(Errno::NOENT) => self.already_gone(),
-                Err(errno) => Err(self.not_burnt("deleted", errno)),
+                Err(errno) => Err(self.not_deleted("deleted", errno)),
             },
             Err(Errno::NOENT) => self.already_gone(),
-            Err(errno) => Err(self.not_burnt("examined", errno)),
+            Err(errno) => Err(self.not_deleted("examined", errno)),
         }
     }
 
@@ -76,7 +76,7 @@ impl TokenFile {
         Ok(())
     }
 
-    fn not_burnt(&self, what: &str, errno: Errno) -> Error {
+    fn not_deleted(&self, what: &str, errno: Errno) -> Error {
         self.left_over(
             &format!("cannot be {what}: {errno}; the token is still on the disk"),
             "delete it by hand",
@@ -101,7 +101,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     #[track_caller]
-    fn assert_not_burnt(burn: Result<(), Error>, why: &str) {
+    fn assert_not_deleted(burn: Result<(), Error>, why: &str) {
         let error = burn.expect_err(why);
         assert_eq!(error.stage(), Stage::Burn);
         let text = error.to_string();
@@ -156,7 +156,7 @@ mod tests {
         let other = directory.path().join("other");
         fs::write(&other, "other").expect("another file");
         fs::rename(other, &path).expect("moving it to the path");
-        assert_not_burnt(token.burn(), "it is not deleted");
+        assert_not_deleted(token.burn(), "it is not deleted");
         assert_eq!(fs::read_to_string(path).expect("the other file"), "other");
     }
 
@@ -174,7 +174,7 @@ mod tests {
         }
         fs::write(&path, "other").expect("a new file at the path");
         assert_ne!(fs::metadata(&path).expect("its metadata").ino(), number);
-        assert_not_burnt(token.burn(), "it is not deleted");
+        assert_not_deleted(token.burn(), "it is not deleted");
         assert!(path.exists());
     }
 
@@ -184,7 +184,7 @@ mod tests {
         let moved = directory.path().join("moved");
         fs::rename(&path, &moved).expect("moving");
         symlink(&moved, &path).expect("a link to it");
-        assert_not_burnt(token.burn(), "it is not deleted");
+        assert_not_deleted(token.burn(), "it is not deleted");
         assert!(moved.exists() && path.is_symlink());
     }
 
@@ -193,12 +193,12 @@ mod tests {
         let (_directory, path, token) = read_token();
         fs::remove_file(&path).expect("deleting");
         fs::create_dir(&path).expect("a directory");
-        assert_not_burnt(token.burn(), "it is not deleted");
+        assert_not_deleted(token.burn(), "it is not deleted");
         assert!(path.is_dir());
     }
 
     #[test]
-    fn a_file_that_was_moved_and_moved_back_is_burnt() {
+    fn a_file_that_was_moved_and_moved_back_is_deleted() {
         let (directory, path, token) = read_token();
         let moved = directory.path().join("moved");
         fs::rename(&path, &moved).expect("moving");
@@ -212,13 +212,13 @@ mod tests {
         let (directory, path, token) = read_token();
         let moved = directory.path().join("moved");
         fs::rename(&path, &moved).expect("moving");
-        assert_not_burnt(token.burn(), "was moved away");
+        assert_not_deleted(token.burn(), "was moved away");
         assert!(moved.exists());
 
         let (directory, path, token) = read_token();
         let second = directory.path().join("second");
         fs::hard_link(&path, &second).expect("a hard link");
-        assert_not_burnt(token.burn(), "was a hard link");
+        assert_not_deleted(token.burn(), "was a hard link");
         assert!(!path.exists() && second.exists());
     }
 
@@ -246,6 +246,6 @@ mod tests {
         // A file of procfs is regular and readable, and not even root can delete it.
         let token = read_at("/proc/sys/kernel/ostype").expect("a file with one word");
         assert_eq!(token.secret().expose(), "Linux");
-        assert_not_burnt(token.burn(), "delete it by hand");
+        assert_not_deleted(token.burn(), "delete it by hand");
     }
 }

@@ -234,7 +234,7 @@ pub(super) mod tests {
         read(&path.into())
     }
 
-    /// A token file that was read, before it is burnt.
+    /// A token file that was read, before it is deleted.
     pub(in crate::setup) fn read_token() -> (TempDir, PathBuf, TokenFile) {
         let (directory, path) = written(TOKEN);
         let token = read_at(&path).expect("a good token file");

@@ -14,8 +14,8 @@ use memmap2::MmapMut;
 /// rounded up.
 pub(crate) const HEADROOM: usize = 32;
 
-/// Bytes that a read leaves free at the end, for the overhead of TLS records. The sealed bytes of a
-/// full read then fit into storage of the same class, and those of the largest class into one
+/// Bytes that a read leaves free at the end, for the overhead of TLS records. The encoded bytes of
+/// a full read then fit into storage of the same class, and those of the largest class into one
 /// chunk.
 const TAIL: usize = 1 << 10;
 
@@ -348,13 +348,13 @@ mod tests {
     }
 
     #[test]
-    fn sealed_bytes_of_a_full_read_fit_into_storage_of_the_same_class_and_into_one_chunk() {
+    fn encoded_bytes_of_a_full_read_fit_into_storage_of_the_same_class_and_into_one_chunk() {
         for (index, size) in CLASSES.into_iter().enumerate() {
             let pool = Pool::default();
             let read = Buffer::new(&pool).room(SizeClass(index as u8)).len();
-            let sealed = read + read.div_ceil(16 << 10) * 30 + HEADROOM;
-            assert!(HEADROOM + sealed <= size, "{sealed} of {size}");
-            assert!(sealed <= crate::tunnel::chunk::MAX_DATA);
+            let encoded = read + read.div_ceil(16 << 10) * 30 + HEADROOM;
+            assert!(HEADROOM + encoded <= size, "{encoded} of {size}");
+            assert!(encoded <= crate::tunnel::chunk::MAX_DATA);
         }
     }
 

@@ -104,7 +104,7 @@ impl WaitContext<'_> {
     }
 }
 
-/// Writes what was sealed and appends received data to `received` until `check` returns a value;
+/// Writes what was encoded and appends received data to `received` until `check` returns a value;
 /// blocks until the deadline of `context` at most.
 ///
 /// # Errors

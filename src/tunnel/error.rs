@@ -50,7 +50,7 @@ pub(crate) enum TlsError {
     TooLarge,
     /// The peer sent early data, which no configuration of this crate permits.
     EarlyData,
-    /// rustls reports received data while data is being encrypted. `Tls::open` leaves no whole
+    /// rustls reports received data while data is being encrypted. `Tls::decrypt` leaves no whole
     /// record behind, so this is a defect of this crate.
     UnexpectedData,
 }

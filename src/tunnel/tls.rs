@@ -124,7 +124,7 @@ impl Tls {
     ///
     /// # Errors
     /// After an error, `wire` contains the alert for the peer, if there is one.
-    pub(crate) fn open(
+    pub(crate) fn decrypt(
         &mut self,
         wire: &mut Buffer,
         above: &mut dyn FnMut(&[u8]) -> Result<(), TunnelError>,
@@ -146,11 +146,11 @@ impl Tls {
     }
 
     /// Encrypts `plain` and appends the records to `wire`. The handshake must be complete.
-    pub(crate) fn seal(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), TunnelError> {
+    pub(crate) fn encrypt(&mut self, plain: &[u8], wire: &mut Buffer) -> Result<(), TunnelError> {
         self.write(Outgoing::Data(plain), wire)
     }
 
-    /// Appends `close_notify` to `wire`, once. No data may be sealed afterwards.
+    /// Appends `close_notify` to `wire`, once. No data may be encrypted afterwards.
     pub(crate) fn send_close_notify(&mut self, wire: &mut Buffer) -> Result<(), TunnelError> {
         if self.established && !std::mem::replace(&mut self.close_notify_sent, true) {
             self.write(Outgoing::CloseNotify, wire)?;
@@ -159,7 +159,7 @@ impl Tls {
     }
 
     fn write(&mut self, what: Outgoing<'_>, wire: &mut Buffer) -> Result<(), TunnelError> {
-        // `open` leaves no whole record behind, so no data can arrive here.
+        // `decrypt` leaves no whole record behind, so no data can arrive here.
         let above = &mut |_: &[u8]| Err(TlsError::UnexpectedData.into());
         loop {
             match self.step(wire, above, Some(what))? {
@@ -249,10 +249,10 @@ fn process<Side>(
         }
         Ok(ConnectionState::WriteTraffic(mut traffic)) => match what {
             None => Ok(TlsStep::Ready),
-            Some(Outgoing::Data(plain)) => grow_until(wire, sealed_size(plain.len()), |room| {
+            Some(Outgoing::Data(plain)) => grow_until(wire, encrypted_size(plain.len()), |room| {
                 traffic.encrypt(plain, room)
             }),
-            Some(Outgoing::CloseNotify) => grow_until(wire, sealed_size(2), |room| {
+            Some(Outgoing::CloseNotify) => grow_until(wire, encrypted_size(2), |room| {
                 traffic.queue_close_notify(room)
             }),
         },
@@ -263,7 +263,7 @@ fn process<Side>(
     (discard, step)
 }
 
-fn sealed_size(plain: usize) -> usize {
+fn encrypted_size(plain: usize) -> usize {
     plain + plain.div_ceil(RECORD_LIMIT) * RECORD_OVERHEAD
 }
 

@@ -154,7 +154,11 @@ impl WsCodec {
     }
 
     /// Decodes `wire` and appends its data to `plain`.
-    pub(crate) fn open(&mut self, mut wire: &[u8], plain: &mut Buffer) -> Result<(), TunnelError> {
+    pub(crate) fn decode(
+        &mut self,
+        mut wire: &[u8],
+        plain: &mut Buffer,
+    ) -> Result<(), TunnelError> {
         while let Some(piece) = self.reader.next(&mut wire)? {
             match piece {
                 Piece::Frame {
@@ -288,7 +292,7 @@ impl WsCodec {
     }
 
     /// Encodes the data in `plain` as messages, which replace it. One chunk is encoded in place.
-    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
+    pub(crate) fn encode(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         let len = plain.len();
         if len == 0 {
             return Ok(());
@@ -430,7 +434,7 @@ mod tests {
     ) -> Result<(Vec<u8>, WsCodec), TunnelError> {
         let mut client = end(Role::Client, version);
         for part in wire.chunks(step) {
-            client.messages.open(part, &mut client.plain)?;
+            client.messages.decode(part, &mut client.plain)?;
         }
         Ok((client.plain.filled().to_vec(), client.messages))
     }
@@ -451,7 +455,7 @@ mod tests {
                 let data: Vec<u8> = (0..len).map(|i| (i * 7 + i / 256) as u8).collect();
                 let mut sender = end(from, Version::V2);
                 sender.plain.extend(&data);
-                sender.messages.seal(&mut sender.plain).expect("seals");
+                sender.messages.encode(&mut sender.plain).expect("encodes");
                 for step in [1, 3, 1000, 1 << 20] {
                     if step < 1000 && len > 5_000 {
                         continue;
@@ -460,8 +464,8 @@ mod tests {
                     for part in sender.plain.filled().chunks(step) {
                         receiver
                             .messages
-                            .open(part, &mut receiver.plain)
-                            .expect("opens");
+                            .decode(part, &mut receiver.plain)
+                            .expect("decodes");
                     }
                     assert!(
                         receiver.plain.filled() == data,
@@ -482,7 +486,7 @@ mod tests {
         ));
         wire.extend(frame(0x80, b"bc"));
         wire[5..].rotate_left(4);
-        let (data, messages) = opened(Version::V1, &wire, 1).expect("opens");
+        let (data, messages) = opened(Version::V1, &wire, 1).expect("decodes");
         assert_eq!(data, b"abc");
         assert!(messages.peer_close().is_some());
     }
@@ -490,24 +494,24 @@ mod tests {
     #[test]
     fn fin_ends_a_direction_in_version_2_and_is_ignored_in_version_1() {
         let mut gateway = end(Role::Server, Version::V2);
-        gateway.messages.fin(&mut gateway.wire).expect("seals");
-        gateway.messages.fin(&mut gateway.wire).expect("seals");
+        gateway.messages.fin(&mut gateway.wire).expect("encodes");
+        gateway.messages.fin(&mut gateway.wire).expect("encodes");
         let wire = gateway.wire.filled();
         assert_eq!(wire.len(), 4, "sent once");
         assert!(
             opened(Version::V2, wire, 1)
-                .expect("opens")
+                .expect("decodes")
                 .1
                 .fin_received()
         );
         assert!(
             !opened(Version::V1, wire, 1)
-                .expect("opens")
+                .expect("decodes")
                 .1
                 .fin_received()
         );
         let mut old = end(Role::Server, Version::V1);
-        old.messages.fin(&mut old.wire).expect("seals");
+        old.messages.fin(&mut old.wire).expect("encodes");
         assert!(old.wire.is_empty());
     }
 
@@ -516,7 +520,7 @@ mod tests {
         let mut wire = frame(0x82, b"\x0a\x01a\x10\x01");
         wire.extend(frame(0x82, b""));
         wire.extend(frame(0x82, b"\x0a\x00"));
-        let (data, messages) = opened(Version::V2, &wire, 1).expect("opens");
+        let (data, messages) = opened(Version::V2, &wire, 1).expect("decodes");
         assert_eq!(
             (data.as_slice(), messages.fin_received()),
             (&b"a"[..], true)
@@ -538,7 +542,7 @@ mod tests {
         wire.extend(frame(0x82, b"\x0a\x01x\x0a\x01e"));
         wire.extend(frame(0x82, b"\x0a\x81\x80\x80\x80\x00f"));
         for step in [1, 2, 100] {
-            let (data, messages) = opened(Version::V1, &wire, step).expect("opens");
+            let (data, messages) = opened(Version::V1, &wire, step).expect("decodes");
             assert_eq!(data, b"abcdef");
             assert_eq!(messages.pending_pong.as_deref(), Some(&b"ping between"[..]));
         }
@@ -546,7 +550,7 @@ mod tests {
             let mut client = end(Role::Client, Version::V1);
             let result = client
                 .messages
-                .open(&frame(0x82, invalid), &mut client.plain);
+                .decode(&frame(0x82, invalid), &mut client.plain);
             assert!(
                 matches!(result, Err(TunnelError::WebSocket(ProtocolError::Chunk(_)))),
                 "{invalid:x?}"
@@ -563,7 +567,7 @@ mod tests {
         let mut tunnels = Vec::new();
         let refused = (0..2 * BUDGET_LIMIT / 60_000).find(|_| {
             let mut messages = WsCodec::new(Role::Client, Version::V1, &budget);
-            let result = messages.open(&piece, &mut Buffer::new(&pool));
+            let result = messages.decode(&piece, &mut Buffer::new(&pool));
             tunnels.push(messages);
             result.is_err()
         });
@@ -578,11 +582,11 @@ mod tests {
         for payload in [&b"one"[..], b"two"] {
             client
                 .messages
-                .open(&frame(0x89, payload), &mut client.plain)
-                .expect("opens");
+                .decode(&frame(0x89, payload), &mut client.plain)
+                .expect("decodes");
         }
-        client.messages.pong(&mut client.wire).expect("seals");
-        client.messages.pong(&mut client.wire).expect("seals");
+        client.messages.pong(&mut client.wire).expect("encodes");
+        client.messages.pong(&mut client.wire).expect("encodes");
         let mut server = FrameReader::new(Role::Server, 0);
         assert_eq!(
             server.next(&mut client.wire.filled()).expect("reads"),
@@ -747,7 +751,7 @@ mod tests {
             let wire = sent_by_tungstenite(peer, &acts);
             let mut end = end(own, Version::V2);
             for part in cut(&wire, &cuts) {
-                end.messages.open(part, &mut end.plain).expect("opens");
+                end.messages.decode(part, &mut end.plain).expect("decodes");
             }
             prop_assert_eq!(end.plain.filled(), data_of(&acts));
             prop_assert!(!end.messages.fin_received());
@@ -760,11 +764,11 @@ mod tests {
             let wire = sent_by_tungstenite(peer, &acts);
             let wire = &wire[..end_at.index(wire.len())];
             let mut at_once = end(own, Version::V1);
-            at_once.messages.open(wire, &mut at_once.plain).expect("opens");
+            at_once.messages.decode(wire, &mut at_once.plain).expect("decodes");
             prop_assert!(data_of(&acts).starts_with(at_once.plain.filled()));
             let mut in_parts = end(own, Version::V1);
             for part in cut(wire, &cuts) {
-                in_parts.messages.open(part, &mut in_parts.plain).expect("opens");
+                in_parts.messages.decode(part, &mut in_parts.plain).expect("decodes");
             }
             prop_assert_eq!(in_parts.plain.filled(), at_once.plain.filled());
         }
@@ -778,15 +782,15 @@ mod tests {
             let mut sender = end(own, Version::V2);
             for (i, part) in parts.iter().enumerate() {
                 sender.plain.extend(part);
-                sender.messages.seal(&mut sender.plain).expect("seals");
+                sender.messages.encode(&mut sender.plain).expect("encodes");
                 sender.wire.extend(sender.plain.filled());
                 sender.plain.consume(sender.plain.len());
                 if pings >> i & 1 == 1 {
-                    sender.messages.ping(&mut sender.wire).expect("seals");
+                    sender.messages.ping(&mut sender.wire).expect("encodes");
                 }
             }
-            sender.messages.fin(&mut sender.wire).expect("seals");
-            sender.messages.close(CloseCode::Normal, &mut sender.wire).expect("seals");
+            sender.messages.fin(&mut sender.wire).expect("encodes");
+            sender.messages.close(CloseCode::Normal, &mut sender.wire).expect("encodes");
             let mut socket = tungstenite_end(peer, sender.wire.filled());
             let (mut data, mut fins, mut pinged) = (Vec::new(), 0, 0);
             loop {

@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A second start finds no token: a host can match on the kind.
     let again = start(&config)
         .into_result()
-        .expect_err("the token is burnt");
+        .expect_err("the token is deleted");
     assert_eq!(again.error().kind(), ErrorKind::NotFound);
     println!("second start: {again}");
 

@@ -143,7 +143,7 @@ fn with_a_long_round_trip_the_round_trip_is_the_limit_and_a_standby_connection_h
     let round_trip = ROUND_TRIP.as_secs_f64() * 1e3;
     assert!(measured.value("echo of 1 byte", "tunnel", "p50") >= round_trip);
     assert!(measured.value("upgrade", "gateway", "least") >= round_trip);
-    let cold = measured.value("set-up x1", "tunnel, nothing standing by", "p50");
+    let cold = measured.value("set-up x1", "tunnel, no standby", "p50");
     // One round trip each for TCP, the upgrade and the opening.
     assert!(cold >= 3.0 * round_trip, "{cold}");
     let warm = measured.value("set-up x1", "tunnel", "p50");

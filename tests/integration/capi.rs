@@ -412,5 +412,5 @@ fn the_log_passed_to_a_host_does_not_contain_the_token() {
     let finished = host.stop().succeeded();
     assert!(finished.stderr.contains("debug: "), "{finished:#?}");
     assert!(!finished.stderr.contains(TOKEN), "{finished:#?}");
-    assert!(!home.token_file().exists(), "the token is burnt");
+    assert!(!home.token_file().exists(), "the token is deleted");
 }

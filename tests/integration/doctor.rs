@@ -391,7 +391,7 @@ fn next_to_a_running_serve_doctor_uses_its_port() {
         for finding in document["findings"].as_array().unwrap() {
             let detail = finding["detail"].as_str().unwrap_or_default();
             match finding["step"].as_str().unwrap() {
-                "token" | "burn" => assert!(detail.starts_with("burnt"), "{finding}"),
+                "token" | "burn" => assert!(detail.starts_with("deleted"), "{finding}"),
                 "round trip" => assert!(detail.ends_with("ServerHello"), "{finding}"),
                 "upgrade" => assert_eq!(finding["verdict"], "skipped", "{finding}"),
                 _ => {}

@@ -131,7 +131,7 @@ fn a_complete_session_starts_and_burns_its_token() {
     let finished = finish(home.session(&mut command, &gateway.base_url()));
     assert_eq!(finished.status.code(), Some(42), "{finished:#?}");
     assert_eq!(finished.warnings(), Vec::<&str>::new());
-    assert!(!home.token_file().exists(), "the token is burnt");
+    assert!(!home.token_file().exists(), "the token is deleted");
     let child = finished.text();
     assert!(child.contains("HTTPS_PROXY=http://127.0.0.1:"), "{child}");
     assert!(
@@ -535,7 +535,7 @@ fn a_relay_that_cannot_listen_keeps_the_token() {
 // The burn.
 
 #[test]
-fn a_token_that_cannot_be_burnt_gives_a_warning_and_the_relay_runs() {
+fn a_token_that_cannot_be_deleted_gives_a_warning_and_the_relay_runs() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &[]);
     // File modes do not restrict root.

@@ -101,7 +101,7 @@ impl Ends {
     #[track_caller]
     fn wait_for_standby(&self, count: u64, tunnels: u64) {
         let until = Instant::now() + TIMEOUT;
-        let now = || (self.relay.stats().standing_by, self.gateway.stats().live);
+        let now = || (self.relay.stats().standby_open, self.gateway.stats().live);
         while now() != (count, count + tunnels) {
             assert!(Instant::now() < until, "{:?}", now());
             thread::sleep(Duration::from_millis(5));
@@ -125,13 +125,13 @@ fn assert_echo(mut tunnel: TcpStream) {
 fn the_second_connect_uses_a_standby_connection_and_it_is_replaced() {
     let ends = Ends::start(8, true);
     assert_echo(ends.tunnel());
-    assert_eq!(ends.relay.stats().standby, 0);
+    assert_eq!(ends.relay.stats().standby_used, 0);
     // After one CONNECT there is one standby connection; after the next one there are two.
     ends.wait_for_standby(1, 0);
     assert_echo(ends.tunnel());
     ends.wait_for_standby(2, 0);
     let stats = ends.relay.stats();
-    assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 1, 0));
+    assert_eq!((stats.tunnels, stats.standby_used, stats.broken), (2, 1, 0));
     ends.stop();
 }
 
@@ -140,9 +140,9 @@ fn a_burst_uses_the_standby_connections_and_never_exceeds_the_limit() {
     let ends = Ends::start(3, true);
     let first: Vec<_> = (0..6).map(|_| ends.tunnel()).collect();
     ends.wait_for_standby(3, 6);
-    let before = ends.relay.stats().standby;
+    let before = ends.relay.stats().standby_used;
     let burst: Vec<_> = (0..3).map(|_| ends.tunnel()).collect();
-    assert_eq!(ends.relay.stats().standby, before + 3);
+    assert_eq!(ends.relay.stats().standby_used, before + 3);
     ends.wait_for_standby(3, 9);
     for tunnel in first.into_iter().chain(burst) {
         assert_echo(tunnel);
@@ -179,7 +179,7 @@ fn a_standby_connection_that_the_gateway_closed_is_not_used() {
     }
     assert_echo(ends.tunnel());
     let stats = ends.relay.stats();
-    assert_eq!((stats.tunnels, stats.standby, stats.broken), (2, 0, 0));
+    assert_eq!((stats.tunnels, stats.standby_used, stats.broken), (2, 0, 0));
     ends.stop();
 }
 
@@ -191,7 +191,7 @@ fn there_is_no_standby_for_a_near_gateway_or_if_disabled() {
             assert_echo(ends.tunnel());
         }
         ends.wait_for_standby(0, 0);
-        assert_eq!(ends.relay.stats().standby, 0);
+        assert_eq!(ends.relay.stats().standby_used, 0);
         ends.stop();
     }
 }

@@ -176,12 +176,15 @@ fn a_signal_at_any_moment_of_set_up_stops_it_soon_and_leaves_no_partial_files() 
         );
         assert_no_partial_files(&home, round);
         if stalls {
-            assert!(home.token_file().exists(), "round {round}: burnt too early");
+            assert!(
+                home.token_file().exists(),
+                "round {round}: deleted too early"
+            );
         }
     }
 }
 
-/// Checks that there is no temporary file and no partial bundle, and that the token is burnt only
+/// Checks that there is no temporary file and no partial bundle, and that the token is deleted only
 /// if the bundle is complete.
 #[track_caller]
 fn assert_no_partial_files(home: &TempHome, round: usize) {
@@ -193,7 +196,10 @@ fn assert_no_partial_files(home: &TempHome, round: usize) {
     let temporary = names.iter().find(|n| n.to_string_lossy().contains("tmp"));
     assert_eq!(temporary, None, "round {round}");
     let Ok(bundle) = fs::read_to_string(home.bundle()) else {
-        return assert!(home.token_file().exists(), "round {round}: burnt too early");
+        return assert!(
+            home.token_file().exists(),
+            "round {round}: deleted too early"
+        );
     };
     let (begun, ended) = (bundle.matches("BEGIN CERT"), bundle.matches("END CERT"));
     let (begun, ended) = (begun.count(), ended.count());

@@ -95,7 +95,7 @@ impl Conn {
     ) -> Result<(), TunnelError> {
         let received = rest.filled().to_vec();
         rest.consume(received.len());
-        self.websocket.insert(websocket).open(&received, rest)
+        self.websocket.insert(websocket).decode(&received, rest)
     }
 
     /// The WebSocket codec.
@@ -207,20 +207,20 @@ impl Conn {
                 None => &mut *plain,
             };
             if let Some(websocket) = websocket {
-                websocket.open(bytes, target)
+                websocket.decode(bytes, target)
             } else {
                 target.extend(bytes);
                 Ok(())
             }
         };
         if let Some(tls) = outer {
-            tls.open(outgoing, &mut above)?;
+            tls.decrypt(outgoing, &mut above)?;
         } else {
             above(incoming.filled())?;
             incoming.consume(incoming.len());
         }
         if let Some(tls) = inner {
-            let result = tls.open(between, &mut |bytes| {
+            let result = tls.decrypt(between, &mut |bytes| {
                 plain.extend(bytes);
                 Ok(())
             });
@@ -233,17 +233,17 @@ impl Conn {
 
     /// Passes all of `plain` down through the layers to the bytes to write. Without TLS the buffers
     /// are swapped, not copied.
-    pub(crate) fn seal(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
+    pub(crate) fn encode(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if plain.is_empty() {
             return Ok(());
         }
         if let Some(tls) = &mut self.inner {
-            tls.seal(plain.filled(), &mut self.between)?;
+            tls.encrypt(plain.filled(), &mut self.between)?;
             plain.consume(plain.len());
             return self.send_between_as_data();
         }
         if let Some(websocket) = &mut self.websocket {
-            websocket.seal(plain)?;
+            websocket.encode(plain)?;
         }
         append_outgoing(self.outer.as_mut(), plain, &mut self.outgoing)
     }
@@ -251,7 +251,7 @@ impl Conn {
     /// Sends the bytes in `between` as data of the WebSocket.
     fn send_between_as_data(&mut self) -> Result<(), TunnelError> {
         if let Some(websocket) = &mut self.websocket {
-            websocket.seal(&mut self.between)?;
+            websocket.encode(&mut self.between)?;
         }
         self.send_between()
     }
@@ -300,7 +300,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Whether all sealed bytes were written.
+    /// Whether all encoded bytes were written.
     pub(crate) fn flushed(&self) -> bool {
         self.outgoing.is_empty()
     }
@@ -416,7 +416,7 @@ fn open_in_place(
     let data = websocket.data_left().min(incoming.len());
     let behind = incoming.len() - data;
     if data == 0 || behind > rest.len() || !plain.is_empty() {
-        let result = websocket.open(incoming.filled(), plain);
+        let result = websocket.decode(incoming.filled(), plain);
         incoming.consume(incoming.len());
         return result;
     }
@@ -425,7 +425,7 @@ fn open_in_place(
     incoming.truncate(data);
     websocket.open_in_place(incoming.filled_mut());
     mem::swap(incoming, plain);
-    websocket.open(rest, plain)
+    websocket.decode(rest, plain)
 }
 
 /// Passes `bytes` through the outer TLS, if any, to the end of `outgoing`.
@@ -436,7 +436,7 @@ fn append_outgoing(
 ) -> Result<(), TunnelError> {
     match outer {
         _ if bytes.is_empty() => return Ok(()),
-        Some(tls) => tls.seal(bytes.filled(), outgoing)?,
+        Some(tls) => tls.encrypt(bytes.filled(), outgoing)?,
         None if outgoing.is_empty() => {
             mem::swap(bytes, outgoing);
             return Ok(());

@@ -38,7 +38,7 @@ impl Pump<'_> {
         memory::in_own_frame(|| self.close_connections(reason))
     }
 
-    fn close_connections(self: Box<Self>, how: EndReason) -> TunnelSummary {
+    fn close_connections(self: Box<Self>, reason: EndReason) -> TunnelSummary {
         let Self {
             ws,
             tcp,
@@ -49,7 +49,7 @@ impl Pump<'_> {
         } = *self;
         let (mut ws, tcp) = (ws.conn, tcp.conn);
         let timeout = context.limits.close_timeout;
-        match how {
+        match reason {
             EndReason::Clean | EndReason::Stopped | EndReason::Idle => {
                 // Both close frames were exchanged, so a missing close_notify does no harm.
                 let _ = ws.send_close_notify_and_flush();
@@ -60,12 +60,12 @@ impl Pump<'_> {
                 // First, so that the client or target need not wait for the peer.
                 tcp.reset();
                 drop(tcp);
-                if !ws.eof() && how != EndReason::Cut {
+                if !ws.eof() && reason != EndReason::Cut {
                     close_and_drain(ws, context.stop, timeout);
                 }
             }
         }
-        TunnelSummary { how, up, down }
+        TunnelSummary { reason, up, down }
     }
 
     /// The TCP side failed with `error`.

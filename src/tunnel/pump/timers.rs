@@ -144,9 +144,9 @@ impl Pump<'_> {
         }
         self.delivery.checked = now;
         match self.tcp.conn.delivery(self.unacked_limit()) {
-            Delivery::Unanswered => self.tcp_failed(silent()),
-            Delivery::UnderWay => Ok(()),
-            Delivery::Done => {
+            Delivery::PeerSilent => self.tcp_failed(silent()),
+            Delivery::InFlight => Ok(()),
+            Delivery::Acknowledged => {
                 self.delivery.unacked = false;
                 Ok(())
             }
@@ -157,8 +157,8 @@ impl Pump<'_> {
     /// the peer's window is closed; it runs once per silent interval.
     fn check_ws_delivery(&mut self) -> Result<(), SideError> {
         match self.ws.conn.delivery(self.unacked_limit()) {
-            Delivery::Unanswered => self.ws_failed(silent()),
-            Delivery::UnderWay | Delivery::Done => Ok(()),
+            Delivery::PeerSilent => self.ws_failed(silent()),
+            Delivery::InFlight | Delivery::Acknowledged => Ok(()),
         }
     }
 

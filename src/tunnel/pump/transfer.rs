@@ -169,14 +169,14 @@ impl Pump<'_> {
             self.count(self.tcp.pending.len(), outbound);
             self.ws
                 .conn
-                .seal(&mut self.tcp.pending)
+                .encode(&mut self.tcp.pending)
                 .map_err(SideError::Ws)?;
         }
         if self.can_forward_inbound() {
             self.count(self.ws.pending.len(), inbound);
             self.tcp
                 .conn
-                .seal(&mut self.ws.pending)
+                .encode(&mut self.ws.pending)
                 .map_err(SideError::Tcp)?;
         }
         Ok(())

@@ -86,7 +86,7 @@ pub(super) fn messages(bytes: &[u8]) {
     if chunk_error || opened.closed.is_some() {
         assert_eq!(opened.data, data);
     }
-    check_sealed(role, version, &wire, choice);
+    check_encoded(role, version, &wire, choice);
 }
 
 fn role(choice: u8) -> Role {
@@ -151,7 +151,7 @@ fn open<'a>(role: Role, version: Version, parts: impl IntoIterator<Item = &'a [u
     let mut plain = Buffer::new(&pool);
     let mut messages = WsCodec::new(role, version, &Budget::default());
     let mut parts = parts.into_iter();
-    let error: Option<TunnelError> = parts.find_map(|part| messages.open(part, &mut plain).err());
+    let error: Option<TunnelError> = parts.find_map(|part| messages.decode(part, &mut plain).err());
     let mut pong = Buffer::new(&pool);
     messages.pong(&mut pong).expect("a pong can be written");
     Opened {
@@ -188,8 +188,8 @@ fn expected(role: Role, version: Version, wire: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// Asserts that `role` and the reference read from the peer of `role` the data that the peer
-/// sealed.
-fn check_sealed(role: Role, version: Version, data: &[u8], choice: u8) {
+/// encoded.
+fn check_encoded(role: Role, version: Version, data: &[u8], choice: u8) {
     let peer = match role {
         Role::Client => Role::Server,
         Role::Server => Role::Client,
@@ -200,7 +200,7 @@ fn check_sealed(role: Role, version: Version, data: &[u8], choice: u8) {
     for part in segments(data, choice) {
         let mut plain = Buffer::new(&pool);
         plain.extend(part);
-        sender.seal(&mut plain).expect("data can be sealed");
+        sender.encode(&mut plain).expect("data can be encoded");
         wire.extend(plain.filled());
     }
     sender.fin(&mut wire).expect("a fin can be written");

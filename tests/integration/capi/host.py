@@ -10,7 +10,7 @@ from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_int64, c_size_t
 
 class Stats(ctypes.Structure):
     _fields_ = [(name, c_uint64) for name in (
-        "live", "tunnels", "standby", "standing_by", "refused", "broken", "bytes_up", "bytes_down")]
+        "live", "tunnels", "standby_used", "standby_open", "refused", "broken", "bytes_up", "bytes_down")]
 
 
 class Report(ctypes.Structure):

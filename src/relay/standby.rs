@@ -1,10 +1,10 @@
-//! Upgraded connections to the gateway that wait for the next CONNECT, so that it costs one round
-//! trip and not four or more (option `--standby`).
+//! Standby connections: upgraded WebSocket connections to the gateway that wait for the next
+//! CONNECT, so that it costs one round trip and not four or more (option `--standby`).
 //!
 //! Their number follows demand: as many as CONNECTs arrived in the last seconds, up to `--standby`.
 //! Without CONNECTs, or if the gateway is near (loopback), there are none. A connection is checked
 //! when it is taken. If it proves dead later, the worker dials once more (`manual/architecture.md`,
-//! The warm pool).
+//! "Standby connections").
 
 use std::collections::VecDeque;
 use std::mem;
@@ -30,7 +30,7 @@ const DEMAND: Duration = Duration::from_secs(10);
 /// three such intervals, and middleboxes often forget a connection after a minute. As none waits
 /// that long, no thread has to answer pings.
 const MAX_AGE: Duration = Duration::from_secs(45);
-/// Below this round-trip time a warm connection saves nothing that matters.
+/// Below this round-trip time a standby connection saves nothing that matters.
 const MIN_RTT: Duration = Duration::from_millis(5);
 /// How many connections are dialed at once.
 const DIALERS: usize = 4;
@@ -38,19 +38,19 @@ const DIALERS: usize = 4;
 /// report the error.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// The warm pool of one relay. Dropping it closes its connections and joins its threads.
-pub(super) struct WarmPool(Arc<Inner>);
+/// The standby connections of one relay. Dropping it closes its connections and joins its threads.
+pub(super) struct StandbyPool(Arc<Inner>);
 
 /// What the pool shares with its threads.
 struct Inner {
     limit: usize,
-    state: Mutex<WarmPoolState>,
+    state: Mutex<StandbyState>,
 }
 
 #[derive(Default)]
-struct WarmPoolState {
+struct StandbyState {
     /// The connections, the newest last.
-    ready: Vec<WarmConn>,
+    ready: Vec<StandbyConn>,
     /// The number of dials in progress.
     dialing: usize,
     /// When the latest CONNECTs arrived; at most as many as the limit.
@@ -65,20 +65,20 @@ struct WarmPoolState {
     threads: Vec<JoinHandle<()>>,
 }
 
-struct WarmConn {
+struct StandbyConn {
     conn: Conn,
     since: Instant,
 }
 
-impl std::fmt::Debug for WarmPool {
+impl std::fmt::Debug for StandbyPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WarmPool")
+        f.debug_struct("StandbyPool")
             .field("limit", &self.0.limit)
             .finish_non_exhaustive()
     }
 }
 
-impl WarmPool {
+impl StandbyPool {
     /// A pool of at most `limit` connections; zero switches it off.
     pub(super) fn new(limit: usize) -> Self {
         Self(Arc::new(Inner {
@@ -119,7 +119,7 @@ impl WarmPool {
     }
 }
 
-impl Drop for WarmPool {
+impl Drop for StandbyPool {
     fn drop(&mut self) {
         let (ready, threads) = {
             let mut state = self.0.lock();
@@ -135,14 +135,14 @@ impl Drop for WarmPool {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, WarmPoolState> {
+    fn lock(&self) -> MutexGuard<'_, StandbyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a thread per missing connection, up to [`DIALERS`].
     fn start_dialers(
         self: &Arc<Self>,
-        state: &mut WarmPoolState,
+        state: &mut StandbyState,
         context: &Arc<RelayContext>,
         now: Instant,
     ) {
@@ -169,7 +169,7 @@ impl Inner {
             let mut state = self.lock();
             state.dialing -= 1;
             match dialed {
-                Ok(conn) if !state.closed => state.ready.push(WarmConn { conn, since: now }),
+                Ok(conn) if !state.closed => state.ready.push(StandbyConn { conn, since: now }),
                 Ok(_) => {}
                 Err(error) => {
                     log::debug!("relay: dialing ahead failed: {error}");
@@ -215,11 +215,11 @@ impl Inner {
     }
 }
 
-impl WarmPoolState {
+impl StandbyState {
     /// Sets the counter of connections in the pool.
     fn update_counter(&self, context: &RelayContext) {
-        let standing_by = &context.counters.standing_by;
-        standing_by.store(self.ready.len() as u64, Ordering::Relaxed);
+        let standby_open = &context.counters.standby_open;
+        standby_open.store(self.ready.len() as u64, Ordering::Relaxed);
     }
 
     /// How many connections should be ready: one per recent CONNECT, if the gateway is far enough.
@@ -247,7 +247,7 @@ impl WarmPoolState {
     }
 
     /// Removes the connections that are too old, and the oldest ones above the demand.
-    fn take_surplus(&mut self, now: Instant) -> Vec<WarmConn> {
+    fn take_surplus(&mut self, now: Instant) -> Vec<StandbyConn> {
         let demand = self.demand(now);
         let too_many = self.ready.len().saturating_sub(demand);
         let too_old = self
@@ -264,7 +264,7 @@ impl WarmPoolState {
     }
 }
 
-impl WarmConn {
+impl StandbyConn {
     /// Whether it is young enough, and its peer has neither closed it nor sent anything but pings.
     fn is_alive(&mut self, context: &RelayContext, now: Instant) -> bool {
         let conn = &mut self.conn;
@@ -285,8 +285,8 @@ impl WarmConn {
 }
 
 /// Closes the connections without waiting for their peers.
-fn close_all(ready: Vec<WarmConn>) {
-    for WarmConn { mut conn, .. } in ready {
+fn close_all(ready: Vec<StandbyConn>) {
+    for StandbyConn { mut conn, .. } in ready {
         conn.try_close(CloseCode::Away);
     }
 }
