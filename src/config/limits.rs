@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The most standby connections of one relay. More burden the gateway and gain nothing.
+pub(super) const MAX_STANDBY: usize = 64;
+
 /// Limits in count and time, the same for relay and gateway.
 ///
 /// Every duration is a field, so that tests can make them short.
@@ -67,7 +70,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Caps every duration at one year, so that it can be added to any point in time.
+    /// Caps every duration at one year, so that it can be added to any point in time, and the number
+    /// of standby connections as the setting `standby` does.
     pub(crate) fn bounded(mut self) -> Self {
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         for duration in [
@@ -85,6 +89,7 @@ impl Limits {
         ] {
             *duration = YEAR.min(*duration);
         }
+        self.standby = self.standby.min(MAX_STANDBY);
         self
     }
 }
@@ -94,8 +99,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_limit_is_too_long_to_be_added_to_a_point_in_time() {
+    fn no_limit_is_too_long_to_be_added_to_a_point_in_time_and_standby_is_bounded() {
         let limits = Limits {
+            standby: usize::MAX,
             keepalive: Duration::MAX,
             close_timeout: Duration::MAX,
             ..Limits::default()
@@ -107,5 +113,6 @@ mod tests {
                 .is_some()
         );
         assert_eq!(limits.linger, Limits::default().linger);
+        assert_eq!(limits.standby, 64);
     }
 }

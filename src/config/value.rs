@@ -11,6 +11,7 @@ use crate::http::pattern::Pattern;
 #[cfg(feature = "gateway")]
 use crate::net::address_override::Override;
 
+use super::limits::MAX_STANDBY;
 use super::when::When;
 
 /// What is wrong with a value: the rest of a sentence that begins with the name of the setting.
@@ -76,9 +77,9 @@ pub(crate) fn count(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n > 0, "a whole number of at least 1")
 }
 
-/// A number of standby connections: from 0 to 64. More burden the gateway and gain nothing.
+/// A number of standby connections.
 pub(crate) fn standby(value: &OsStr) -> Result<usize, Reason> {
-    matching(value, |&n| n <= 64, "a whole number from 0 to 64")
+    matching(value, |&n| n <= MAX_STANDBY, "a whole number from 0 to 64")
 }
 
 /// Whether a text means yes: `1`, `true`, `yes`, `on`; case and outer white space do not count.
