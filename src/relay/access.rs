@@ -8,17 +8,23 @@
 use std::net::TcpStream;
 use std::{fmt, io};
 
+use rustix::event::PollFlags;
+
 use super::peer_uid::PeerUid;
 use crate::config::Config;
+use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::head::Fields;
+use crate::net::wait::{OVER, events_now};
 
 /// The user name in the proxy URL. It is the same for every relay: the password alone is checked.
 const USER: &str = "upstreamproxy";
 const ROOT: u32 = 0;
+/// The events of poll(2) of a connection that the client has closed or reset.
+const CLOSED: PollFlags = OVER.union(PollFlags::RDHUP);
 
 /// Decides who may use the relay's port.
 #[derive(Debug)]
@@ -84,26 +90,33 @@ impl AccessControl {
     /// Checks the user of `connection`: this process's own or root.
     ///
     /// # Errors
-    /// Another user, or an unknown one because the client has already closed its socket.
-    pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), Rejection> {
+    /// A rejection for another user or an unknown one; `Abandoned` if the client has already closed
+    /// its socket.
+    pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), EndReason> {
         let Some(peer_uid) = &self.peer_uid else {
             return Ok(());
         };
+        // A socket that was reset has no peer.
+        let peer = connection.peer_addr().map_err(|_| EndReason::Abandoned)?;
         let found = connection
-            .peer_addr()
-            .and_then(|peer| Ok((peer, peer_uid.of(peer, connection.local_addr()?)?)));
+            .local_addr()
+            .and_then(|local| peer_uid.of(peer, local));
         let detail = match found {
-            Ok((_, Some(uid))) if uid == self.own_uid || uid == ROOT => return Ok(()),
-            Ok((peer, None)) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
-            Ok((_, Some(uid))) => format!("the client is user {uid}"),
-            Ok((_, None)) => "the client closed the connection before its user was known".into(),
+            Ok(Some(uid)) if uid == self.own_uid || uid == ROOT => return Ok(()),
+            Ok(None) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
+            Ok(Some(uid)) => format!("the client is user {uid}"),
+            Ok(None) if events_now(connection, CLOSED).intersects(CLOSED) => {
+                return Err(EndReason::Abandoned);
+            }
+            Ok(None) => "the kernel does not know the client's socket".into(),
             Err(error) => format!("the kernel did not report the client's user: {error}"),
         };
         let what = "this proxy serves only the user who started it, and root";
         Err(Rejection::new(403, Phase::Head, what)
             .remedy("run the tool as that user, or set --allow-any-user")
             .proxy_status("http_request_denied")
-            .detail(detail))
+            .detail(detail)
+            .into())
     }
 
     /// Whether the request has the password, if one is required.

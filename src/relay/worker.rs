@@ -56,9 +56,7 @@ impl Relay {
         let admitted = self.access.admit(&connection);
         let mut client = Conn::new(connection, &context.pool);
         let mut early = Buffer::new(&context.pool);
-        let dialed = admitted
-            .map_err(EndReason::from)
-            .and_then(|()| self.connect(&mut client, &mut early, authority));
+        let dialed = admitted.and_then(|()| self.connect(&mut client, &mut early, authority));
         let DialedTunnel { conn, received } = match dialed {
             Ok(dialed) => dialed,
             Err(reason) => {
