@@ -13,6 +13,7 @@ use rustls_pki_types::CertificateDer;
 use crate::config::{
     BaseUrl, Config, Environment, Limits, SessionId, Source, UPSTREAM_SETTINGS, When,
 };
+use crate::control::log;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};

@@ -77,10 +77,17 @@
 //! Records of other crates may: tungstenite logs the upgrade request with its token at `trace`, so
 //! a logger should drop records of other crates below `warn`.
 //!
+//! A logger may panic, take long, or call this crate. A record whose logging panics is lost. A
+//! logger that takes long delays no tunnel: lines about connections are dropped and counted. A
+//! shutdown that is called from the logger requests the stop and returns at once. A shutdown waits
+//! for a thread that is stuck in the logger for 10 s after its deadline at most, and leaves it
+//! behind.
+//!
 //! # Effects on the process
 //! Before the token is read, the process becomes non-dumpable (Linux: no debugger, no core file),
 //! and stays so; set [`Config::harden`] to false to prevent that. Free heap memory is returned to
-//! the kernel (`malloc_trim(3)`). The environment is read, never changed.
+//! the kernel (`malloc_trim(3)`). The environment is read, never changed. In a fork of the process,
+//! a handle does nothing: the threads are in the parent.
 //!
 //! # Code map
 //! A module uses modules of lower floors; a single file may also use the files named before it on

@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 #[cfg(feature = "gateway")]
 use crate::config::When;
 use crate::config::{Config, Environment};
+use crate::control::log;
 use crate::control::metrics::{Stats, StatsReader};
 use crate::control::stop::Abort;
 use crate::crypto::secret::{Credentials, Secret};

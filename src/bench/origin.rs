@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pattern::{PIECE, TestPattern};
 use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
+use crate::control::log;
 use crate::control::stop::Stop;
 use crate::listener;
 use crate::probe::origin_thread::{OriginThread, ready};

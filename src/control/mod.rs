@@ -2,6 +2,7 @@
 //! outcomes, counters.
 
 pub(crate) mod deadline;
+pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod outcome;
 pub(crate) mod phase;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::control::log;
 use crate::control::rejection::Rejection;
 
 /// Who broke a tunnel.

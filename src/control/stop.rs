@@ -19,6 +19,8 @@ pub(crate) struct Stop {
     deadline: OnceLock<Deadline>,
     cut: OwnedFd,
     is_cut: AtomicBool,
+    /// The process whose threads it stops.
+    process: u32,
 }
 
 impl Stop {
@@ -30,12 +32,20 @@ impl Stop {
             deadline: OnceLock::new(),
             cut: descriptor()?,
             is_cut: AtomicBool::new(false),
+            process: std::process::id(),
         })
     }
 
+    /// Whether this process created it. A fork shares the descriptors with its parent, and has none
+    /// of its threads.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
+    }
+
     /// Requests that every thread ends before `deadline`. Only the first request sets the deadline.
+    /// In a fork it has no effect on the parent.
     pub(crate) fn request(&self, deadline: Deadline) {
-        if self.deadline.set(deadline).is_ok() {
+        if self.deadline.set(deadline).is_ok() && self.is_of_this_process() {
             raise(&self.wake);
         }
     }
@@ -43,7 +53,7 @@ impl Stop {
     /// Requests that every thread ends now, whatever the deadline was.
     pub(crate) fn cut(&self) {
         self.request(Deadline::after(Duration::ZERO));
-        if !self.is_cut.swap(true, Ordering::SeqCst) {
+        if !self.is_cut.swap(true, Ordering::SeqCst) && self.is_of_this_process() {
             raise(&self.cut);
         }
     }
@@ -111,5 +121,26 @@ impl Abort {
 impl AsFd for Stop {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_in_a_fork_does_not_wake_the_threads_of_the_parent() {
+        for process in [0, std::process::id()] {
+            let stop = Stop {
+                process,
+                ..Stop::new().unwrap()
+            };
+            stop.cut();
+            let mut count = [0; 8];
+            let woken = rustix::io::read(&stop.wake, &mut count).is_ok();
+            assert_eq!(woken, process != 0);
+            let cut = rustix::io::read(&stop.cut, &mut count).is_ok();
+            assert_eq!(cut, process != 0);
+        }
     }
 }

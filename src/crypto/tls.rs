@@ -17,6 +17,7 @@ use rustls::crypto::ring::{self, cipher_suite};
 use rustls::{CertificateError, ClientConfig, NamedGroup, RootCertStore, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 
+use crate::control::log;
 use crate::http::authority::Host;
 
 /// The cipher suites in the order of preference. AES-128 is first: inside a tunnel the gateway

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use crate::control::log;
 use crate::control::stop::Stop;
 use crate::http::authority::{Authority, Host};
 use crate::probe::origin_thread::{OriginThread, ready};

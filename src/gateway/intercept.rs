@@ -16,6 +16,7 @@ use super::client_hello::{self, ClientHello, FirstBytes};
 use super::context::GatewayContext;
 use super::tls_alert;
 use crate::control::deadline::Deadline;
+use crate::control::log;
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::crypto::tls;

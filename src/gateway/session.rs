@@ -13,6 +13,7 @@ use super::context::GatewayContext;
 use super::upgrade::{self, UpgradeDecision};
 use super::{intercept, target};
 use crate::control::deadline::Deadline;
+use crate::control::log;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::control::phase::Phase;

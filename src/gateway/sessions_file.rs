@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::auth::Sessions;
+use crate::control::log;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::sys::files::{self, ReadError};
 

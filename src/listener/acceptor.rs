@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use super::lingering_close::LingeringClose;
 use super::service::{Eviction, Service};
 use super::slot::Slot;
+use super::supervisor::LogLine;
 use super::workers::{Accepted, WorkerPool};
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
@@ -42,6 +44,13 @@ pub(super) struct Acceptor<S> {
 impl<S: Service> Acceptor<S> {
     /// Accepts until a stop is requested.
     pub(super) fn run(mut self) {
+        // A panic is a fault of this crate. It must not close the port of a relay that is up.
+        while catch_unwind(AssertUnwindSafe(|| self.accept_until_stopped())).is_err() {
+            thread::sleep(BACK_OFF.1);
+        }
+    }
+
+    fn accept_until_stopped(&mut self) {
         let mut back_off = BACK_OFF.0;
         while self.stop.requested().is_none() {
             let slot = self.slot();
@@ -148,7 +157,7 @@ impl<S: Service> Acceptor<S> {
             .is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL)
         {
             self.last_warning = Some(now);
-            log::warn!("{what}");
+            self.workers.events.log(LogLine::Warning(what.to_owned()));
         }
     }
 }

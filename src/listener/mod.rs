@@ -12,23 +12,26 @@ mod slot;
 mod supervisor;
 mod workers;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::control::deadline::Deadline;
+use crate::control::log;
 use crate::control::metrics::Counters;
 use crate::control::stop::{Abort, Stop};
 use crate::sys::memory;
 use acceptor::Acceptor;
 use lingering_close::LingeringClose;
-use supervisor::Supervisor;
-use workers::WorkerPool;
+use report::Tally;
+use supervisor::{FLUSH_TIME, Supervisor};
+use workers::{Events, WorkerPool};
 
 pub use report::ShutdownReport;
 #[cfg(feature = "gateway")]
@@ -38,6 +41,12 @@ pub(crate) use service::Service;
 /// How many connections may wait in the kernel. The 128 of std are too few for a package manager
 /// that opens dozens at once.
 const BACKLOG: i32 = 1024;
+/// How long after the deadline of a shutdown its threads may take to end. They need 2 s for closing
+/// handshakes; the rest is for a busy machine. Only a thread that is stuck in the host's logger
+/// takes longer. It is left behind.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+/// How often a shutdown checks whether another thread has cut it short.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Binds a non-blocking socket to `address` and listens.
 ///
@@ -67,8 +76,13 @@ pub(crate) struct Listening {
     address: SocketAddr,
     drain: Duration,
     stop: Arc<Stop>,
-    stop_requests: Sender<Duration>,
-    supervisor: Option<JoinHandle<ShutdownReport>>,
+    counters: Arc<Counters>,
+    tally: Arc<Tally>,
+    /// Disconnected when the acceptor and every worker have ended.
+    serving: Receiver<Infallible>,
+    /// Disconnected when the supervisor has ended.
+    supervising: Receiver<Infallible>,
+    supervisor: Option<JoinHandle<()>>,
 }
 
 impl Listening {
@@ -92,9 +106,26 @@ impl Listening {
         let Some(supervisor) = self.supervisor.take() else {
             return ShutdownReport::default();
         };
-        // If the supervisor has ended, there is nothing to stop.
-        let _ = self.stop_requests.send(drain);
-        supervisor.join().unwrap_or_default()
+        // The threads of the process that forked this one are not here to be stopped.
+        if !self.stop.is_of_this_process() {
+            return ShutdownReport::default();
+        }
+        self.stop.request(Deadline::after(drain));
+        // Inside the host's logger, this may be a thread that the shutdown would wait for.
+        if !log::in_logger() {
+            while !ended_within(&self.serving, CHECK_INTERVAL) && !self.is_stuck() {}
+            if ended_within(&self.supervising, FLUSH_TIME * 5) {
+                // A panic of the supervisor was reported by the panic hook.
+                let _ = supervisor.join();
+            }
+        }
+        self.tally.report(self.counters.stats())
+    }
+
+    /// Whether threads that should have ended long ago are still running.
+    fn is_stuck(&self) -> bool {
+        let deadline = self.stop.requested().and_then(Deadline::instant);
+        deadline.is_some_and(|at| at + STUCK_AFTER <= Instant::now())
     }
 }
 
@@ -117,8 +148,19 @@ pub(crate) fn start<S: Service>(
     counters: Arc<Counters>,
 ) -> io::Result<Listening> {
     let address = socket.local_addr()?;
-    let (events, worker_events) = unbounded();
-    let (stop_requests, requested) = unbounded();
+    let tally = Arc::new(Tally::default());
+    let (thread_sender, threads) = unbounded();
+    let (outcome_sender, outcomes) = unbounded();
+    let (serving_sender, serving) = bounded(0);
+    let (supervising_sender, supervising) = bounded(0);
+    let events = Events {
+        threads: thread_sender,
+        outcomes: outcome_sender,
+        stop: Arc::clone(stop),
+        counters: Arc::clone(&counters),
+        tally: Arc::clone(&tally),
+        _serving: serving_sender,
+    };
     let acceptor = Acceptor {
         socket,
         service: Arc::clone(&service),
@@ -136,12 +178,12 @@ pub(crate) fn start<S: Service>(
         .spawn(move || acceptor.run())?;
     let supervisor = Supervisor {
         log_name: S::LOG_NAME,
-        worker_events,
-        stop_requests: requested,
+        threads,
+        outcomes,
         acceptor,
         stop: Arc::clone(stop),
-        counters,
-        drain,
+        tally: Arc::clone(&tally),
+        _supervising: supervising_sender,
     };
     let spawned = thread::Builder::new()
         .name(supervisor_name.into())
@@ -154,7 +196,15 @@ pub(crate) fn start<S: Service>(
         address,
         drain,
         stop: Arc::clone(stop),
-        stop_requests,
+        counters,
+        tally,
+        serving,
+        supervising,
         supervisor: Some(spawned?),
     })
+}
+
+/// Whether the other end of `channel` is dropped within `time`.
+fn ended_within(channel: &Receiver<Infallible>, time: Duration) -> bool {
+    channel.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
 }

@@ -1,17 +1,22 @@
-//! The thread that owns every worker: it receives their outcomes and the request to stop, and joins
-//! the workers.
+//! The thread that owns every worker: it joins the workers, and writes the log lines of their
+//! connections.
+//!
+//! A log line may take long: the logger is code of the host. So workers count their outcomes
+//! themselves, only a limited number of lines waits, and a shutdown does not wait for the log.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
-use super::report::ShutdownReport;
-use crate::control::deadline::Deadline;
-use crate::control::metrics::Counters;
-use crate::control::outcome::{EndReason, Outcome};
+use super::report::Tally;
+use crate::control::log;
+use crate::control::outcome::Outcome;
 use crate::control::stop::Stop;
 use crate::sys::memory;
 
@@ -22,97 +27,141 @@ const BATCH_DELAY: Duration = Duration::from_millis(1);
 /// of them is left.
 const MANY_WORKERS: usize = 64;
 const REMAINING_FRACTION: usize = 4;
+/// The most log lines that wait for the logger. Others are dropped and counted.
+pub(super) const QUEUE_LIMIT: usize = 1024;
+/// How long the log may take after the last worker has ended. Lines that are left are dropped.
+pub(super) const FLUSH_TIME: Duration = Duration::from_secs(1);
 
-/// What the acceptor and the workers report.
-pub(super) enum WorkerEvent {
+/// What the acceptor and the workers report about threads.
+pub(super) enum ThreadEvent {
     /// The acceptor started a worker.
     Started(u64, JoinHandle<()>),
-    /// A worker has served a connection.
-    Served(Outcome),
     /// A worker's thread is about to end.
     Exiting(u64),
+}
+
+/// A log line that is not written yet.
+pub(super) enum LogLine {
+    /// A worker has served a connection.
+    Served(Box<Outcome>),
+    /// A warning of the acceptor, which must not wait for the logger.
+    Warning(String),
 }
 
 /// The state of the supervisor thread.
 pub(super) struct Supervisor {
     pub(super) log_name: &'static str,
-    pub(super) worker_events: Receiver<WorkerEvent>,
-    pub(super) stop_requests: Receiver<Duration>,
+    pub(super) threads: Receiver<ThreadEvent>,
+    pub(super) outcomes: Receiver<LogLine>,
     pub(super) acceptor: JoinHandle<()>,
     pub(super) stop: Arc<Stop>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) drain: Duration,
+    pub(super) tally: Arc<Tally>,
+    /// Dropped when the supervisor ends.
+    pub(super) _supervising: Sender<Infallible>,
+}
+
+/// The workers that run.
+#[derive(Default)]
+struct Workers {
+    /// A worker may exit before the acceptor reports that it started: `None` is such a worker.
+    handles: HashMap<u64, Option<JoinHandle<()>>>,
+    /// The most workers since memory was returned.
+    most: usize,
 }
 
 impl Supervisor {
-    /// Counts outcomes and joins workers until the acceptor and every worker have ended.
-    pub(super) fn run(mut self) -> ShutdownReport {
-        // A worker may exit before the acceptor reports that it started: `None` is such a worker.
-        let mut workers: HashMap<u64, Option<JoinHandle<()>>> = HashMap::new();
-        let mut most = 0;
-        let mut report = ShutdownReport::default();
-        loop {
-            select! {
-                recv(self.worker_events) -> event => match event {
-                    Ok(WorkerEvent::Started(id, thread)) => {
-                        if workers.remove(&id).is_none() {
-                            workers.insert(id, Some(thread));
-                            most = most.max(workers.len());
-                        } else {
-                            join(thread);
-                        }
-                    }
-                    Ok(WorkerEvent::Served(outcome)) => {
-                        self.record(&outcome);
-                        if self.stop.requested().is_some() {
-                            count(&outcome, &mut report);
-                        }
-                    }
-                    Ok(WorkerEvent::Exiting(id)) => {
-                        match workers.remove(&id) {
-                            Some(Some(thread)) => join(thread),
-                            _ => { workers.insert(id, None); }
-                        }
-                        if most >= MANY_WORKERS && workers.len() <= most / REMAINING_FRACTION {
-                            most = workers.len();
-                            memory::give_back_heap();
-                        }
-                    }
+    /// Joins workers and logs outcomes until the acceptor and every worker have ended.
+    pub(super) fn run(mut self) {
+        let mut workers = Workers::default();
+        // The logger is guarded, so a panic is a fault of this crate. It must not end the thread.
+        while catch_unwind(AssertUnwindSafe(|| self.supervise(&mut workers))).is_err() {
+            thread::sleep(BATCH_DELAY);
+        }
+        join(self.acceptor);
+    }
+
+    fn supervise(&mut self, workers: &mut Workers) {
+        let (mut serving, mut logging) = (true, true);
+        let mut flush_ends = None;
+        while serving || logging {
+            // An exited thread keeps its stack until it is joined, so threads come first.
+            select_biased! {
+                recv(self.threads) -> event => if let Ok(event) = event {
+                    workers.handle(event);
+                } else {
                     // The acceptor and every worker have ended.
-                    Err(_) => break,
+                    serving = false;
+                    self.threads = never();
+                    flush_ends = Some(Instant::now() + FLUSH_TIME);
                 },
-                recv(self.stop_requests) -> drain => {
-                    self.stop_requests = never();
-                    self.stop.request(Deadline::after(drain.unwrap_or(self.drain)));
-                }
+                recv(self.outcomes) -> line => if let Ok(line) = line {
+                    self.write(line);
+                } else {
+                    logging = false;
+                    self.outcomes = never();
+                },
             }
-            if self.worker_events.is_empty() && self.stop.requested().is_none() {
+            if flush_ends.is_some_and(|at| at <= Instant::now()) {
+                let left = self.outcomes.try_iter().count() as u64;
+                self.tally.unlogged.fetch_add(left, Relaxed);
+                break;
+            }
+            if self.threads.is_empty()
+                && self.outcomes.is_empty()
+                && self.stop.requested().is_none()
+            {
                 thread::sleep(BATCH_DELAY);
             }
         }
-        join(self.acceptor);
-        report.stats = self.counters.stats();
-        report
+        self.report_unlogged();
     }
 
-    fn record(&self, outcome: &Outcome) {
-        let counters = &self.counters;
-        match &outcome.reason {
-            EndReason::Rejected(_) => Counters::add(&counters.refused, 1),
-            EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => {
-                Counters::add(&counters.broken, 1);
-            }
-            _ => {}
+    fn write(&self, line: LogLine) {
+        match line {
+            LogLine::Served(outcome) => outcome.log(self.log_name),
+            LogLine::Warning(what) => log::warn!("{what}"),
         }
-        outcome.log(self.log_name);
+        if self.outcomes.is_empty() {
+            self.report_unlogged();
+        }
+    }
+
+    fn report_unlogged(&self) {
+        let lines = self.tally.unlogged.swap(0, Relaxed);
+        if lines > 0 {
+            log::warn!(
+                "{}: the log is too slow: {lines} lines about connections were dropped; read \
+                 it faster, or log less",
+                self.log_name
+            );
+        }
     }
 }
 
-fn count(outcome: &Outcome, report: &mut ShutdownReport) {
-    match outcome.reason {
-        EndReason::Cut => report.cut += 1,
-        EndReason::Answered | EndReason::Abandoned | EndReason::Rejected(_) => {}
-        _ => report.ended += 1,
+impl Workers {
+    fn handle(&mut self, event: ThreadEvent) {
+        match event {
+            ThreadEvent::Started(id, thread) => {
+                if self.handles.remove(&id).is_some() {
+                    return join(thread);
+                }
+                self.handles.insert(id, Some(thread));
+                self.most = self.most.max(self.handles.len());
+            }
+            ThreadEvent::Exiting(id) => {
+                match self.handles.remove(&id) {
+                    Some(Some(thread)) => join(thread),
+                    _ => {
+                        self.handles.insert(id, None);
+                    }
+                }
+                let left = self.handles.len();
+                if self.most >= MANY_WORKERS && left <= self.most / REMAINING_FRACTION {
+                    self.most = left;
+                    memory::give_back_heap();
+                }
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! for the next one, because starting and ending a thread costs more than the rest of a short
 //! tunnel. If no worker is idle, a new thread is started.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +13,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::report::Tally;
 use super::service::Service;
 use super::slot::Slot;
-use super::supervisor::WorkerEvent;
+use super::supervisor::{LogLine, QUEUE_LIMIT, ThreadEvent};
+use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
+use crate::control::stop::Stop;
 use crate::sys::memory;
 
 /// The most idle workers: a package manager opens this many connections at once.
@@ -32,10 +36,49 @@ pub(super) struct Accepted {
     pub(super) slot: Slot,
 }
 
+/// How the acceptor and the workers report to the supervisor.
+#[derive(Clone)]
+pub(super) struct Events {
+    pub(super) threads: Sender<ThreadEvent>,
+    pub(super) outcomes: Sender<LogLine>,
+    pub(super) stop: Arc<Stop>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) tally: Arc<Tally>,
+    /// Dropped when the thread ends.
+    pub(super) _serving: Sender<Infallible>,
+}
+
+impl Events {
+    /// Counts how a connection ended.
+    fn count(&self, how: &EndReason) {
+        match how {
+            EndReason::Rejected(_) => Counters::add(&self.counters.refused, 1),
+            EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => {
+                Counters::add(&self.counters.broken, 1);
+            }
+            _ => {}
+        }
+        if self.stop.requested().is_some() {
+            self.tally.count(how);
+        }
+    }
+
+    /// Has a line logged. It does not wait for the logger: if too many lines wait, it is dropped.
+    pub(super) fn log(&self, line: LogLine) {
+        // Several threads may pass this check at once: the limit is approximate.
+        if self.outcomes.len() < QUEUE_LIMIT {
+            // If the supervisor has ended, so has the log.
+            let _ = self.outcomes.send(line);
+        } else {
+            Counters::add(&self.tally.unlogged, 1);
+        }
+    }
+}
+
 /// The acceptor's side of the workers. Dropping it ends idle workers at once.
 pub(super) struct WorkerPool<S> {
     service: Arc<S>,
-    events: Sender<WorkerEvent>,
+    pub(super) events: Events,
     /// Has no capacity: a connection is sent only to a worker that waits for it.
     connections: Sender<Accepted>,
     waiting: Receiver<Accepted>,
@@ -44,7 +87,7 @@ pub(super) struct WorkerPool<S> {
 }
 
 impl<S: Service> WorkerPool<S> {
-    pub(super) fn new(service: Arc<S>, events: Sender<WorkerEvent>) -> Self {
+    pub(super) fn new(service: Arc<S>, events: Events) -> Self {
         let (connections, waiting) = bounded(0);
         Self {
             service,
@@ -84,7 +127,7 @@ impl<S: Service> WorkerPool<S> {
         match spawned {
             Ok(thread) => {
                 // The supervisor outlives all senders.
-                let _ = self.events.send(WorkerEvent::Started(id, thread));
+                let _ = self.events.threads.send(ThreadEvent::Started(id, thread));
                 Ok(())
             }
             Err(error) => match receiver.try_recv() {
@@ -98,7 +141,7 @@ impl<S: Service> WorkerPool<S> {
 /// The thread's side.
 struct Worker<S> {
     service: Arc<S>,
-    events: Sender<WorkerEvent>,
+    events: Events,
     connections: Receiver<Accepted>,
     /// The number of workers that wait.
     idle: Arc<AtomicUsize>,
@@ -110,10 +153,10 @@ impl<S: Service> Worker<S> {
         let mut next = first.recv().ok();
         while let Some(accepted) = next {
             let outcome = self.serve(accepted);
-            let _ = self.events.send(WorkerEvent::Served(outcome));
+            self.events.log(LogLine::Served(Box::new(outcome)));
             next = self.next();
         }
-        let _ = self.events.send(WorkerEvent::Exiting(id));
+        let _ = self.events.threads.send(ThreadEvent::Exiting(id));
     }
 
     /// Serves one connection. A panic ends that connection only.
@@ -125,8 +168,11 @@ impl<S: Service> Worker<S> {
             slot,
         } = accepted;
         let served = catch_unwind(AssertUnwindSafe(|| self.service.serve(connection, peer)));
+        let outcome =
+            served.unwrap_or_else(|_| Outcome::new(since, None, Err(EndReason::Panicked)));
+        self.events.count(&outcome.reason);
         drop(slot);
-        served.unwrap_or_else(|_| Outcome::new(since, None, Err(EndReason::Panicked)))
+        outcome
     }
 
     /// Waits for the next connection. `None`: none came in time, or enough workers wait.
@@ -139,5 +185,31 @@ impl<S: Service> Worker<S> {
         };
         self.idle.fetch_sub(1, Ordering::AcqRel);
         next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::unbounded;
+
+    use super::*;
+
+    #[test]
+    fn lines_that_a_slow_logger_cannot_take_are_counted_and_not_kept() {
+        let (threads, _) = unbounded();
+        let (outcomes, waiting) = unbounded();
+        let events = Events {
+            threads,
+            outcomes,
+            stop: Arc::new(Stop::new().unwrap()),
+            counters: Arc::default(),
+            tally: Arc::default(),
+            _serving: bounded(0).0,
+        };
+        for _ in 0..QUEUE_LIMIT + 10 {
+            events.log(LogLine::Warning(String::new()));
+        }
+        assert_eq!(waiting.len(), QUEUE_LIMIT);
+        assert_eq!(events.tally.unlogged.load(Ordering::Relaxed), 10);
     }
 }

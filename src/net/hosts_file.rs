@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::control::log;
 use crate::sys::files::{self, ReadError};
 
 /// The largest file that is read: lists that block advertisements have up to about 10 MB.

@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use super::name::{Family, Name};
 
+use crate::control::log;
+
 /// After this many requests in one owner's queue, those that no caller waits for are removed.
 const PURGE_INTERVAL: usize = 256;
 

@@ -4,6 +4,7 @@
 use rustls_pki_types::CertificateDer;
 
 use crate::config::Config;
+use crate::control::log;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::setup::gate::{self, Gate, Session};

@@ -12,6 +12,7 @@ use rustix::event::PollFlags;
 
 use super::peer_uid::PeerUid;
 use crate::config::Config;
+use crate::control::log;
 use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;

@@ -7,18 +7,20 @@
 //! "Standby connections").
 
 use std::collections::VecDeque;
-use std::mem;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{io, mem};
 
 use rustix::event::{PollFd, PollFlags};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::context::RelayContext;
 use super::dial::dial_ahead;
+use crate::control::log;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
@@ -164,17 +166,20 @@ impl Inner {
     /// reaper.
     fn dial(&self, context: &RelayContext) {
         loop {
-            let dialed = dial_ahead(context);
+            // Other crates log too, and the host's logger may panic.
+            let dialed = catch_unwind(AssertUnwindSafe(|| dial_ahead(context)))
+                .unwrap_or_else(|_| Err(io::Error::other("the dialer panicked").into()));
+            if let Err(error) = &dialed {
+                // Before the lock: the logger may take long.
+                log::debug!("relay: dialing ahead failed: {error}");
+            }
             let now = Instant::now();
             let mut state = self.lock();
             state.dialing -= 1;
             match dialed {
                 Ok(conn) if !state.closed => state.ready.push(StandbyConn { conn, since: now }),
                 Ok(_) => {}
-                Err(error) => {
-                    log::debug!("relay: dialing ahead failed: {error}");
-                    state.not_before = Some(now + PAUSE);
-                }
+                Err(_) => state.not_before = Some(now + PAUSE),
             }
             state.update_counter(context);
             if state.missing(now) == 0 {

@@ -11,6 +11,7 @@ use super::dial::{DialEvent, DialedTunnel, Dialer};
 use super::rejection::DialError;
 use super::request;
 use super::standby::StandbyPool;
+use crate::control::log;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::http::authority::Authority;

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::control::log;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::sys::files;
 use crate::sys::owned_name::OwnedName;

@@ -6,6 +6,7 @@
 use rustix::fs::{AtFlags, Stat, fstat, statat, unlinkat};
 use rustix::io::Errno;
 
+use crate::control::log;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::setup::token_file::TokenFile;
 

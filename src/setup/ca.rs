@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 
 use crate::config::Config;
+use crate::control::log;
 use crate::crypto::pem;
 use crate::error::{Error, Stage};
 use crate::http::base_url::BaseUrl;

@@ -14,6 +14,8 @@ use std::str::FromStr;
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::control::log;
+
 /// The largest default. An operator who needs more sets `--max-tunnels`.
 const LARGEST_DEFAULT: u64 = 1024;
 

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::Environment;
+use crate::control::log;
 use crate::setup::no_proxy;
 use ChildValue::{Bundle, NoProxy, On, Proxy, Wgetrc};
 

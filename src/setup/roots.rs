@@ -6,6 +6,7 @@ use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::control::log;
 use crate::crypto::pem;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::sys::files::{self, ReadError};

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
 
+use crate::control::log;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::sys::files::{self, ReadError};

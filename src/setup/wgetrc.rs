@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::control::log;
 use crate::setup::bundle::FILE_MODE;
 use crate::sys::files;
 

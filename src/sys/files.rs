@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 use zeroize::Zeroizing;
 
+use crate::control::log;
+
 /// Why a file was not read.
 #[derive(Debug)]
 pub(crate) enum ReadError {

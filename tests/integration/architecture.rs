@@ -389,6 +389,27 @@ fn imports_lead_to_lower_floors_only() {
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
+/// The logger is code of the host, which may panic. The command line has its own.
+#[test]
+fn every_log_call_is_guarded() {
+    let unguarded: Vec<String> = modules()
+        .into_iter()
+        .filter(|source| source.top_module() != "cli" && source.name != "control/log")
+        .filter(|source| {
+            let code = source.code();
+            let calls = ["error", "warn", "info", "debug", "trace"]
+                .iter()
+                .any(|level| code.contains(&format!("log::{level}!")));
+            calls && !code.contains("use crate::control::log;")
+        })
+        .map(|source| source.name)
+        .collect();
+    assert!(
+        unguarded.is_empty(),
+        "import crate::control::log in {unguarded:?}"
+    );
+}
+
 /// The names that `source` imports with `super::` and that are not files beside it.
 fn imports_of_mod_rs(source: &Source, all: &[Source]) -> Vec<String> {
     let Some((directory, file)) = source.name.rsplit_once('/') else {

@@ -20,6 +20,7 @@ mod embedding;
 mod entry;
 mod examples;
 mod gateway_service;
+mod host_loggers;
 mod hostile_clients;
 mod hostile_upstream;
 mod intercept;
