@@ -70,8 +70,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Caps every duration at one year, so that it can be added to any point in time, and the number
-    /// of standby connections as the setting `standby` does.
+    /// Caps every duration at one year, so that it can be added to any point in time, and the
+    /// number of standby connections as the setting `standby` does.
     pub(crate) fn bounded(mut self) -> Self {
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         for duration in [
