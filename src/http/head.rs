@@ -13,7 +13,7 @@ pub(crate) const HEAD_LIMIT: usize = 16 << 10;
 /// The most fields in one head. No usual client sends more in [`HEAD_LIMIT`] bytes.
 const FIELD_LIMIT: usize = 128;
 
-/// The fields of a head, in their order.
+/// The fields of a head, in their order, with their names as sent.
 #[derive(Default)]
 pub(crate) struct Fields(Vec<(String, Vec<u8>)>);
 
@@ -29,16 +29,23 @@ impl Fields {
     fn new(raw: &[httparse::Header<'_>]) -> Self {
         Self(
             raw.iter()
-                .map(|field| (field.name.to_ascii_lowercase(), field.value.to_vec()))
+                .map(|field| (field.name.to_owned(), field.value.to_vec()))
                 .collect(),
         )
     }
 
-    /// Every value of a field. `name` is in lower case.
+    /// Every field: its name as sent, and its value.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// Every value of a field. Field names are case-insensitive.
     pub(crate) fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.0
             .iter()
-            .filter(move |(field_name, _)| field_name == name)
+            .filter(move |(field_name, _)| field_name.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.as_slice())
     }
 
@@ -66,6 +73,14 @@ impl Fields {
     }
 }
 
+impl Fields {
+    /// Whether a comma-separated list field has `element`, without regard to case.
+    pub(crate) fn lists(&self, name: &str, element: &str) -> bool {
+        self.list(name)
+            .any(|value| value.eq_ignore_ascii_case(element.as_bytes()))
+    }
+}
+
 /// A request head.
 #[derive(Debug)]
 pub(crate) struct RequestHead {
@@ -73,6 +88,8 @@ pub(crate) struct RequestHead {
     pub(crate) method: String,
     /// The request target, as sent.
     pub(crate) target: String,
+    /// The version is HTTP/1.0, not 1.1.
+    pub(crate) old: bool,
     /// The fields.
     pub(crate) fields: Fields,
 }
@@ -82,6 +99,10 @@ pub(crate) struct RequestHead {
 pub(crate) struct ResponseHead {
     /// The status code, from 100 to 999.
     pub(crate) status: u16,
+    /// The reason phrase, as sent; it may be empty.
+    pub(crate) reason: String,
+    /// The version is HTTP/1.0, not 1.1.
+    pub(crate) old: bool,
     /// The fields.
     pub(crate) fields: Fields,
 }
@@ -133,6 +154,7 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Head
     let head = RequestHead {
         method: method.to_owned(),
         target: target.to_owned(),
+        old: parsed.version == Some(0),
         fields: Fields::new(parsed.headers),
     };
     Ok(Some((head, len)))
@@ -179,6 +201,8 @@ pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, He
         (httparse::Status::Complete(n), Some(code @ 100..)) if n == len => Ok(Some((
             ResponseHead {
                 status: code,
+                reason: parsed.reason.unwrap_or_default().to_owned(),
+                old: parsed.version == Some(0),
                 fields: Fields::new(parsed.headers),
             },
             len,

@@ -5,6 +5,8 @@
 #[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
 pub(crate) mod authority;
 pub(crate) mod base_url;
+pub(crate) mod body;
+pub(crate) mod forward;
 pub(crate) mod head;
 // Without the gateway, patterns are only a type in the settings.
 #[cfg_attr(not(feature = "gateway"), allow(dead_code, unreachable_pub))]
