@@ -256,7 +256,12 @@ impl Service for GatewayService {
     const LOG_NAME: &'static str = "gateway";
     const THREADS: [&'static str; 3] = ["uproxy-gwsuper", "uproxy-gwaccept", "gw"];
 
-    fn serve(&self, connection: TcpStream, peer: SocketAddr) -> Outcome {
+    fn serve(
+        &self,
+        connection: TcpStream,
+        peer: SocketAddr,
+        _: &mut dyn FnMut(Outcome),
+    ) -> Outcome {
         session::serve(&self.0, connection, peer)
     }
 

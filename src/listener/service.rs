@@ -14,8 +14,14 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// name has at most 15 bytes.
     const THREADS: [&'static str; 3];
 
-    /// Serves one connection to its end.
-    fn serve(&self, connection: TcpStream, peer: SocketAddr) -> Outcome;
+    /// Serves one connection to its end. If it needs several tunnels, `report` receives the outcome
+    /// of each except the last.
+    fn serve(
+        &self,
+        connection: TcpStream,
+        peer: SocketAddr,
+        report: &mut dyn FnMut(Outcome),
+    ) -> Outcome;
 
     /// The response to a connection for which no slot is free.
     fn busy_response(&self) -> Vec<u8>;

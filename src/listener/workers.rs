@@ -167,7 +167,13 @@ impl<S: Service> Worker<S> {
             peer,
             slot,
         } = accepted;
-        let served = catch_unwind(AssertUnwindSafe(|| self.service.serve(connection, peer)));
+        let mut report = |outcome: Outcome| {
+            self.events.count(&outcome.reason);
+            self.events.log(LogLine::Served(Box::new(outcome)));
+        };
+        let served = catch_unwind(AssertUnwindSafe(|| {
+            self.service.serve(connection, peer, &mut report)
+        }));
         let outcome =
             served.unwrap_or_else(|_| Outcome::new(since, None, Err(EndReason::Panicked)));
         self.events.count(&outcome.reason);

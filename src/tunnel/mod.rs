@@ -3,7 +3,8 @@
 //!
 //! `chunk`, `frame`, `ws_codec`, `tls` and `opening` convert bytes without I/O. `conn` is a socket
 //! with its layers, `keepalive` decides about pings, `drive` runs one connection until a condition
-//! holds, `connect` opens a TCP connection, and `pump` moves the stream between two connections.
+//! holds, `connect` opens a TCP connection, and `pump` moves the stream between two connections,
+//! and `exchange` HTTP messages.
 //! This module does not depend on the relay or the gateway.
 
 pub(crate) mod buffer;
@@ -12,6 +13,7 @@ pub(crate) mod conn;
 pub(crate) mod connect;
 pub(crate) mod drive;
 pub(crate) mod error;
+pub(crate) mod exchange;
 pub(crate) mod frame;
 pub(crate) mod keepalive;
 pub(crate) mod opening;

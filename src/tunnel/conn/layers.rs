@@ -105,7 +105,6 @@ impl Conn {
 
     /// Adds TLS inside the WebSocket. `rest` contains the bytes received so far; they are replaced
     /// by the data in them.
-    #[cfg(feature = "gateway")]
     pub(crate) fn add_inner_tls(
         &mut self,
         mut tls: Tls,

@@ -96,7 +96,7 @@
 
 mod ending;
 mod rules;
-mod side;
+pub(super) mod side;
 mod state;
 mod timers;
 mod transfer;

@@ -8,16 +8,16 @@ use crate::tunnel::conn::Conn;
 
 /// A connection, and the data from it that was not forwarded yet.
 #[derive(Debug)]
-pub(super) struct Side {
-    pub(super) conn: Conn,
+pub(in crate::tunnel) struct Side {
+    pub(in crate::tunnel) conn: Conn,
     /// Received from this side and not forwarded to the other one.
-    pub(super) pending: Buffer,
+    pub(in crate::tunnel) pending: Buffer,
     /// poll(2) reports at every call that the socket has ended or failed.
-    pub(super) over: bool,
+    pub(in crate::tunnel) over: bool,
 }
 
 impl Side {
-    pub(super) fn new(conn: Conn, pending: Buffer) -> Self {
+    pub(in crate::tunnel) fn new(conn: Conn, pending: Buffer) -> Self {
         Self {
             conn,
             pending,
@@ -26,12 +26,12 @@ impl Side {
     }
 
     /// Drops the data that was not forwarded.
-    pub(super) fn drop_pending(&mut self) {
+    pub(in crate::tunnel) fn drop_pending(&mut self) {
         self.pending.consume(self.pending.len());
     }
 
     /// The events to poll for, if the side is to be read or not.
-    pub(super) fn interest(&self, reads: bool) -> PollFlags {
+    pub(in crate::tunnel) fn interest(&self, reads: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, reads);
         flags.set(PollFlags::OUT, !self.conn.flushed());
@@ -39,13 +39,13 @@ impl Side {
     }
 
     /// Whether poll(2) would return at once without a useful event: the socket must be left out.
-    pub(super) fn is_skipped(&self, interest: PollFlags) -> bool {
+    pub(in crate::tunnel) fn is_skipped(&self, interest: PollFlags) -> bool {
         self.over && interest.is_empty()
     }
 
     /// Records the events of poll(2). Returns whether the socket ended or failed although no event
     /// was requested. No read or write would report its error then.
-    pub(super) fn record(&mut self, events: PollFlags, interest: PollFlags) -> bool {
+    pub(in crate::tunnel) fn record(&mut self, events: PollFlags, interest: PollFlags) -> bool {
         self.conn.set_readiness(events);
         let ended = events.intersects(OVER) && interest.is_empty();
         self.over |= ended;
@@ -53,12 +53,12 @@ impl Side {
     }
 
     /// Whether all received data was forwarded, and everything queued was written.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::tunnel) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.conn.flushed()
     }
 
     /// Returns unused memory to the pool.
-    pub(super) fn release_buffers(&mut self) {
+    pub(in crate::tunnel) fn release_buffers(&mut self) {
         self.pending.release();
         self.conn.release_buffers();
     }
