@@ -9,7 +9,7 @@ use std::fmt;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -310,7 +310,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
         &mem::take(&mut trust.roots),
         resolver,
     )?;
-    let relay = start_relay(config, upstream)?;
+    let relay = start_relay(config, upstream, Some(trust.bundle.clone()))?;
 
     enter(Stage::Burn, config, at)?;
     if let Err(error) = token.burn() {
@@ -390,11 +390,15 @@ pub(crate) fn bind(config: &Config) -> Result<TcpListener, Error> {
 }
 
 /// Binds and starts the relay.
-pub(crate) fn start_relay(config: &Config, upstream: Upstream) -> Result<Running, Error> {
+pub(crate) fn start_relay(
+    config: &Config,
+    upstream: Upstream,
+    bundle: Option<PathBuf>,
+) -> Result<Running, Error> {
     let socket = bind(config)?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
     let started = AccessControl::new(config)
-        .and_then(|access| relay::start(socket, access, upstream, config.limits, cap));
+        .and_then(|access| relay::start(socket, access, upstream, bundle, config.limits, cap));
     started.map_err(|error| {
         Error::new(
             Stage::Relay,
@@ -581,6 +585,23 @@ impl Handle {
     pub fn shutdown(self, drain: Duration) -> ShutdownReport {
         self.relay.shutdown(drain)
     }
+}
+
+/// The variables that a relay with the URL `proxy` and these files would set for a child that
+/// inherits `environment`.
+#[cfg(feature = "cli")]
+pub(crate) fn child_variables(
+    proxy: &str,
+    ca_bundle: &Path,
+    wgetrc: Option<&Path>,
+    environment: &Environment,
+) -> Vec<(String, OsString)> {
+    ChildEnv {
+        proxy: proxy.to_owned(),
+        bundle: ca_bundle.to_owned(),
+        wgetrc: wgetrc.map(Path::to_owned),
+    }
+    .variables(environment)
 }
 
 #[cfg(test)]

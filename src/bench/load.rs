@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::client::{LoadConn, Route, TIMEOUT};
+use super::client::{LoadConn, Route};
 use super::pattern::TestPattern;
 use super::wire::Work;
 use crate::config::Cancel;
@@ -117,9 +117,8 @@ impl Load {
                 Bulk::Up => Work::Up,
                 Bulk::Both => Work::Both(time),
             })?;
-            let conn = Arc::new(conn);
             if bulk != Bulk::Down {
-                halves.push((Arc::clone(&conn), true));
+                halves.push((conn.duplicate()?, true));
             }
             if bulk != Bulk::Up {
                 halves.push((conn, false));
@@ -129,16 +128,16 @@ impl Load {
         let moved = crew(halves.len(), || {
             let (load, half) = (Arc::clone(self), halves.next());
             move || match half {
-                Some((conn, true)) => {
+                Some((mut conn, true)) => {
                     let sent = conn.send(&load.pattern, time)?;
                     if bulk == Bulk::Up {
                         conn.confirmed(sent)?;
                     }
                     Ok(sent)
                 }
-                Some((conn, false)) => {
+                Some((mut conn, false)) => {
                     let received = conn.receive(&load.pattern)?;
-                    if let (Bulk::Down, Some(conn)) = (bulk, Arc::into_inner(conn)) {
+                    if bulk == Bulk::Down {
                         load.close(conn);
                     }
                     Ok(received)
@@ -162,7 +161,7 @@ impl Load {
     fn conn(&self) -> Result<LoadConn, Problem> {
         let mut conn = self.route.open()?;
         if self.speaks {
-            conn.greeted(TIMEOUT)?;
+            conn.greeted()?;
         }
         Ok(conn)
     }

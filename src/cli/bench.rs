@@ -8,15 +8,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::bench::{BenchPlan, BenchProgress, Conclusion, Row, benchmark, start_origin};
+use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Measured, Row, benchmark};
 use crate::sys::log_filter::one_line;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::exit_status::ExitStatus;
-use super::output::{eprint, eprint_line, fail, json_line, print};
+use super::output::{eprint, eprint_line, fail, print};
 use super::program_options::Options;
-use super::setup::{Interrupted, probe};
-use super::signals::{Signal, Signals};
+use super::setup::{Interrupted, prepare_check, until_signal};
+use super::signals::{ENDING, Signal, Signals};
 
 /// The results so far.
 #[derive(Default)]
@@ -29,15 +29,19 @@ struct Results {
 /// Measures and prints the results. The status is 0 if there is a verdict, 1 if the path could not
 /// be measured, and 128+n if signal n arrived first.
 pub(crate) fn run(options: Options) -> ExitStatus {
+    let signals = Signals::watch(ENDING);
     let (plan, json) = (options.plan, options.json);
+    let (config, gateway, options) = match prepare_check(options) {
+        Ok(prepared) => prepared,
+        Err(status) => return status,
+    };
+    let cancel = config.cancel.clone();
     // Shared with a thread that a signal may abandon.
     let results = Arc::new(Mutex::new(Results::default()));
     let shared = Arc::clone(&results);
-    let measured = probe(options, move |config, options| {
-        let progress = Progress {
-            is_terminal: io::stderr().is_terminal(),
-        };
-        let conclusion = benchmark(config, options, &plan, &mut |event| {
+    let mut progress = Progress::default();
+    let measured = until_signal(signals.receiver(), &cancel, move || {
+        let conclusion = benchmark(&config, &options, &plan, &mut |event| {
             let mut results = shared.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
                 BenchProgress::Between { upstream, target } => {
@@ -50,10 +54,11 @@ pub(crate) fn run(options: Options) -> ExitStatus {
         progress.clear();
         conclusion
     });
+    gateway.stop();
     let (conclusion, signal) = match measured {
         Ok(conclusion) => (conclusion, None),
         Err(Interrupted::Signal(signal)) => (None, Some(signal)),
-        Err(failed) => return failed.status(),
+        Err(Interrupted::Failed(error)) => return fail(&error, ExitStatus::FAILED),
     };
     let results = results.lock().unwrap_or_else(PoisonError::into_inner);
     let text = if json {
@@ -72,7 +77,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 /// Serves as the target of another `bench` until a signal requests a stop.
 pub(crate) fn serve_origin(listen: SocketAddr) -> ExitStatus {
     let signals = Signals::stop_requests(false);
-    let origin = match start_origin(listen) {
+    let origin = match BenchOrigin::start(listen) {
         Ok(origin) => origin,
         Err(error) => {
             let error =
@@ -81,7 +86,7 @@ pub(crate) fn serve_origin(listen: SocketAddr) -> ExitStatus {
         }
     };
     let ready = json!({ "origin": origin.local_addr().to_string(), "pid": std::process::id() });
-    print(json_line(&ready).as_bytes());
+    print(format!("{ready}\n").as_bytes());
     while let Ok(signal) = signals.receiver().recv() {
         if signal.is_fatal() {
             break;
@@ -95,11 +100,19 @@ struct Progress {
     is_terminal: bool,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            is_terminal: io::stderr().is_terminal(),
+        }
+    }
+}
+
 /// Returns to the beginning of the line and clears it.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Progress {
-    fn show(&self, what: &str, done: f64, left: Duration) {
+    fn show(&mut self, what: &str, done: f64, left: Duration) {
         let line = format!(
             "{:3.0} %, about {} s left: {what}",
             100.0 * done,
@@ -112,7 +125,7 @@ impl Progress {
         }
     }
 
-    fn clear(&self) {
+    fn clear(&mut self) {
         if self.is_terminal {
             eprint(CLEAR_LINE);
         }
@@ -139,7 +152,7 @@ fn table(
     }
     for row in &results.rows {
         let found = match &row.found {
-            Ok(figures) => figures.iter().fold(String::new(), |mut text, figure| {
+            Measured::Figures(figures) => figures.iter().fold(String::new(), |mut text, figure| {
                 let value = rounded(figure.value);
                 let name = match figure.name {
                     "p50" | "p99" | "least" => format!("{} ", figure.name),
@@ -149,7 +162,7 @@ fn table(
                 let _ = write!(text, "{cell:<18}");
                 text
             }),
-            Err(problem) => format!("not measured, {}; {}", problem.what, problem.remedy),
+            Measured::Not { why, remedy } => format!("not measured, {why}; {remedy}"),
         };
         let _ = writeln!(
             out,
@@ -164,7 +177,7 @@ fn table(
             let _ = writeln!(
                 out,
                 "\nlimited by: {}\n{}\nto do: {}",
-                conclusion.limit.names().1,
+                name(conclusion),
                 conclusion.sentence,
                 conclusion.remedy
             );
@@ -175,6 +188,17 @@ fn table(
         (None, None) => {}
     }
     out
+}
+
+/// The limit, for people.
+fn name(conclusion: &Conclusion) -> &'static str {
+    use crate::bench::Limit;
+    match conclusion.limit {
+        Limit::RoundTrip => "the round trip to the upstream",
+        Limit::Processor => "this machine's processor",
+        Limit::FarEnd => "the far end, or the network",
+        _ => "not known",
+    }
 }
 
 /// `value` with its significant decimal places.
@@ -196,7 +220,7 @@ fn document(
     let rows: Vec<Value> = results.rows.iter().map(object).collect();
     let verdict = conclusion.map(|conclusion| {
         json!({
-            "limit": conclusion.limit.names().0,
+            "limit": conclusion.limit.name(),
             "sentence": conclusion.sentence,
             "remedy": conclusion.remedy,
         })
@@ -211,22 +235,26 @@ fn document(
         "verdict": verdict,
         "signal": signal.map(|signal| signal.number),
     });
-    json_line(&document)
+    format!("{document}\n")
 }
 
 fn object(row: &Row) -> Value {
-    let mut object = json!({ "what": row.what, "path": row.path });
+    let mut object = Map::new();
+    object.insert("what".to_owned(), row.what.as_str().into());
+    object.insert("path".to_owned(), row.path.into());
     match &row.found {
-        Ok(figures) => {
+        Measured::Figures(figures) => {
             for figure in figures {
-                object[figure.name] = json!({ "value": figure.value, "unit": figure.unit });
+                let found = json!({ "value": figure.value, "unit": figure.unit });
+                object.insert(figure.name.to_owned(), found);
             }
         }
-        Err(problem) => {
-            object["not_measured"] = json!({ "why": problem.what, "remedy": problem.remedy });
+        Measured::Not { why, remedy } => {
+            let not = json!({ "why": why, "remedy": remedy });
+            object.insert("not_measured".to_owned(), not);
         }
     }
-    object
+    Value::Object(object)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod gateway;
 #[cfg(feature = "gateway")]
 mod gateway_options;
 mod help;
+mod json;
 mod logging;
 mod options;
 mod output;

@@ -8,7 +8,9 @@
 use std::net::TcpStream;
 use std::{fmt, io};
 
+use data_encoding::BASE64;
 use rustix::event::PollFlags;
+use zeroize::Zeroizing;
 
 use super::peer_uid::PeerUid;
 use crate::config::Config;
@@ -128,6 +130,19 @@ impl AccessControl {
         fields
             .one("proxy-authorization")
             .is_some_and(|value| password.header.matches(value))
+    }
+
+    /// Whether a password is required.
+    pub(super) fn requires_password(&self) -> bool {
+        self.password.is_some()
+    }
+
+    /// Whether these are the user name and the password, if they are required.
+    pub(super) fn is_password(&self, user: &[u8], password: &[u8]) -> bool {
+        let pair = Zeroizing::new([user, b":", password].concat());
+        let value = Zeroizing::new(format!("Basic {}", BASE64.encode(&pair)));
+        let required = self.password.as_ref();
+        required.is_none_or(|required| required.header.matches(value.as_bytes()))
     }
 
     /// The rejection of a request without the password.

@@ -1,20 +1,25 @@
-//! The client end: a CONNECT proxy on loopback. Each tunnel has its own WebSocket to the
-//! gateway.
+//! The client end: a proxy on loopback. Each tunnel has its own WebSocket to the gateway.
 //!
-//! `worker` serves one connection, `access` decides who may use the port, `request` reads the
-//! CONNECT request, `dial` opens the tunnel, `standby` keeps connections that were dialed ahead,
-//! and `rejection` says why there is no tunnel. It never uses the gateway's code.
+//! `access` decides who may use the port, `worker` serves one connection, `request` reads its first
+//! request, `socks` parses SOCKS5, `dial` opens the tunnel, `standby` keeps connections that were
+//! dialed ahead, `rejection` says why there is no tunnel, and `forward` serves requests in
+//! absolute-form. It never uses the gateway's code.
 
 mod access;
 mod context;
 pub(crate) mod dial;
+mod forward;
+mod origin_tls;
 mod peer_uid;
 mod rejection;
 mod request;
+mod socks;
 mod standby;
+mod state;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
@@ -36,8 +41,9 @@ use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 use context::RelayContext;
+use origin_tls::OriginTls;
 use standby::StandbyPool;
-use worker::Relay;
+use state::Relay;
 
 /// A relay that listens. Dropping it stops it.
 #[must_use = "dropping it stops the relay"]
@@ -89,7 +95,9 @@ impl Running {
     }
 }
 
-/// Starts a relay on `socket` with at most `cap` tunnels.
+/// Starts a relay on `socket` with at most `cap` tunnels. Origins of `https` requests in
+/// absolute-form are verified with the roots in the PEM file `bundle`; without it such requests are
+/// refused.
 ///
 /// # Errors
 /// The socket has no address, or there is no descriptor or thread left.
@@ -97,6 +105,7 @@ pub(crate) fn start(
     socket: TcpListener,
     access: AccessControl,
     upstream: Upstream,
+    bundle: Option<PathBuf>,
     limits: Limits,
     cap: usize,
 ) -> io::Result<Running> {
@@ -109,6 +118,7 @@ pub(crate) fn start(
         access,
         own_address: socket.local_addr()?,
         standby: StandbyPool::new(limits.standby),
+        origin_tls: OriginTls::new(bundle),
         context: Arc::new(RelayContext {
             upstream,
             limits,
@@ -131,8 +141,13 @@ impl Service for Relay {
     const LOG_NAME: &'static str = "relay";
     const THREADS: [&'static str; 3] = ["uproxy-super", "uproxy-accept", "tun"];
 
-    fn serve(&self, connection: TcpStream, _: SocketAddr) -> Outcome {
-        self.serve_connection(connection)
+    fn serve(
+        &self,
+        connection: TcpStream,
+        _: SocketAddr,
+        report: &mut dyn FnMut(Outcome),
+    ) -> Outcome {
+        self.serve_connection(connection, report)
     }
 
     fn busy_response(&self) -> Vec<u8> {

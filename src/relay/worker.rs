@@ -1,49 +1,54 @@
 //! One client connection from accept to its outcome: access, request, dial, response, pump
 //! (`manual/protocol.md`).
 
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::access::AccessControl;
-use super::context::RelayContext;
-use super::dial::{DialEvent, DialedTunnel, Dialer};
-use super::rejection::DialError;
-use super::request;
-use super::standby::StandbyPool;
-use crate::control::log;
+use super::dial::DialedTunnel;
+use super::forward::Forwarder;
+use super::request::{ClientRequest, Protocol, RequestReader};
+use super::state::Relay;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
-use crate::http::authority::Authority;
-use crate::http::response;
+use crate::http::forward::AbsoluteTarget;
+use crate::http::head::RequestHead;
 use crate::sys::memory;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::drive::refuse_and_drain;
-use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::opening::ESTABLISHED;
-use crate::tunnel::pump::{Pump, PumpContext};
+use crate::tunnel::pump::Pump;
 
 /// How long a refused client may take to read its response.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the workers of one relay share.
-#[derive(Debug)]
-pub(super) struct Relay {
-    pub(super) access: AccessControl,
-    pub(super) own_address: SocketAddr,
-    pub(super) standby: StandbyPool,
-    pub(super) context: Arc<RelayContext>,
+/// A connection whose first request was read.
+enum Opened<'a> {
+    /// Its tunnel is open.
+    Tunnel(Box<Pump<'a>>),
+    /// It sends requests in absolute-form; this is the first.
+    Request(Box<Conn>, Buffer, Box<RequestHead>, Box<AbsoluteTarget>),
 }
 
 impl Relay {
-    /// Serves one connection until it ends.
-    pub(super) fn serve_connection(&self, connection: TcpStream) -> Outcome {
+    /// Serves one connection until it ends. `report` receives the outcome of each tunnel except the
+    /// last: a client that sends requests in absolute-form may need several.
+    pub(super) fn serve_connection(
+        &self,
+        connection: TcpStream,
+        report: &mut dyn FnMut(Outcome),
+    ) -> Outcome {
         let since = Instant::now();
         let mut authority = None;
         // The stack of a handshake is returned while the stream is silent.
-        let result = memory::in_own_frame(|| self.open(connection, &mut authority)).map(Pump::run);
+        let opened = memory::in_own_frame(|| self.open(connection, &mut authority));
+        let result = match opened {
+            Ok(Opened::Tunnel(pump)) => Ok(pump.run()),
+            Ok(Opened::Request(client, early, head, target)) => {
+                return Forwarder::new(self, *client, early, report).run(*head, *target);
+            }
+            Err(reason) => Err(reason),
+        };
         Outcome::new(since, authority, result)
     }
 
@@ -52,93 +57,53 @@ impl Relay {
         &self,
         connection: TcpStream,
         authority: &mut Option<String>,
-    ) -> Result<Box<Pump<'_>>, EndReason> {
+    ) -> Result<Opened<'_>, EndReason> {
         let context = &self.context;
         let admitted = self.access.admit(&connection);
         let mut client = Conn::new(connection, &context.pool);
         let mut early = Buffer::new(&context.pool);
-        let dialed = admitted.and_then(|()| self.connect(&mut client, &mut early, authority));
+        let mut protocol = Protocol::Http;
+        let requested = admitted.and_then(|()| {
+            let reader = RequestReader {
+                context,
+                access: &self.access,
+                own_address: self.own_address,
+                client: &mut client,
+                early: &mut early,
+                protocol: &mut protocol,
+            };
+            reader.read()
+        });
+        let dialed = match requested {
+            Ok(ClientRequest::Forward(head, target)) => {
+                return Ok(Opened::Request(Box::new(client), early, head, target));
+            }
+            Ok(ClientRequest::Tunnel(target)) => {
+                *authority = Some(target.to_string());
+                self.dial(&target, client.socket())
+            }
+            Err(reason) => Err(reason),
+        };
         let DialedTunnel { conn, received } = match dialed {
             Ok(dialed) => dialed,
             Err(reason) => {
                 if let EndReason::Rejected(rejection) = &reason {
-                    self.send_last(client, &response::closing(rejection));
+                    self.send_last(client, &protocol.refusal(rejection));
                 }
                 return Err(reason);
             }
         };
         Counters::add(&context.counters.tunnels, 1);
         let mut response = Buffer::new(&context.pool);
-        response.extend(ESTABLISHED);
+        response.extend(protocol.established());
         // The response is sent before any data of the gateway is processed, which may be invalid.
         client
             .encode(&mut response)
             .and_then(|()| client.flush())
             .map_err(|_| EndReason::Abandoned)?;
-        let shared = PumpContext {
-            limits: &context.limits,
-            stop: &context.stop,
-            counters: &context.counters,
-        };
-        Ok(Pump::new(
-            Role::Client,
-            client,
-            conn,
-            early,
-            received,
-            shared,
-        ))
-    }
-
-    /// Reads the request and opens the tunnel to its target.
-    fn connect(
-        &self,
-        client: &mut Conn,
-        early: &mut Buffer,
-        authority: &mut Option<String>,
-    ) -> Result<DialedTunnel, EndReason> {
-        let target =
-            request::read_target(&self.context, &self.access, self.own_address, client, early)?;
-        *authority = Some(target.to_string());
-        self.dial(&target, client.socket())
-    }
-
-    /// Opens a tunnel to `target` for `client`: on a standby connection, else on a new
-    /// one.
-    fn dial(&self, target: &Authority, client: &TcpStream) -> Result<DialedTunnel, EndReason> {
-        let context = &self.context;
-        if let Some(conn) = self.standby.take(context) {
-            let mut dialer = Dialer::new(context, Some(client));
-            // If its host has vanished, the kernel reports it within the time that a dial may take.
-            conn.set_user_timeout(context.limits.connect_timeout);
-            match dialer.open_tunnel(conn, Buffer::new(&context.pool), target) {
-                // No data of the client was sent, so a second try does no harm.
-                Err(DialError::Path(
-                    error @ (TunnelError::Io(_)
-                    | TunnelError::ConnectionEnded
-                    | TunnelError::Closed(_)),
-                )) => {
-                    log::debug!(
-                        "relay: {target}: the standby connection was dead: {error}; dialing"
-                    );
-                }
-                Err(error) => return Err(error.end_reason(dialer.phase())),
-                Ok(tunnel) => {
-                    Counters::add(&context.counters.standby_used, 1);
-                    tunnel.conn.set_user_timeout(Duration::ZERO);
-                    return Ok(tunnel);
-                }
-            }
-        }
-        let mut since = Instant::now();
-        let mut observer = |event: DialEvent<'_>| match event {
-            DialEvent::Upgrade(_) => self.standby.record_rtt(context, since.elapsed()),
-            _ => since = Instant::now(),
-        };
-        let mut dialer = Dialer::new(context, Some(client)).observed_by(&mut observer);
-        dialer
-            .connect_all(target)
-            .map_err(|error| error.end_reason(dialer.phase()))
+        let shared = self.pump_context();
+        let pump = Pump::new(Role::Client, client, conn, early, received, shared);
+        Ok(Opened::Tunnel(pump))
     }
 
     /// Sends `bytes` and gives the client a short time to read them, so that no reset destroys

@@ -19,8 +19,8 @@ use crate::support::{
 /// Input that is not HTTP, or only the start of another protocol.
 const GARBAGE: [&[u8]; 6] = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    b"\x05\x01\x00",
-    b"\x04\x01\x01\xbb\x01\x02\x03\x04\x00",
+    b"\x06\x01\x00",
+    b"\x03\x01\x01\xbb\x01\x02\x03\x04\x00",
     b"SSH-2.0-OpenSSH_9.9\r\n",
     b"\0\0\0\0\0\0\0\0",
     b"\xff\xfe\xfd\xfc\r\n\r\n",
@@ -160,7 +160,7 @@ fn ten_thousand_clients_that_reset_leak_no_slot() {
                     let _ = match (n + round) % 5 {
                         0 => stream.write(&connect_request.as_bytes()[..10]),
                         1 if round % 10 == 0 => stream.write(connect_request.as_bytes()),
-                        2 => stream.write(b"\x05\x01\x00"),
+                        2 => stream.write(b"\x06\x01\x00"),
                         _ => Ok(0),
                     };
                     reset(stream);
@@ -251,7 +251,7 @@ fn every_kind_of_connection_end_releases_the_slot() {
             let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
         }),
-        ("not HTTP", &|port| refused(port, b"\x05\x01\x00")),
+        ("not HTTP", &|port| refused(port, b"\x06\x01\x00")),
         ("not CONNECT", &|port| {
             refused(port, b"GET / HTTP/1.1\r\n\r\n");
         }),
@@ -471,7 +471,7 @@ fn an_invalid_head_is_refused_and_nothing_is_dialled() {
     cases.extend(malformed.map(|head| (head.to_owned(), 400)));
     let others = [
         "POST / HTTP/1.1\r\n\r\n",
-        "GET http://a.test/ HTTP/1.1\r\n\r\n",
+        "GET a.test/ HTTP/1.1\r\n\r\n",
         "connect a.test:443 HTTP/1.1\r\n\r\n",
     ];
     cases.extend(others.map(|head| (head.to_owned(), 405)));

@@ -19,6 +19,7 @@ mod doctor;
 mod embedding;
 mod entry;
 mod examples;
+mod forward;
 mod gateway_service;
 mod host_loggers;
 mod hostile_clients;

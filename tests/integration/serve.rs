@@ -305,10 +305,10 @@ fn a_request_that_is_not_a_valid_connect_gets_its_status_and_a_reason() {
         "x".repeat(17 << 10)
     );
     let cases: [(&[u8], u16); 12] = [
-        (b"GET http://a.test/ HTTP/1.1\r\n\r\n", 405),
+        (b"GET ftp://a.test/ HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 405),
         (b"OPTIONS * HTTP/1.1\r\n\r\n", 405),
-        (b"\x05\x01\x00", 400),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"CONNECT a.test HTTP/1.1\r\n\r\n", 400),
         (b"CONNECT a.test:0 HTTP/1.1\r\n\r\n", 400),

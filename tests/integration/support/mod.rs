@@ -31,7 +31,9 @@ pub(crate) use process::{
     Finished, Running, binary, finish, finish_within, test_subprocess, upstreamproxy,
 };
 pub(crate) use relay::{GatewayProcess, RelayProcess};
-pub(crate) use servers::{CannedServer, EchoServer, HalfCloseServer, SpeaksFirstServer, pattern};
+pub(crate) use servers::{
+    CannedServer, EchoServer, HalfCloseServer, ScriptedServer, SpeaksFirstServer, pattern,
+};
 pub(crate) use tools::{Python, need_tool, skip, skip_unsupported};
 
 /// The time limit for any local operation. It is far above what a loaded machine needs.

@@ -93,6 +93,19 @@ server!(
     CannedServer
 );
 
+server!(
+    /// Runs a function of the test for each connection.
+    ScriptedServer
+);
+
+impl ScriptedServer {
+    pub(crate) fn start(
+        serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Server::start(serve))
+    }
+}
+
 impl EchoServer {
     pub(crate) fn start() -> Self {
         Self(Server::start(echo))
