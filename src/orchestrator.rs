@@ -587,23 +587,6 @@ impl Handle {
     }
 }
 
-/// The variables that a relay with the URL `proxy` and these files would set for a child that
-/// inherits `environment`.
-#[cfg(feature = "cli")]
-pub(crate) fn child_variables(
-    proxy: &str,
-    ca_bundle: &Path,
-    wgetrc: Option<&Path>,
-    environment: &Environment,
-) -> Vec<(String, OsString)> {
-    ChildEnv {
-        proxy: proxy.to_owned(),
-        bundle: ca_bundle.to_owned(),
-        wgetrc: wgetrc.map(Path::to_owned),
-    }
-    .variables(environment)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::client::{LoadConn, Route};
+use super::client::{LoadConn, Route, TIMEOUT};
 use super::pattern::TestPattern;
 use super::wire::Work;
 use crate::config::Cancel;
@@ -117,8 +117,9 @@ impl Load {
                 Bulk::Up => Work::Up,
                 Bulk::Both => Work::Both(time),
             })?;
+            let conn = Arc::new(conn);
             if bulk != Bulk::Down {
-                halves.push((conn.duplicate()?, true));
+                halves.push((Arc::clone(&conn), true));
             }
             if bulk != Bulk::Up {
                 halves.push((conn, false));
@@ -128,16 +129,16 @@ impl Load {
         let moved = crew(halves.len(), || {
             let (load, half) = (Arc::clone(self), halves.next());
             move || match half {
-                Some((mut conn, true)) => {
+                Some((conn, true)) => {
                     let sent = conn.send(&load.pattern, time)?;
                     if bulk == Bulk::Up {
                         conn.confirmed(sent)?;
                     }
                     Ok(sent)
                 }
-                Some((mut conn, false)) => {
+                Some((conn, false)) => {
                     let received = conn.receive(&load.pattern)?;
-                    if bulk == Bulk::Down {
+                    if let (Bulk::Down, Some(conn)) = (bulk, Arc::into_inner(conn)) {
                         load.close(conn);
                     }
                     Ok(received)
@@ -161,7 +162,7 @@ impl Load {
     fn conn(&self) -> Result<LoadConn, Problem> {
         let mut conn = self.route.open()?;
         if self.speaks {
-            conn.greeted()?;
+            conn.greeted(TIMEOUT)?;
         }
         Ok(conn)
     }

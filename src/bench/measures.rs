@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::load::{Bulk, Load};
 use super::machine::{Look, resident};
-use super::plan::{AT_ONCE, STREAMS};
-use super::progress::{figure, quantile, quantiles};
-use super::reports::Run;
+use super::reports::{AT_ONCE, Run, STREAMS, figure, quantile, quantiles};
 use super::verdict::{Moved, Samples};
+use crate::probe::prepared::ProbeRelay;
 use crate::probe::problem::Problem;
-use crate::probe::relay::ProbeRelay;
 
 /// The number of idle connections, and how long they are idle before memory is read: both ends
 /// release their buffers after 300 ms.
@@ -26,17 +24,13 @@ impl Run<'_> {
     /// memory behind.
     pub(super) fn idle(&mut self, load: &Arc<Load>, path: &'static str) {
         let count = IDLE.min(self.plan.streams);
-        let what = format!("idle x{count}");
-        if !self.goes_on(&what, path) {
-            return;
-        }
-        let held = || -> Result<Option<f64>, Problem> {
+        self.measure(&format!("idle x{count}"), path, || {
             // Memory that is allocated once and kept does not count.
             load.idle(1)?.into_iter().for_each(|conn| load.close(conn));
             let before = resident();
             let conns = load.idle(count)?;
             let until = Instant::now() + TO_REST;
-            while Instant::now() < until && !self.config.cancel.is_requested() {
+            while Instant::now() < until && !load.cancel.is_requested() {
                 thread::sleep(Duration::from_millis(50));
             }
             let with = resident();
@@ -44,15 +38,10 @@ impl Run<'_> {
                 load.close(conn);
             }
             let each = |(with, before): (f64, f64)| (with - before) / count as f64;
-            Ok(with.zip(before).map(each))
-        };
-        match held() {
-            Ok(each) => {
-                let figures = each.map(|kib| figure("memory", "KiB each", kib));
-                self.row(what, path, figures.into_iter().collect());
-            }
-            Err(problem) => self.not_measured(what, path, problem),
-        }
+            let figures = with.zip(before).map(each);
+            let figures = figures.map(|kib| figure("memory", "KiB each", kib));
+            Ok((figures.into_iter().collect(), ()))
+        });
     }
 
     pub(super) fn set_ups(
@@ -64,7 +53,7 @@ impl Run<'_> {
     ) {
         let trip = samples.round_trip.unwrap_or_default();
         for at_once in AT_ONCE.into_iter().filter(|n| *n <= self.plan.streams) {
-            self.set_up(direct, "direct", at_once, Wait::for_nothing());
+            self.set_up(direct, "direct", at_once, Wait::default());
             let relay = with_standby.filter(|_| at_once == 1).cloned();
             let median = self.set_up(tunnel, "tunnel", at_once, Wait { relay, trip });
             samples.set_up = samples.set_up.or(median);
@@ -78,50 +67,34 @@ impl Run<'_> {
         at_once: usize,
         wait: Wait,
     ) -> Option<Duration> {
-        let what = format!("set-up x{at_once}");
-        if !self.goes_on(&what, path) {
-            return None;
-        }
-        let since = Instant::now();
-        match load.set_ups(at_once, move || wait.wait()) {
-            Ok(latencies) => {
-                let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
-                let mut figures = quantiles(&latencies);
-                // With one connection at a time the rate adds nothing to the median, and the time
-                // to replace the standby connections distorts it.
-                if at_once > 1 {
-                    figures.push(figure("rate", "1/s", rate));
-                }
-                self.row(what, path, figures);
-                quantile(&latencies, 50)
+        let median = self.measure(&format!("set-up x{at_once}"), path, || {
+            let since = Instant::now();
+            let latencies = load.set_ups(at_once, move || wait.wait())?;
+            let rate = latencies.len() as f64 / since.elapsed().as_secs_f64();
+            let mut figures = quantiles(&latencies);
+            // With one connection at a time the rate adds nothing to the median, and the time to
+            // replace the standby connections distorts it.
+            if at_once > 1 {
+                figures.push(figure("rate", "1/s", rate));
             }
-            Err(problem) => {
-                self.not_measured(what, path, problem);
-                None
-            }
-        }
+            Ok((figures, quantile(&latencies, 50)))
+        });
+        median.flatten()
     }
 
     pub(super) fn echoes(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
-        for (load, path) in [(direct, "direct"), (tunnel, "tunnel")] {
-            let what = "echo of 1 byte".to_owned();
-            if !self.goes_on(&what, path) {
-                return;
-            }
-            match load.echoes() {
-                Ok(latencies) => {
-                    self.row(what, path, quantiles(&latencies));
-                    let median = quantile(&latencies, 50).filter(|_| path == "tunnel");
-                    // An upgrade may be delayed for reasons other than the network: the fastest
-                    // round trip counts.
-                    samples.round_trip = match (samples.round_trip, median) {
-                        (Some(known), Some(median)) => Some(known.min(median)),
-                        (known, median) => known.or(median),
-                    };
-                }
-                Err(problem) => self.not_measured(what, path, problem),
-            }
-        }
+        let mut echo = |load: &Load, path| {
+            let median = self.measure("echo of 1 byte", path, || {
+                let latencies = load.echoes()?;
+                Ok((quantiles(&latencies), quantile(&latencies, 50)))
+            });
+            median.flatten()
+        };
+        echo(direct, "direct");
+        let median = echo(tunnel, "tunnel");
+        // An upgrade may be delayed for reasons other than the network: the fastest round trip
+        // counts.
+        samples.round_trip = samples.round_trip.into_iter().chain(median).min();
     }
 
     pub(super) fn bulks(&mut self, direct: &Arc<Load>, tunnel: &Arc<Load>, samples: &mut Samples) {
@@ -148,63 +121,46 @@ impl Run<'_> {
         path: &'static str,
         direct: Option<Moved>,
     ) -> Option<Moved> {
-        if !self.goes_on(what, path) {
-            return None;
-        }
-        if bulk != Bulk::Down && !load.half_close {
-            let problem = Problem::new(
-                "the gateway speaks wire version 1, which has no half-close",
-                "measure through a gateway that speaks version 2",
-            );
-            self.not_measured(what.to_owned(), path, problem);
-            return None;
-        }
-        let look = Look::now();
-        let (bytes, took) = match load.bulk(bulk, streams) {
-            Ok(moved) => moved,
-            Err(problem) => {
-                self.not_measured(what.to_owned(), path, problem);
-                return None;
+        self.measure(what, path, || {
+            if bulk != Bulk::Down && !load.half_close {
+                return Err(Problem::new(
+                    "the gateway speaks wire version 1, which has no half-close",
+                    "measure through a gateway that speaks version 2",
+                ));
             }
-        };
-        let busy = look.since();
-        let moved = Moved {
-            streams,
-            mib_s: bytes as f64 / MIB / took.as_secs_f64(),
-            own: busy.own,
-            machine: busy.machine,
-        };
-        let mut figures = vec![figure("throughput", "MiB/s", moved.mib_s)];
-        if let Some(direct) = direct {
-            figures.push(figure("ratio", "of direct", moved.mib_s / direct.mib_s));
-        }
-        if let Some(own) = busy.own_seconds {
-            figures.push(figure("processor", "s/GiB", own * GIB / bytes as f64));
-        }
-        if let Some(machine) = busy.machine {
-            figures.push(figure("machine", "% busy", 100.0 * machine));
-        }
-        self.row(what.to_owned(), path, figures);
-        Some(moved)
+            let look = Look::now();
+            let (bytes, took) = load.bulk(bulk, streams)?;
+            let busy = look.since();
+            let moved = Moved {
+                streams,
+                mib_s: bytes as f64 / MIB / took.as_secs_f64(),
+                own: busy.own,
+                machine: busy.machine,
+            };
+            let ratio = direct.map(|direct| moved.mib_s / direct.mib_s);
+            let processor = busy.own_seconds.map(|own| own * GIB / bytes as f64);
+            let machine = busy.machine.map(|machine| 100.0 * machine);
+            let figures = [
+                ("throughput", "MiB/s", Some(moved.mib_s)),
+                ("ratio", "of direct", ratio),
+                ("processor", "s/GiB", processor),
+                ("machine", "% busy", machine),
+            ];
+            let known = |(name, unit, value): (_, _, Option<f64>)| Some(figure(name, unit, value?));
+            Ok((figures.into_iter().filter_map(known).collect(), moved))
+        })
     }
 }
 
 /// What a set-up waits for first: a standby connection, for at most the time that dialing one may
-/// take.
-#[derive(Clone)]
+/// take. By default nothing.
+#[derive(Clone, Default)]
 pub(super) struct Wait {
     relay: Option<Arc<ProbeRelay>>,
     trip: Duration,
 }
 
 impl Wait {
-    pub(super) fn for_nothing() -> Self {
-        Self {
-            relay: None,
-            trip: Duration::ZERO,
-        }
-    }
-
     fn wait(&self) {
         let Some(relay) = &self.relay else { return };
         // Three round trips, doubled for jitter.

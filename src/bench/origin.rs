@@ -1,7 +1,7 @@
 //! The far end of a benchmark: it speaks [`super::wire`] to a bounded number of visitors, each for
 //! a bounded time.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -12,7 +12,7 @@ use super::wire::{GREETING, LINE_LIMIT, LONGEST, Work};
 use crate::control::log;
 use crate::control::stop::Stop;
 use crate::listener;
-use crate::probe::origin_thread::{OriginThread, ready};
+use crate::probe::origin::{Origin, ready};
 
 /// The maximum number of visitors at once; further connections are closed.
 const VISITORS: usize = 256;
@@ -25,33 +25,28 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// it.
 const STAY: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
-/// A running benchmark origin. Dropping it closes all visits and joins its threads.
-#[derive(Debug)]
-pub(crate) struct BenchOrigin(OriginThread);
-
-impl BenchOrigin {
-    /// Starts an origin on `listen`.
-    ///
-    /// # Errors
-    /// The address cannot be bound, or a thread cannot be started.
-    pub(crate) fn start(listen: SocketAddr) -> io::Result<Self> {
-        OriginThread::start(listener::bind(listen)?, serve).map(Self)
-    }
-
-    /// The address that it listens on.
-    pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.0.local_addr()
-    }
+/// Starts a benchmark origin on `listen`. Dropping it closes all visits and joins its threads.
+///
+/// # Errors
+/// The address cannot be bound, or a thread cannot be started.
+pub(crate) fn start(listen: SocketAddr) -> io::Result<Origin> {
+    Origin::start(listener::bind(listen)?, serve)
 }
 
 fn serve(listener: &TcpListener, stop: &Stop) {
     let pattern = Arc::new(TestPattern::new());
     let mut visitors: Vec<Visitor> = Vec::new();
-    while ready(listener, stop, next_deadline(&visitors)) {
-        visitors.retain(|visitor| !visitor.thread.is_finished());
+    loop {
         let now = Instant::now();
-        for visitor in &mut visitors {
-            visitor.watch(now);
+        visitors.retain(|visitor| !visitor.thread.is_finished());
+        let (staying, over): (Vec<_>, Vec<_>) = visitors.iter().partition(|v| v.until > now);
+        for visitor in over {
+            // Its time is over, whatever its thread is doing.
+            let _ = visitor.stream.shutdown(Shutdown::Both);
+        }
+        let next = staying.iter().map(|visitor| visitor.until).min();
+        if !ready(listener, stop, next) {
+            break;
         }
         match listener.accept() {
             Ok((stream, _)) if visitors.len() < VISITORS => {
@@ -59,7 +54,7 @@ fn serve(listener: &TcpListener, stop: &Stop) {
                 visitors.extend(received(stream, &pattern));
             }
             Ok(_) => {}
-            Err(error) if transient(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::debug!(
                     "the benchmark origin cannot accept a connection: {error}; it tries again"
@@ -78,30 +73,8 @@ fn serve(listener: &TcpListener, stop: &Stop) {
 struct Visitor {
     stream: TcpStream,
     thread: JoinHandle<()>,
-    /// When it will be closed; `None` if it was closed.
-    until: Option<Instant>,
-}
-
-impl Visitor {
-    /// Closes the connection if its time is over, whatever its thread is doing.
-    fn watch(&mut self, now: Instant) {
-        if self.until.is_some_and(|until| until <= now) {
-            self.until = None;
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn next_deadline(visitors: &[Visitor]) -> Option<Instant> {
-    visitors.iter().filter_map(|visitor| visitor.until).min()
-}
-
-/// Errors of one connection, or temporary ones: the next accept follows anyway.
-fn transient(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-    )
+    /// When it will be closed.
+    until: Instant,
 }
 
 fn received(stream: TcpStream, pattern: &Arc<TestPattern>) -> io::Result<Visitor> {
@@ -120,7 +93,7 @@ fn received(stream: TcpStream, pattern: &Arc<TestPattern>) -> io::Result<Visitor
     Ok(Visitor {
         stream: ours,
         thread,
-        until: Some(Instant::now() + STAY),
+        until: Instant::now() + STAY,
     })
 }
 
@@ -161,25 +134,17 @@ fn conn(stream: &TcpStream, pattern: &Arc<TestPattern>) -> io::Result<()> {
 
 /// Reads the request line; `None` if the visitor closes without one. Reads single bytes, because
 /// the bytes after the line belong to the load.
-fn asked(mut stream: &TcpStream) -> io::Result<Option<Work>> {
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    loop {
-        if stream.read(&mut byte)? == 0 {
-            return Ok(None);
-        }
-        if byte == *b"\n" {
-            let work = std::str::from_utf8(&line).ok().and_then(|l| l.parse().ok());
-            let unknown = || io::Error::new(io::ErrorKind::InvalidData, "unknown request");
-            return work.map(Some).ok_or_else(unknown);
-        }
-        if line.len() == LINE_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "request line too long",
-            ));
-        }
-        line.extend(byte);
+fn asked(stream: &TcpStream) -> io::Result<Option<Work>> {
+    let mut line = String::new();
+    BufReader::with_capacity(1, stream)
+        .take(LINE_LIMIT as u64)
+        .read_line(&mut line)?;
+    if line.is_empty() {
+        return Ok(None);
     }
+    let work = line.strip_suffix('\n').and_then(|line| line.parse().ok());
+    let unknown = || io::Error::new(io::ErrorKind::InvalidData, "unknown request");
+    work.map(Some).ok_or_else(unknown)
 }
 
 fn echo(mut stream: &TcpStream) -> io::Result<()> {
@@ -217,17 +182,13 @@ pub(super) fn take(mut from: &TcpStream, pattern: &TestPattern) -> io::Result<u6
             return Ok(taken);
         }
         if !pattern.matches(taken, buffer.get(..count).unwrap_or_default()) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("wrong bytes after {taken} right ones"),
-            ));
+            let what = format!("wrong bytes after {taken} right ones");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         taken += count as u64;
         if Instant::now() >= until {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the deadline has passed",
-            ));
+            let what = "the deadline has passed";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
     }
 }
@@ -238,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    fn visitor(origin: &BenchOrigin, line: &str) -> TcpStream {
+    fn visitor(origin: &Origin, line: &str) -> TcpStream {
         let mut stream = TcpStream::connect(origin.local_addr()).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut greeting = vec![0; GREETING.len()];
@@ -254,8 +215,8 @@ mod tests {
         rest
     }
 
-    fn origin() -> BenchOrigin {
-        BenchOrigin::start((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
+    fn origin() -> Origin {
+        start((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
     }
 
     #[test]

@@ -5,27 +5,21 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client;
+use super::client::Route;
 use super::load::Load;
 use super::measures::Wait;
-use super::origin::BenchOrigin;
+use super::origin;
 use super::pattern::TestPattern;
-use super::plan::BenchPlan;
-use super::progress::{BenchProgress, figure};
-use super::reports::{Run, Stopped};
+use super::reports::{BenchPlan, BenchProgress, Run, millis};
 use super::verdict::{Conclusion, Samples, judge};
 use super::wire::LONGEST;
 use crate::config::Config;
 use crate::control::phase::Phase;
-use crate::crypto::secret::Secret;
-use crate::http::authority::{Authority, Host};
-use crate::net::resolver::Resolver;
-use crate::orchestrator::upstream;
+use crate::http::authority::Authority;
 use crate::probe::client::Port;
 use crate::probe::options::ProbeOptions;
-use crate::probe::prepared::{self, Prepared};
+use crate::probe::prepared::{Prepared, ProbeRelay, to_open};
 use crate::probe::problem::Problem;
-use crate::probe::relay::{ProbeRelay, to_open};
 use crate::relay::{DialEvent, trace};
 use crate::tunnel::ws_codec::Version;
 
@@ -33,6 +27,11 @@ use crate::tunnel::ws_codec::Version;
 const REPEATS: usize = 3;
 /// If the gateway answers sooner than this, the relay keeps no connection on standby.
 const FAR: Duration = Duration::from_millis(5);
+/// How long to wait for the far end's greeting while it is unknown whether it sends one.
+const GREETING_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What could not be measured, over which path, and why.
+type Stopped = (String, &'static str, Problem);
 
 /// Measures the path through the upstream of `config`, and reports each figure when it is known.
 /// Changes nothing.
@@ -56,42 +55,33 @@ pub(crate) fn benchmark(
     };
     // Assumed until the far end shows that it is not a benchmark origin.
     run.plan_for(true, false);
-    match run.measure_all() {
-        Ok(conclusion) => conclusion,
-        Err((what, path, problem)) => {
-            run.not_measured(what, path, problem);
-            None
-        }
-    }
+    run.measure_all().unwrap_or_else(|(what, path, problem)| {
+        run.row(&what, path, Err(problem));
+        None
+    })
 }
 
 impl Run<'_> {
     fn measure_all(&mut self) -> Result<Option<Conclusion>, Stopped> {
         let running = self.options.running.as_ref();
-        let prepared = prepared::prepare(self.config, running.is_some())
+        let prepared = Prepared::read(self.config, running.is_some())
             .map_err(|error| (error.stage().to_string(), "gateway", error.into()))?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let origin = BenchOrigin::start(loopback).map_err(|error| {
+        let origin = origin::start(loopback).map_err(|error| {
             let problem = Problem::new(
                 format!("cannot start an origin on loopback: {error}"),
                 "raise this user's limits on processes and open files",
             );
             ("origin".to_owned(), "direct", problem)
         })?;
-        let Some(session) = &prepared.session else {
-            return Ok(None);
-        };
-        let named = self.options.target.clone();
-        let target = match named {
-            Some(target) => target,
-            None if self.options.own_origin => Authority {
-                host: Host::Address(origin.local_addr().ip()),
-                port: origin.local_addr().port(),
-            },
-            None => session.base.authority().clone(),
+        let base = &prepared.session.base;
+        let target = match &self.options.target {
+            Some(target) => target.clone(),
+            None if self.options.own_origin => origin.authority(),
+            None => base.authority().clone(),
         };
         (self.report)(BenchProgress::Between {
-            upstream: session.base.to_string(),
+            upstream: base.to_string(),
             target: target.to_string(),
         });
 
@@ -101,20 +91,19 @@ impl Run<'_> {
         }
         let relay = self.relay(&prepared, self.config.limits.standby)?;
         let port = match (&relay, running) {
-            (_, Some(running)) => Port::of_url(running.relay, &running.proxy),
+            (_, Some(running)) => running.port(),
             (Some(relay), None) => relay.port(),
             (None, None) => return Ok(None),
         };
         let tunnel = self.tunnel(port, &target)?;
         let direct = Arc::new(Load {
             half_close: true,
-            ..self.load(client::Route::Direct(origin.local_addr()), true)
+            ..self.load(Route::Direct(origin.local_addr()), true)
         });
         let far = round_trip.is_some_and(|trip| trip >= FAR);
-        let cold = if far && running.is_none() {
-            self.relay(&prepared, 0)?
-        } else {
-            None
+        let cold = match running {
+            None if far => self.relay(&prepared, 0)?,
+            _ => None,
         };
         let mut samples = Samples {
             processors: thread::available_parallelism().map_or(1, Into::into),
@@ -127,13 +116,8 @@ impl Run<'_> {
         let with_standby = relay.as_ref().filter(|_| far);
         self.set_ups(&direct, &tunnel, with_standby, &mut samples);
         if let Some(cold) = cold {
-            let load = self.load(self.route(cold.port(), &target), tunnel.speaks);
-            self.set_up(
-                &Arc::new(load),
-                "tunnel, no standby",
-                1,
-                Wait::for_nothing(),
-            );
+            let load = Arc::new(self.load(self.route(cold.port(), &target), tunnel.speaks));
+            self.set_up(&load, "tunnel, no standby", 1, Wait::default());
         }
         if tunnel.speaks {
             self.echoes(&direct, &tunnel, &mut samples);
@@ -143,7 +127,7 @@ impl Run<'_> {
                 format!("{target} is not a benchmark origin"),
                 "run `upstreamproxy bench --origin ADDR:PORT` on a machine that the gateway can reach, and name it with --target",
             );
-            self.not_measured("echo and throughput".to_owned(), "tunnel", problem);
+            self.row("echo and throughput", "tunnel", Err(problem));
         }
         let cancelled = self.config.cancel.is_requested();
         Ok((!cancelled).then(|| judge(&samples)))
@@ -157,17 +141,8 @@ impl Run<'_> {
         prepared: &Prepared,
         target: &Authority,
     ) -> Result<Option<Duration>, Stopped> {
-        let Some(session) = &prepared.session else {
-            return Ok(None);
-        };
-        // An empty token is never sent: without a token the attempt ends before the upgrade.
-        let token = prepared
-            .token
-            .clone()
-            .unwrap_or_else(|| Secret::new(String::new()));
-        let roots = prepared.roots.as_deref().unwrap_or_default();
-        let (id, base) = (session.id.clone(), session.base.clone());
-        let upstream = upstream(id, base, token, roots, Resolver::new())
+        let upstream = prepared
+            .upstream()
             .map_err(|error| ("tls".to_owned(), "gateway", error.into()))?;
         let target = prepared.token.is_some().then_some(target);
         self.begins("the path to the gateway");
@@ -192,8 +167,7 @@ impl Run<'_> {
             });
         }
         for (phase, took) in &quickest {
-            let figure = figure("least", "ms", took.as_secs_f64() * 1e3);
-            self.row(phase.to_string(), "gateway", vec![figure]);
+            self.row(phase.name(), "gateway", Ok(vec![millis("least", *took)]));
         }
         walked.map_err(|rejection| {
             let remedy = if rejection.is_policy() && self.options.target.is_none() {
@@ -223,15 +197,15 @@ impl Run<'_> {
             .map_err(|error| ("relay".to_owned(), "tunnel", error.into()))
     }
 
-    fn route(&self, port: Port, target: &Authority) -> client::Route {
-        client::Route::Tunnel {
+    fn route(&self, port: Port, target: &Authority) -> Route {
+        Route::Tunnel {
             port,
             target: target.clone(),
             within: to_open(&self.config.limits),
         }
     }
 
-    fn load(&self, route: client::Route, speaks: bool) -> Load {
+    fn load(&self, route: Route, speaks: bool) -> Load {
         Load {
             route,
             time: self.plan.time.min(LONGEST),
@@ -247,7 +221,7 @@ impl Run<'_> {
         let route = self.route(port, target);
         let opened = route.open();
         let mut conn = opened.map_err(|problem| ("set-up".to_owned(), "tunnel", problem))?;
-        let speaks = conn.greets();
+        let speaks = conn.greeted(GREETING_PATIENCE).is_ok();
         let load = self.load(route, speaks);
         load.close(conn);
         Ok(Arc::new(load))

@@ -27,13 +27,13 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// Its name in the JSON document.
-    pub(crate) fn name(self) -> &'static str {
+    /// Its name in the JSON document, and its name for people.
+    pub(crate) fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::RoundTrip => "round trip",
-            Self::Processor => "processor",
-            Self::FarEnd => "far end",
-            Self::Unknown => "unknown",
+            Self::RoundTrip => ("round trip", "the round trip to the upstream"),
+            Self::Processor => ("processor", "this machine's processor"),
+            Self::FarEnd => ("far end", "the far end, or the network"),
+            Self::Unknown => ("unknown", "not known"),
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 /// The greeting of an origin. No other server sends it.
 pub(super) const GREETING: &[u8] = b"upstreamproxy-bench 1\n";
-/// The longest request line of a load.
-pub(super) const LINE_LIMIT: usize = 32;
+/// The longest request line of a load, with its line feed.
+pub(super) const LINE_LIMIT: usize = 33;
 /// The longest transfer that may be requested: an origin does not send without end.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 

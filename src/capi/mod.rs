@@ -1,5 +1,5 @@
 //! The C API, with the feature `capi`: the functions of `upstreamproxy.h`, in its order. The header
-//! is the manual; the tests in `header` compare it with this file.
+//! is the manual; `tests/integration/capi/header.rs` compares it with this file.
 //!
 //! The functions check their arguments here. `proxy`, `settings` and `logging` do the work, `codes`
 //! has the results, and `ffi` converts pointers.
@@ -316,6 +316,3 @@ fn cleared<'a, T>(
 ) -> Result<&'a mut Option<T>, ApiError> {
     Ok(given(output, what)?.write(None))
 }
-
-#[cfg(test)]
-mod header;

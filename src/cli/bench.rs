@@ -8,15 +8,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::bench::{BenchOrigin, BenchPlan, BenchProgress, Conclusion, Measured, Row, benchmark};
+use crate::bench::{BenchPlan, BenchProgress, Conclusion, Row, benchmark, start_origin};
 use crate::sys::log_filter::one_line;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::exit_status::ExitStatus;
-use super::output::{eprint, eprint_line, fail, print};
+use super::output::{eprint, eprint_line, fail, json_line, print};
 use super::program_options::Options;
-use super::setup::{Interrupted, prepare_check, until_signal};
-use super::signals::{ENDING, Signal, Signals};
+use super::setup::{Interrupted, probe};
+use super::signals::{Signal, Signals};
 
 /// The results so far.
 #[derive(Default)]
@@ -29,19 +29,15 @@ struct Results {
 /// Measures and prints the results. The status is 0 if there is a verdict, 1 if the path could not
 /// be measured, and 128+n if signal n arrived first.
 pub(crate) fn run(options: Options) -> ExitStatus {
-    let signals = Signals::watch(ENDING);
     let (plan, json) = (options.plan, options.json);
-    let (config, gateway, options) = match prepare_check(options) {
-        Ok(prepared) => prepared,
-        Err(status) => return status,
-    };
-    let cancel = config.cancel.clone();
     // Shared with a thread that a signal may abandon.
     let results = Arc::new(Mutex::new(Results::default()));
     let shared = Arc::clone(&results);
-    let mut progress = Progress::default();
-    let measured = until_signal(signals.receiver(), &cancel, move || {
-        let conclusion = benchmark(&config, &options, &plan, &mut |event| {
+    let measured = probe(options, move |config, options| {
+        let progress = Progress {
+            is_terminal: io::stderr().is_terminal(),
+        };
+        let conclusion = benchmark(config, options, &plan, &mut |event| {
             let mut results = shared.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
                 BenchProgress::Between { upstream, target } => {
@@ -54,11 +50,10 @@ pub(crate) fn run(options: Options) -> ExitStatus {
         progress.clear();
         conclusion
     });
-    gateway.stop();
     let (conclusion, signal) = match measured {
         Ok(conclusion) => (conclusion, None),
         Err(Interrupted::Signal(signal)) => (None, Some(signal)),
-        Err(Interrupted::Failed(error)) => return fail(&error, ExitStatus::FAILED),
+        Err(failed) => return failed.status(),
     };
     let results = results.lock().unwrap_or_else(PoisonError::into_inner);
     let text = if json {
@@ -77,7 +72,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 /// Serves as the target of another `bench` until a signal requests a stop.
 pub(crate) fn serve_origin(listen: SocketAddr) -> ExitStatus {
     let signals = Signals::stop_requests(false);
-    let origin = match BenchOrigin::start(listen) {
+    let origin = match start_origin(listen) {
         Ok(origin) => origin,
         Err(error) => {
             let error =
@@ -86,7 +81,7 @@ pub(crate) fn serve_origin(listen: SocketAddr) -> ExitStatus {
         }
     };
     let ready = json!({ "origin": origin.local_addr().to_string(), "pid": std::process::id() });
-    print(format!("{ready}\n").as_bytes());
+    print(json_line(&ready).as_bytes());
     while let Ok(signal) = signals.receiver().recv() {
         if signal.is_fatal() {
             break;
@@ -100,19 +95,11 @@ struct Progress {
     is_terminal: bool,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            is_terminal: io::stderr().is_terminal(),
-        }
-    }
-}
-
 /// Returns to the beginning of the line and clears it.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Progress {
-    fn show(&mut self, what: &str, done: f64, left: Duration) {
+    fn show(&self, what: &str, done: f64, left: Duration) {
         let line = format!(
             "{:3.0} %, about {} s left: {what}",
             100.0 * done,
@@ -125,7 +112,7 @@ impl Progress {
         }
     }
 
-    fn clear(&mut self) {
+    fn clear(&self) {
         if self.is_terminal {
             eprint(CLEAR_LINE);
         }
@@ -152,7 +139,7 @@ fn table(
     }
     for row in &results.rows {
         let found = match &row.found {
-            Measured::Figures(figures) => figures.iter().fold(String::new(), |mut text, figure| {
+            Ok(figures) => figures.iter().fold(String::new(), |mut text, figure| {
                 let value = rounded(figure.value);
                 let name = match figure.name {
                     "p50" | "p99" | "least" => format!("{} ", figure.name),
@@ -162,7 +149,7 @@ fn table(
                 let _ = write!(text, "{cell:<18}");
                 text
             }),
-            Measured::Not { why, remedy } => format!("not measured, {why}; {remedy}"),
+            Err(problem) => format!("not measured, {}; {}", problem.what, problem.remedy),
         };
         let _ = writeln!(
             out,
@@ -177,7 +164,7 @@ fn table(
             let _ = writeln!(
                 out,
                 "\nlimited by: {}\n{}\nto do: {}",
-                name(conclusion),
+                conclusion.limit.names().1,
                 conclusion.sentence,
                 conclusion.remedy
             );
@@ -188,17 +175,6 @@ fn table(
         (None, None) => {}
     }
     out
-}
-
-/// The limit, for people.
-fn name(conclusion: &Conclusion) -> &'static str {
-    use crate::bench::Limit;
-    match conclusion.limit {
-        Limit::RoundTrip => "the round trip to the upstream",
-        Limit::Processor => "this machine's processor",
-        Limit::FarEnd => "the far end, or the network",
-        _ => "not known",
-    }
 }
 
 /// `value` with its significant decimal places.
@@ -220,7 +196,7 @@ fn document(
     let rows: Vec<Value> = results.rows.iter().map(object).collect();
     let verdict = conclusion.map(|conclusion| {
         json!({
-            "limit": conclusion.limit.name(),
+            "limit": conclusion.limit.names().0,
             "sentence": conclusion.sentence,
             "remedy": conclusion.remedy,
         })
@@ -235,26 +211,22 @@ fn document(
         "verdict": verdict,
         "signal": signal.map(|signal| signal.number),
     });
-    format!("{document}\n")
+    json_line(&document)
 }
 
 fn object(row: &Row) -> Value {
-    let mut object = Map::new();
-    object.insert("what".to_owned(), row.what.as_str().into());
-    object.insert("path".to_owned(), row.path.into());
+    let mut object = json!({ "what": row.what, "path": row.path });
     match &row.found {
-        Measured::Figures(figures) => {
+        Ok(figures) => {
             for figure in figures {
-                let found = json!({ "value": figure.value, "unit": figure.unit });
-                object.insert(figure.name.to_owned(), found);
+                object[figure.name] = json!({ "value": figure.value, "unit": figure.unit });
             }
         }
-        Measured::Not { why, remedy } => {
-            let not = json!({ "why": why, "remedy": remedy });
-            object.insert("not_measured".to_owned(), not);
+        Err(problem) => {
+            object["not_measured"] = json!({ "why": problem.what, "remedy": problem.remedy });
         }
     }
-    Value::Object(object)
+    object
 }
 
 #[cfg(test)]

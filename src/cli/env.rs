@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 use crate::config::Environment;
-use crate::orchestrator::child_variables;
 
 use super::exit_status::ExitStatus;
-use super::json;
-use super::output::{eprint_line, print};
+use super::output::{eprint_line, json_line, print};
 use super::state;
 
 /// An output format.
@@ -32,14 +32,14 @@ impl FromStr for Format {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "sh" => Ok(Self::Sh),
-            "fish" => Ok(Self::Fish),
-            "powershell" => Ok(Self::PowerShell),
-            "json" => Ok(Self::Json),
-            "dotenv" => Ok(Self::Dotenv),
-            _ => Err(()),
-        }
+        Ok(match text {
+            "sh" => Self::Sh,
+            "fish" => Self::Fish,
+            "powershell" => Self::PowerShell,
+            "json" => Self::Json,
+            "dotenv" => Self::Dotenv,
+            _ => return Err(()),
+        })
     }
 }
 
@@ -53,82 +53,64 @@ pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
         eprint_line("no serve is running under this HOME; start one with `upstreamproxy serve`");
         return ExitStatus::FAILED;
     };
-    let variables = child_variables(
-        &running.proxy,
-        &running.ca_bundle,
-        running.wgetrc.as_deref(),
-        environment,
-    );
-    print(&format.render(&variables));
+    print(&format.render(&running.variables(environment)));
     ExitStatus::SUCCESS
+}
+
+/// Variables as one JSON object, in their order.
+#[derive(Clone, Copy)]
+pub(crate) struct Variables<'a>(pub(crate) &'a [(String, OsString)]);
+
+impl Serialize for Variables<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = |(name, value): &'_ (String, OsString)| {
+            (name.clone(), value.to_string_lossy().into_owned())
+        };
+        serializer.collect_map(self.0.iter().map(text))
+    }
 }
 
 impl Format {
     /// The variables in this format. `sh` and `fish` keep every byte of a value; the others are
     /// text.
     pub(crate) fn render(self, variables: &[(String, OsString)]) -> Vec<u8> {
-        if self == Self::Json {
-            let mut text = json::object(variables);
-            text.push('\n');
-            return text.into_bytes();
+        let line = |(name, value): &(String, OsString)| {
+            let (bytes, text) = (value.as_bytes(), value.to_string_lossy());
+            match self {
+                Self::Sh | Self::Json => {
+                    let quoted = replace(bytes, b'\'', br"'\''");
+                    [b"export ", name.as_bytes(), b"='", &quoted, b"'\n"].concat()
+                }
+                Self::Fish => {
+                    let quoted = replace(&replace(bytes, b'\\', br"\\"), b'\'', br"\'");
+                    [b"set -gx ", name.as_bytes(), b" '", &quoted, b"'\n"].concat()
+                }
+                Self::PowerShell => {
+                    format!("$env:{name} = {}\n", quote_for_powershell(&text)).into_bytes()
+                }
+                Self::Dotenv => format!("{name}={}\n", quote_for_dotenv(&text)).into_bytes(),
+            }
+        };
+        match self {
+            Self::Json => json_line(&Variables(variables)).into_bytes(),
+            _ => variables.iter().flat_map(line).collect(),
         }
-        let mut output = Vec::new();
-        for (name, value) in variables {
-            let text = value.to_string_lossy();
-            let (before, quoted) = match self {
-                Self::Fish => (
-                    format!("set -gx {name} "),
-                    quote(value.as_bytes(), |byte| match byte {
-                        b'\\' => Some(b"\\\\"),
-                        b'\'' => Some(b"\\'"),
-                        _ => None,
-                    }),
-                ),
-                Self::PowerShell => (
-                    format!("$env:{name} = "),
-                    quote_for_powershell(&text).into_bytes(),
-                ),
-                Self::Dotenv => (format!("{name}="), quote_for_dotenv(&text).into_bytes()),
-                Self::Sh | Self::Json => (
-                    format!("export {name}="),
-                    quote(value.as_bytes(), |byte| match byte {
-                        b'\'' => Some(b"'\\''"),
-                        _ => None,
-                    }),
-                ),
-            };
-            output.extend_from_slice(before.as_bytes());
-            output.extend_from_slice(&quoted);
-            output.push(b'\n');
-        }
-        output
     }
 }
 
-/// `value` in single quotes. A byte that cannot be quoted as it is, is replaced as `escape` says.
-fn quote(value: &[u8], escape: impl Fn(u8) -> Option<&'static [u8]>) -> Vec<u8> {
-    let mut quoted = vec![b'\''];
-    for byte in value {
-        match escape(*byte) {
-            Some(escaped) => quoted.extend_from_slice(escaped),
-            None => quoted.push(*byte),
-        }
-    }
-    quoted.push(b'\'');
-    quoted
+/// `bytes` with every `old` replaced.
+fn replace(bytes: &[u8], old: u8, new: &[u8]) -> Vec<u8> {
+    let parts: Vec<&[u8]> = bytes.split(|&byte| byte == old).collect();
+    parts.join(new)
 }
 
 /// In PowerShell four typographic quotes are single quotes too. Each is escaped by doubling it.
 fn quote_for_powershell(text: &str) -> String {
-    let mut quoted = String::from("'");
-    for c in text.chars() {
-        if matches!(c, '\'' | '\u{2018}' | '\u{2019}' | '\u{201a}' | '\u{201b}') {
-            quoted.push(c);
-        }
-        quoted.push(c);
+    let mut quoted = text.to_owned();
+    for quote in ["'", "\u{2018}", "\u{2019}", "\u{201a}", "\u{201b}"] {
+        quoted = quoted.replace(quote, &quote.repeat(2));
     }
-    quoted.push('\'');
-    quoted
+    format!("'{quoted}'")
 }
 
 /// All dialects of dotenv read plain words (the only form that `docker run --env-file` reads), and
@@ -141,17 +123,12 @@ fn quote_for_dotenv(text: &str) -> String {
     if !text.contains(['\'', '\n', '\r', '\\']) {
         return format!("'{text}'");
     }
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' | '$' | '`' => quoted.extend(['\\', c]),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            _ => quoted.push(c),
-        }
+    let mut quoted = text.replace('\\', r"\\");
+    for special in ["\"", "$", "`"] {
+        quoted = quoted.replace(special, &format!("\\{special}"));
     }
-    quoted.push('"');
-    quoted
+    let quoted = quoted.replace('\n', r"\n").replace('\r', r"\r");
+    format!("\"{quoted}\"")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `gateway`: the server end. It does not fail open: a setting that it cannot use ends it.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::crypto::secret::Secret;
@@ -8,14 +9,14 @@ use crate::embedded::start_gateway;
 use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
 use crate::sys::files::{ReadError, read_limited};
 use sd_notify::NotifyState;
+use serde::Serialize;
 use signal_hook::consts::SIGHUP;
 use zeroize::Zeroizing;
 
 use super::drain::{drain, notify};
 use super::exit_status::ExitStatus;
 use super::gateway_options::GatewayOptions;
-use super::json;
-use super::output::{fail, print};
+use super::output::{fail, json_line, print};
 use super::program_options::Options;
 use super::signals::{Signal, Signals};
 
@@ -39,7 +40,12 @@ pub(crate) fn run(options: Options) -> ExitStatus {
         Ok(gateway) => gateway,
         Err(error) => return fail(&error, ExitStatus::USAGE),
     };
-    print(ready_line(&gateway).as_bytes());
+    let ready = ReadyLine {
+        listening: gateway.local_addr(),
+        base_url: gateway.base_url(),
+        pid: std::process::id(),
+    };
+    print(json_line(&ready).as_bytes());
     notify(NotifyState::Ready);
     while let Ok(signal) = signals.receiver().recv() {
         if signal.number == SIGHUP {
@@ -129,13 +135,12 @@ fn reload(gateway: &Gateway, sessions: &Path) {
     }
 }
 
-fn ready_line(gateway: &Gateway) -> String {
-    format!(
-        "{{\"listening\":{},\"base_url\":{},\"pid\":{}}}\n",
-        json::string(&gateway.local_addr().to_string()),
-        json::string(&gateway.base_url()),
-        std::process::id()
-    )
+/// The report about a running gateway, with its keys in the documented order.
+#[derive(Serialize)]
+struct ReadyLine {
+    listening: SocketAddr,
+    base_url: String,
+    pid: u32,
 }
 
 #[cfg(test)]

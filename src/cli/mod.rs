@@ -17,7 +17,6 @@ mod gateway;
 #[cfg(feature = "gateway")]
 mod gateway_options;
 mod help;
-mod json;
 mod logging;
 mod options;
 mod output;

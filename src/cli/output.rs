@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+use serde::Serialize;
 
 use super::exit_status::ExitStatus;
 
@@ -23,6 +24,12 @@ pub(crate) fn print(bytes: &[u8]) {
     if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
         log::debug!("standard output cannot be written to: {error}");
     }
+}
+
+/// `value` as one line of JSON.
+pub(crate) fn json_line(value: &impl Serialize) -> String {
+    // Only a map with keys that are no strings, or a failed conversion, would be an error.
+    serde_json::to_string(value).unwrap_or_default() + "\n"
 }
 
 /// Prints one line to standard error, whatever the log level.

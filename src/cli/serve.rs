@@ -1,6 +1,6 @@
 //! `serve`: set up, print one JSON line when ready, serve until a signal requests a stop.
 
-use std::ffi::OsString;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
+use serde::Serialize;
 
 use super::drain::{drain, notify};
+use super::env::Variables;
 use super::exit_status::ExitStatus;
-use super::json;
-use super::output::{fail, print};
+use super::output::{fail, json_line, print};
 use super::program_options::Options;
 use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
@@ -64,19 +65,28 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 /// Announces that the relay is ready: first the state file, then standard output, so that a reader
 /// of the line finds the file.
 fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
-    let report = ReadyLine {
-        relay: handle.local_addr(),
-        proxy: handle.proxy_url(),
-        ca_bundle: handle.ca_bundle(),
-        env: &handle.env(),
+    let env = handle.env();
+    let mut report = ReadyLine {
+        enabled: true,
+        port: handle.port(),
+        ca_bundle: handle.ca_bundle().to_string_lossy(),
+        pid: std::process::id(),
+        env: Variables(&env),
+        state: None,
     };
+    let ready = json_line(&report);
     let state = if let Some(home) = home {
-        write_state(home, &report.state(handle.wgetrc()))
+        report.state = Some(StateKeys {
+            relay: handle.local_addr(),
+            proxy: handle.proxy_url(),
+            wgetrc: handle.wgetrc().map(Path::to_string_lossy),
+        });
+        write_state(home, &json_line(&report))
     } else {
         log::warn!("HOME is not an absolute path; `env` cannot find this serve");
         None
     };
-    print(report.ready().as_bytes());
+    print(ready.as_bytes());
     state
 }
 
@@ -115,51 +125,45 @@ fn until_stopped(
 }
 
 /// The report about a running `serve`, with its keys in the documented order.
+#[derive(Serialize)]
 struct ReadyLine<'a> {
-    relay: SocketAddr,
-    proxy: &'a str,
-    ca_bundle: &'a Path,
-    env: &'a [(String, OsString)],
+    enabled: bool,
+    port: u16,
+    ca_bundle: Cow<'a, str>,
+    pid: u32,
+    env: Variables<'a>,
+    #[serde(flatten)]
+    state: Option<StateKeys<'a>>,
 }
 
-impl ReadyLine<'_> {
-    fn fields(&self) -> String {
-        format!(
-            r#""enabled":true,"port":{},"ca_bundle":{},"pid":{},"env":{}"#,
-            self.relay.port(),
-            json::string(&self.ca_bundle.to_string_lossy()),
-            std::process::id(),
-            json::object(self.env)
-        )
-    }
+/// What `env` and `doctor` need in addition, in the state file.
+#[derive(Serialize)]
+struct StateKeys<'a> {
+    relay: SocketAddr,
+    proxy: &'a str,
+    wgetrc: Option<Cow<'a, str>>,
+}
 
-    /// The line for standard output.
-    fn ready(&self) -> String {
-        format!("{{{}}}\n", self.fields())
-    }
-
-    /// The line in the state file, with the keys that `env` needs in addition.
-    fn state(&self, wgetrc: Option<&Path>) -> String {
-        let wgetrc = wgetrc.map_or("null".to_owned(), |p| json::string(&p.to_string_lossy()));
-        format!(
-            "{{{},\"relay\":\"{}\",\"proxy\":{},\"wgetrc\":{wgetrc}}}\n",
-            self.fields(),
-            self.relay,
-            json::string(self.proxy)
-        )
-    }
+/// The report if the proxy is disabled.
+#[derive(Serialize)]
+struct DisabledLine<'a> {
+    enabled: bool,
+    stage: &'a str,
+    reason: &'a str,
 }
 
 fn disabled_line(stage: Stage, reason: &str) -> String {
-    format!(
-        "{{\"enabled\":false,\"stage\":{},\"reason\":{}}}\n",
-        json::string(stage.name()),
-        json::string(reason)
-    )
+    json_line(&DisabledLine {
+        enabled: false,
+        stage: stage.name(),
+        reason,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use crossbeam_channel::{bounded, unbounded};
     use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -178,22 +182,28 @@ mod tests {
             "HTTPS_PROXY".to_owned(),
             OsString::from("http://127.0.0.1:7"),
         )];
-        let report = ReadyLine {
-            relay: SocketAddr::from(([127, 0, 0, 1], 7)),
-            proxy: "http://127.0.0.1:7",
-            ca_bundle: Path::new("/a \"b\""),
-            env: &env,
+        let mut report = ReadyLine {
+            enabled: true,
+            port: 7,
+            ca_bundle: "/a \"b\"".into(),
+            pid: std::process::id(),
+            env: Variables(&env),
+            state: None,
         };
         let pid = std::process::id();
         assert_eq!(
-            report.ready(),
+            json_line(&report),
             format!(
                 "{{\"enabled\":true,\"port\":7,\"ca_bundle\":\"/a \\\"b\\\"\",\"pid\":{pid},\
                  \"env\":{{\"HTTPS_PROXY\":\"http://127.0.0.1:7\"}}}}\n"
             )
         );
-        let state: serde_json::Value =
-            serde_json::from_str(&report.state(Some(Path::new("/w")))).unwrap();
+        report.state = Some(StateKeys {
+            relay: SocketAddr::from(([127, 0, 0, 1], 7)),
+            proxy: "http://127.0.0.1:7",
+            wgetrc: Some("/w".into()),
+        });
+        let state: serde_json::Value = serde_json::from_str(&json_line(&report)).unwrap();
         assert_eq!(state["wgetrc"], "/w");
         assert_eq!(state["port"], 7);
         assert_eq!(state["relay"], "127.0.0.1:7");

@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 use super::exit_status::ExitStatus;
 use super::output::fail;
 use super::program_options::Options;
-use super::signals::{Signal, stop_self};
+use super::signals::{ENDING, Signal, Signals, stop_self};
 use super::state;
 
 /// How long set-up may continue after it was cancelled: enough for one small file, and too short to
@@ -40,27 +40,27 @@ pub(crate) enum SetUp {
     Interrupted(Signal),
 }
 
-/// What `doctor` and `bench` need: settings, the embedded gateway if requested, and their options.
-///
-/// # Errors
-/// The embedded gateway cannot be started; the error is printed.
-pub(crate) fn prepare_check(
+/// Does the `work` of `doctor` or `bench` with the settings, in front of the embedded gateway if it
+/// is requested, until a signal arrives.
+pub(crate) fn probe<T: Send + 'static>(
     options: Options,
-) -> Result<(Config, OwnedGateway, ProbeOptions), ExitStatus> {
+    work: impl FnOnce(&Config, &ProbeOptions) -> T + Send + 'static,
+) -> Result<T, Interrupted> {
+    let signals = Signals::watch(ENDING);
     let mut config = options.config;
-    let embedded = config.uses_embedded_gateway();
+    let own_origin = config.uses_embedded_gateway();
     let gateway = OwnedGateway::start_for(&mut config)
-        .map_err(|error| fail(&error.to_string(), ExitStatus::FAILED))?;
-    let running = config
-        .inherited
-        .home()
-        .and_then(|home| state::running(&home));
+        .map_err(|error| Interrupted::Failed(error.to_string()))?;
+    let home = config.inherited.home().filter(|_| !own_origin);
     let probe = ProbeOptions {
         target: options.target,
-        own_origin: embedded,
-        running: running.filter(|_| !embedded),
+        own_origin,
+        running: home.and_then(|home| state::running(&home)),
     };
-    Ok((config, gateway, probe))
+    let cancel = config.cancel.clone();
+    let done = until_signal(signals.receiver(), &cancel, move || work(&config, &probe));
+    gateway.stop();
+    done
 }
 
 /// Runs the stages of the lifecycle until a signal arrives.
@@ -90,6 +90,16 @@ pub(crate) enum Interrupted {
     Signal(Signal),
     /// The thread could not be started, or panicked: what failed, and what to do.
     Failed(String),
+}
+
+impl Interrupted {
+    /// The status to exit with. A failure is printed.
+    pub(crate) fn status(self) -> ExitStatus {
+        match self {
+            Self::Signal(signal) => ExitStatus::of_signal(signal),
+            Self::Failed(error) => fail(&error, ExitStatus::FAILED),
+        }
+    }
 }
 
 /// Does `work` on its own thread, and abandons it when a fatal signal arrives.

@@ -96,17 +96,7 @@ fn read(path: &Path) -> Option<RunningServe> {
         return None;
     }
     let text = files::read_limited(&file, SIZE_LIMIT).ok()?;
-    let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    Some(RunningServe {
-        pid: value.get("pid")?.as_u64()?.try_into().ok()?,
-        relay: value.get("relay")?.as_str()?.parse().ok()?,
-        proxy: value.get("proxy")?.as_str()?.to_owned(),
-        ca_bundle: value.get("ca_bundle")?.as_str()?.into(),
-        wgetrc: value
-            .get("wgetrc")
-            .and_then(|path| path.as_str())
-            .map(PathBuf::from),
-    })
+    serde_json::from_slice(&text).ok()
 }
 
 #[cfg(test)]

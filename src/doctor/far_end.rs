@@ -1,8 +1,8 @@
 //! The far end of the round trips: named by the user, or chosen.
 
-use super::origin::Origin;
 use crate::http::authority::Authority;
 use crate::probe::options::ProbeOptions;
+use crate::probe::origin::Origin;
 use crate::probe::prepared::Prepared;
 
 /// The far end of the round trips.
@@ -21,9 +21,9 @@ impl FarEnd {
     pub(super) fn find(
         options: &ProbeOptions,
         origin: Option<&Origin>,
-        prepared: &Prepared,
+        prepared: Option<&Prepared>,
     ) -> Option<Self> {
-        let base = prepared.session.as_ref().map(|session| &session.base);
+        let base = prepared.map(|prepared| &prepared.session.base);
         let authority = options
             .target
             .clone()
@@ -36,5 +36,10 @@ impl FarEnd {
             speaks_tls: authority.port == 443 || is_base,
             authority,
         })
+    }
+
+    /// Whether it does not have to answer a `ClientHello`.
+    pub(super) fn may_be_silent(&self) -> bool {
+        !self.echoes && !self.speaks_tls
     }
 }

@@ -14,16 +14,13 @@ mod stages;
 mod variables;
 
 pub use check::Step;
-pub(crate) use check::{Check, Fact, Verdict};
+pub(crate) use check::{Check, Verdict};
 
 use crate::config::Config;
-use crate::probe::client::Port;
+use crate::error::Error;
 use crate::probe::options::{ProbeOptions, RunningServe};
-use crate::probe::prepared::Prepared;
-use crate::probe::relay::ProbeRelay;
-use check::PathResult;
+use crate::probe::prepared::{Prepared, ProbeRelay};
 use far_end::FarEnd;
-use origin::Origin;
 
 /// Runs every step and reports each when its result is known. Writes, deletes and changes nothing.
 ///
@@ -33,25 +30,26 @@ pub(crate) fn diagnose(config: &Config, options: &ProbeOptions, report: &mut dyn
     let running = options.running.as_ref();
     let cancelled = || config.cancel.is_requested();
     let prepared = stages::check_all(config, running, report);
+    let prepared = prepared.as_ref();
     if cancelled() {
         return;
     }
     let origin = match options.target {
-        None if options.own_origin => Origin::start().ok(),
+        None if options.own_origin => origin::start().ok(),
         _ => None,
     };
-    let far_end = FarEnd::find(options, origin.as_ref(), &prepared);
-    let opened = path::check_all(
-        config,
-        &prepared,
-        far_end.as_ref(),
-        running.is_some(),
-        report,
-    );
+    let far_end = FarEnd::find(options, origin.as_ref(), prepared);
+    let far_end = far_end.as_ref();
+    let opened = path::check_all(config, prepared, far_end, running.is_some(), report);
     if cancelled() {
         return;
     }
-    round_trips(config, running, &prepared, opened, far_end.as_ref(), report);
+    if let Err(error) = round_trips(config, running, prepared, opened, far_end, report) {
+        report(Check::wrong(Step::RoundTrip, error));
+        for step in [Step::PostQuantumHello, Step::EchHello] {
+            report(Check::skipped(step, "the round trip failed"));
+        }
+    }
     if !cancelled() {
         variables::check_all(config, running, report);
     }
@@ -59,36 +57,34 @@ pub(crate) fn diagnose(config: &Config, options: &ProbeOptions, report: &mut dyn
 
 /// Runs the round trips through the port of the running `serve`, else through a relay of this
 /// process.
+///
+/// # Errors
+/// The relay cannot be started.
 fn round_trips(
     config: &Config,
     running: Option<&RunningServe>,
-    prepared: &Prepared,
-    opened: PathResult,
+    prepared: Option<&Prepared>,
+    opened: Result<(), &'static str>,
     far_end: Option<&FarEnd>,
     report: &mut dyn FnMut(Check),
-) {
-    let Some(far_end) = far_end else {
-        return round_trip::skip("the gate is closed and no --target is given", report);
+) -> Result<(), Error> {
+    let mut skip = |why| {
+        round_trip::skip(why, report);
+        Ok(())
     };
-    if let Some(running) = running {
-        let port = Port::of_url(running.relay, &running.proxy);
-        return round_trip::check_all(&port, far_end, &config.limits, report);
-    }
-    match opened {
-        PathResult::Opened => {}
-        PathResult::Forbidden => return round_trip::skip(round_trip::FORBIDDEN, report),
-        PathResult::Failed => {
-            return round_trip::skip("no tunnel could be opened, see above", report);
-        }
-    }
-    match ProbeRelay::start(config, prepared) {
-        Ok(Some(relay)) => round_trip::check_all(&relay.port(), far_end, &config.limits, report),
-        Ok(None) => round_trip::skip("there is no token, see token", report),
-        Err(error) => {
-            report(Check::wrong(Step::RoundTrip, error.into()));
-            for step in [Step::PostQuantumHello, Step::EchHello] {
-                report(Check::skipped(step, "the round trip failed"));
-            }
-        }
-    }
+    let Some(far_end) = far_end else {
+        return skip("the gate is closed and no --target is given");
+    };
+    let relay = match (running, opened, prepared) {
+        (None, Err(why), _) => return skip(why),
+        (None, Ok(()), Some(prepared)) => ProbeRelay::start(config, prepared)?,
+        (Some(_), ..) | (None, Ok(()), None) => None,
+    };
+    let port = match (running, &relay) {
+        (Some(running), _) => running.port(),
+        (None, Some(relay)) => relay.port(),
+        (None, None) => return skip("there is no token, see token"),
+    };
+    round_trip::check_all(&port, far_end, &config.limits, report);
+    Ok(())
 }

@@ -7,31 +7,14 @@ use std::time::Duration;
 
 use crate::control::log;
 use crate::control::stop::Stop;
-use crate::http::authority::{Authority, Host};
-use crate::probe::origin_thread::{OriginThread, ready};
+use crate::probe::origin::{Origin, ready};
 
 /// How long one write may block.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A running origin. Dropping it stops it.
-#[derive(Debug)]
-pub(super) struct Origin(OriginThread);
-
-impl Origin {
-    /// Starts an origin on a free port.
-    pub(super) fn start() -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        OriginThread::start(listener, serve).map(Self)
-    }
-
-    /// Its address, as the target of a CONNECT request.
-    pub(super) fn authority(&self) -> Authority {
-        let address = self.0.local_addr();
-        Authority {
-            host: Host::Address(address.ip()),
-            port: address.port(),
-        }
-    }
+/// Starts an origin on a free port. Dropping it stops it.
+pub(super) fn start() -> io::Result<Origin> {
+    Origin::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, serve)
 }
 
 /// Serves one connection after the other: the round trips do not overlap.
@@ -68,8 +51,8 @@ mod tests {
 
     #[test]
     fn sends_back_what_it_gets_and_ends_with_a_connection_open() {
-        let origin = Origin::start().unwrap();
-        let mut stream = TcpStream::connect(origin.0.local_addr()).unwrap();
+        let origin = start().unwrap();
+        let mut stream = TcpStream::connect(origin.local_addr()).unwrap();
         stream.write_all(b"there and back").unwrap();
         let mut received = [0; 14];
         stream.read_exact(&mut received).unwrap();

@@ -6,13 +6,10 @@ use std::time::Instant;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::check::{Check, PathResult, Step, Verdict};
+use super::check::{Check, Step, Verdict};
 use super::far_end::FarEnd;
 use crate::config::Config;
 use crate::control::phase::Phase;
-use crate::crypto::secret::Secret;
-use crate::net::resolver::Resolver;
-use crate::orchestrator::upstream;
 use crate::probe::prepared::Prepared;
 use crate::probe::problem::Problem;
 use crate::relay::{DialEvent, trace};
@@ -27,46 +24,42 @@ const PHASES: [Step; 5] = [
     Step::Upgrade,
     Step::Opening,
 ];
+/// Why there is no round trip if the gateway's policy forbids the default far end.
+pub(super) const FORBIDDEN: &str =
+    "the gateway's policy forbids its own host; name a far end with --target HOST:PORT";
 
 /// Checks the path as far as the earlier steps allow: name, TCP and TLS need no token. Without a
 /// token (`token_deleted`, or not readable) the later phases are skipped.
+///
+/// # Errors
+/// No tunnel was opened; why there is no round trip.
 pub(super) fn check_all(
     config: &Config,
-    prepared: &Prepared,
+    prepared: Option<&Prepared>,
     target: Option<&FarEnd>,
     token_deleted: bool,
     report: &mut dyn FnMut(Check),
-) -> PathResult {
+) -> Result<(), &'static str> {
     let mut phases = PhaseReport {
         report,
         since: Instant::now(),
         next: 0,
     };
-    let Some(session) = &prepared.session else {
-        phases.skip_rest("the gate is closed");
-        return PathResult::Failed;
+    let Some(prepared) = prepared else {
+        return phases.skip_rest("the gate is closed");
     };
-    let secure = session.base.secure();
-    let roots = match &prepared.roots {
-        Some(roots) => roots.as_slice(),
-        None if !secure => &[],
-        None => {
-            phases.skip_rest("there are no root certificates, see ca");
-            return PathResult::Failed;
-        }
-    };
-    // An empty token is never sent: without a token there is no target, and so no phase after TLS.
-    let nothing = || Secret::new(String::new());
-    let token = prepared.token.clone().unwrap_or_else(nothing);
+    let secure = prepared.session.base.secure();
+    if secure && prepared.roots.is_none() {
+        return phases.skip_rest("there are no root certificates, see ca");
+    }
+    // Without a token there is no target, and so no phase after TLS.
     let target = target.filter(|_| prepared.token.is_some());
     let authority = target.map(|far_end| &far_end.authority);
-    let (id, base) = (session.id.clone(), session.base.clone());
-    let upstream = match upstream(id, base, token, roots, Resolver::new()) {
+    let upstream = match prepared.upstream() {
         Ok(upstream) => upstream,
         Err(error) => {
-            phases.pass(|step| Check::wrong(step, error.into()));
-            phases.skip_rest("the roots cannot be used");
-            return PathResult::Failed;
+            phases.pass(|step| Check::wrong(step, error));
+            return phases.skip_rest("the roots cannot be used");
         }
     };
     phases.since = Instant::now();
@@ -77,23 +70,15 @@ pub(super) fn check_all(
         }
     });
     match traced {
-        Ok(()) if target.is_some() => PathResult::Opened,
+        Ok(()) if target.is_some() => Ok(()),
         Ok(()) if token_deleted => {
-            phases.skip_rest("the token file is deleted; the round trip uses it");
-            PathResult::Failed
+            phases.skip_rest("the token file is deleted; the round trip uses it")
         }
-        Ok(()) => {
-            phases.skip_rest("there is no token, see token");
-            PathResult::Failed
-        }
+        Ok(()) => phases.skip_rest("there is no token, see token"),
         Err(rejection) if rejection.is_policy() && target.is_some_and(|far_end| !far_end.named) => {
-            phases.pass(|step| {
-                Check::ok(
-                    step,
-                    "the gateway answered: its policy forbids its own host",
-                )
-            });
-            PathResult::Forbidden
+            let detail = "the gateway answered: its policy forbids its own host";
+            phases.pass(|step| Check::ok(step, detail));
+            Err(FORBIDDEN)
         }
         Err(rejection) => {
             let phase = rejection.phase;
@@ -102,8 +87,7 @@ pub(super) fn check_all(
                 _ => rejection.to_string(),
             };
             phases.pass(|step| Check::wrong(step, Problem::new(what, rejection.remedy)));
-            phases.skip_rest(&format!("{phase} failed"));
-            PathResult::Failed
+            phases.skip_rest(&format!("{phase} failed"))
         }
     }
 }
@@ -129,11 +113,11 @@ impl PhaseReport<'_> {
         self.since = Instant::now();
     }
 
-    fn skip_rest(&mut self, why: &str) {
+    fn skip_rest(&mut self, why: &str) -> Result<(), &'static str> {
         for &step in PHASES.get(self.next..).unwrap_or_default() {
             (self.report)(Check::skipped(step, why));
         }
-        self.next = PHASES.len();
+        Err("no tunnel could be opened, see above")
     }
 }
 
@@ -142,10 +126,10 @@ fn found(step: Step, passed: &DialEvent<'_>) -> Check {
         DialEvent::Resolve(addresses) => {
             let list: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
             let list = list.join(", ");
-            Check::ok(step, list.as_str()).text("addresses", list)
+            Check::ok(step, list.as_str()).fact("addresses", list)
         }
         DialEvent::Connect(address) => {
-            Check::ok(step, address.to_string()).text("address", address.to_string())
+            Check::ok(step, address.to_string()).fact("address", address.to_string())
         }
         DialEvent::Tls(tls) => secured(step, tls),
         DialEvent::Upgrade(version) => {
@@ -153,43 +137,29 @@ fn found(step: Step, passed: &DialEvent<'_>) -> Check {
                 Version::V1 => 1,
                 Version::V2 => 2,
             };
-            Check::ok(step, format!("wire version {version}")).number("wire", version)
+            Check::ok(step, format!("wire version {version}")).fact("wire", version)
         }
         DialEvent::Opening => Check::ok(step, "the gateway reached the target"),
     }
 }
 
 fn secured(step: Step, tls: &Tls) -> Check {
-    let version = tls
-        .version()
-        .and_then(|version| version.as_str().map(str::to_owned))
-        .unwrap_or_default();
-    let info = tls.certificate().and_then(CertificateInfo::of);
-    let Some(CertificateInfo { issuer, expires }) = info else {
-        return Check::ok(step, version.as_str()).text("version", version);
+    let version = tls.version().and_then(|version| version.as_str());
+    let version = version.unwrap_or_default();
+    let check = match tls.certificate().and_then(issuer_and_expiry) {
+        Some((issuer, expires)) => {
+            let detail = format!("{version}, certificate of {issuer} until {expires}");
+            let check = Check::ok(step, detail).fact("issuer", issuer);
+            check.fact("expires", expires)
+        }
+        None => Check::ok(step, version),
     };
-    Check::ok(
-        step,
-        format!("{version}, certificate of {issuer} until {expires}"),
-    )
-    .text("version", version)
-    .text("issuer", issuer)
-    .text("expires", expires)
+    check.fact("version", version)
 }
 
-/// Issuer and expiry of a certificate.
-struct CertificateInfo {
-    issuer: String,
-    expires: String,
-}
-
-impl CertificateInfo {
-    fn of(der: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let expires = certificate.validity().not_after.to_datetime();
-        Some(Self {
-            issuer: certificate.issuer().to_string(),
-            expires: format!("{} {}", expires.date(), expires.time()),
-        })
-    }
+fn issuer_and_expiry(der: &CertificateDer<'_>) -> Option<(String, String)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let expires = certificate.validity().not_after.to_datetime();
+    let expires = format!("{} {}", expires.date(), expires.time());
+    Some((certificate.issuer().to_string(), expires))
 }

@@ -16,128 +16,91 @@ use crate::probe::options::RunningServe;
 use crate::probe::prepared::{Prepared, read_token, session, trusted};
 use crate::probe::problem::Problem;
 use crate::setup::gate::Session;
-use crate::setup::token_file::TokenFile;
 use crate::setup::{bundle, ca, download, roots};
 
 /// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is
-/// checked.
+/// checked. Returns what was read; `None` if the gate is closed.
 pub(super) fn check_all(
     config: &Config,
     running: Option<&RunningServe>,
     report: &mut dyn FnMut(Check),
-) -> Prepared {
-    let session = session(config);
-    report(Check::of(
-        Step::Gate,
-        session.as_ref().map(opened).map_err(Clone::clone),
-    ));
-    let Ok(session) = session else {
-        for step in [Step::Token, Step::Ca, Step::Relay, Step::Burn] {
-            report(Check::skipped(step, "the gate is closed"));
+) -> Option<Prepared> {
+    let session = match session(config) {
+        Ok(session) => session,
+        Err(error) => {
+            report(Check::wrong(Step::Gate, error));
+            for step in [Step::Token, Step::Ca, Step::Relay, Step::Burn] {
+                report(Check::skipped(step, "the gate is closed"));
+            }
+            return None;
         }
-        return Prepared {
-            session: None,
-            token: None,
-            roots: None,
-        };
     };
+    let opened = format!("session {} at {}", session.id, session.base);
+    report(Check::ok(Step::Gate, opened));
 
-    let deleted = |running: &RunningServe| {
-        Ok(format!(
-            "deleted: the serve with process ID {} has read it",
-            running.pid
-        ))
-    };
-    let token = running.is_none().then(|| read_token(config));
-    report(Check::of(
-        Step::Token,
-        match (&token, running) {
-            (Some(Err(error)), _) => Err(error.clone()),
-            (None, Some(running)) => deleted(running),
-            _ => Ok(readable(config)),
+    let file = config.token_file.display();
+    let deleted = running.map(|running| {
+        let pid = running.pid;
+        format!("deleted: the serve with process ID {pid} has read it")
+    });
+    let (token, found) = match &deleted {
+        Some(deleted) => (None, Ok(deleted.clone())),
+        None => match read_token(config) {
+            Ok(token) => (Some(token), Ok(format!("{file} can be read"))),
+            Err(error) => (None, Err(error)),
         },
-    ));
+    };
+    report(Check::of(Step::Token, found));
 
     let since = Instant::now();
     let roots = trusted(config);
-    let found = roots
-        .as_ref()
-        .map_err(Clone::clone)
-        .and_then(|roots| merged(config, &session, roots));
-    let took = since.elapsed();
-    report(
-        match found {
-            Ok(merged) => Check::ok(Step::Ca, merged.detail)
-                .number("base_roots", merged.base)
-                .number("upstream_roots", merged.upstream)
-                .number("bundle_roots", merged.all),
-            Err(error) => Check::wrong(Step::Ca, error.into()),
+    let merged = match &roots {
+        Ok(roots) => merged(config, &session, roots),
+        Err(error) => Err(error.clone()),
+    };
+    let merged = merged.unwrap_or_else(|error| Check::wrong(Step::Ca, error));
+    report(merged.after(since.elapsed()));
+
+    report(if let Some(running) = running {
+        Check::of(Step::Relay, listens(config, running))
+    } else {
+        let bound = bind(config).map(|_| format!("{} can be bound", config.listen));
+        Check::of(Step::Relay, bound)
+    });
+
+    report(match (deleted, &token) {
+        (Some(deleted), _) => Check::ok(Step::Burn, deleted),
+        (None, Some(token)) => {
+            let deletable = token.can_burn().map(|()| format!("{file} can be deleted"));
+            Check::of(Step::Burn, deletable)
         }
-        .after(took),
-    );
-
-    report(match running {
-        Some(running) => Check::of(Step::Relay, listens(config, running)),
-        None => Check::of(Step::Relay, can_listen(config)),
+        (None, None) => Check::skipped(Step::Burn, "there is no token file, see token"),
     });
-
-    report(match (&token, running) {
-        (_, Some(running)) => Check::of::<Problem>(
-            Step::Burn,
-            deleted(running).map_err(|error: Error| error.into()),
-        ),
-        (Some(Ok(token)), None) => Check::of(Step::Burn, can_burn(config, token)),
-        _ => Check::skipped(Step::Burn, "there is no token file, see token"),
-    });
-    Prepared {
-        session: Some(session),
-        token: token.and_then(Result::ok).map(|token| token.secret()),
+    Some(Prepared {
+        session,
+        token: token.map(|token| token.secret()),
         roots: roots.ok(),
-    }
+    })
 }
 
-fn opened(session: &Session) -> String {
-    format!("session {} at {}", session.id, session.base)
-}
-
-fn readable(config: &Config) -> String {
-    format!("{} can be read", config.token_file.display())
-}
-
-fn can_burn(config: &Config, token: &TokenFile) -> Result<String, Error> {
-    token
-        .can_burn()
-        .map(|()| format!("{} can be deleted", config.token_file.display()))
-}
-
-/// What the bundle would contain.
-struct Merged {
-    base: usize,
-    upstream: usize,
-    all: usize,
-    detail: String,
-}
-
+/// The check of what the bundle would contain.
 fn merged(
     config: &Config,
     session: &Session,
     trusted: &[CertificateDer<'static>],
-) -> Result<Merged, Error> {
+) -> Result<Check, Error> {
     let place = bundle::place(config)?;
     let base_roots = roots::base_roots(config)?;
     let downloaded = download::download(config, &session.base, &Resolver::new(), trusted)?;
     can_write(&place)?;
     let (base, upstream) = (base_roots.len(), downloaded.len());
     let all = ca::merge(config, base_roots, downloaded).len();
-    Ok(Merged {
-        base,
-        upstream,
-        all,
-        detail: format!(
-            "{base} base roots, {upstream} from the upstream, {all} in {}",
-            place.display()
-        ),
-    })
+    let place = place.display();
+    let detail = format!("{base} base roots, {upstream} from the upstream, {all} in {place}");
+    Ok(Check::ok(Step::Ca, detail)
+        .fact("base_roots", base)
+        .fact("upstream_roots", upstream)
+        .fact("bundle_roots", all))
 }
 
 /// Whether this user may write the bundle to `place`: into its directory, or into the parent in
@@ -151,20 +114,14 @@ fn can_write(place: &Path) -> Result<(), Error> {
     };
     let may = Access::WRITE_OK | Access::EXEC_OK;
     accessat(CWD, there, may, AtFlags::EACCESS).map_err(|errno| {
+        let there = there.display();
         Error::new(
             Stage::Ca,
             ErrorKind::Io,
-            format!(
-                "this user cannot write the CA bundle to the directory {}: {errno}",
-                there.display()
-            ),
+            format!("this user cannot write the CA bundle to the directory {there}: {errno}"),
             "make it writable, or set another path with --ca-bundle",
         )
     })
-}
-
-fn can_listen(config: &Config) -> Result<String, Error> {
-    bind(config).map(|_| format!("{} can be bound", config.listen))
 }
 
 /// Whether the running `serve` accepts connections.

@@ -2,7 +2,7 @@
 //! or different, looks for each file, and connects to each proxy on this machine.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -13,8 +13,9 @@ use crate::http::authority::Authority;
 use crate::probe::client::{loopback, url_parts};
 use crate::probe::options::RunningServe;
 use crate::probe::problem::Problem;
-use crate::setup::child_env::{self, ChildEnv};
+use crate::setup::child_env;
 
+const EVAL_REMEDY: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and restart the programs that were started before";
 /// Variables that tools read a proxy from, in addition to those of the table.
 const FURTHER_PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
@@ -53,44 +54,27 @@ fn what_is_set(shell: &Environment, running: Option<&RunningServe>) -> String {
     }
 }
 
-/// The variables that a shell beside this `serve` should have.
-fn expected(shell: &Environment, running: &RunningServe) -> Vec<(String, OsString)> {
-    ChildEnv {
-        proxy: running.proxy.clone(),
-        bundle: running.ca_bundle.clone(),
-        wgetrc: running.wgetrc.clone(),
-    }
-    .variables(shell)
-}
-
-const EVAL_REMEDY: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and restart the programs that were started before";
-
 fn missing(shell: &Environment, running: &RunningServe) -> Option<Problem> {
-    let expected = expected(shell, running);
+    let expected = running.variables(shell);
     let names: Vec<&str> = expected
         .iter()
         .map(|(name, _)| name.as_str())
         .filter(|name| shell.lookup(name).is_none())
         .collect();
-    match names.len() {
-        0 => None,
-        n if n == expected.len() => Some(Problem::new(
-            format!(
-                "none of the variables of the serve with process ID {} is set in this shell: its tools bypass the proxy",
-                running.pid
-            ),
-            EVAL_REMEDY,
-        )),
-        _ => Some(Problem::new(
-            format!("not set in this shell: {}", names.join(", ")),
-            EVAL_REMEDY,
-        )),
-    }
+    let what = match names.len() {
+        0 => return None,
+        n if n == expected.len() => format!(
+            "none of the variables of the serve with process ID {} is set in this shell: its tools bypass the proxy",
+            running.pid
+        ),
+        _ => format!("not set in this shell: {}", names.join(", ")),
+    };
+    Some(Problem::new(what, EVAL_REMEDY))
 }
 
 fn different(shell: &Environment, running: &RunningServe) -> Option<Problem> {
     let mut others = Vec::new();
-    for (name, should) in expected(shell, running) {
+    for (name, should) in running.variables(shell) {
         let Some(is) = shell.lookup(&name).filter(|is| **is != *should) else {
             continue;
         };
@@ -111,72 +95,67 @@ fn different(shell: &Environment, running: &RunningServe) -> Option<Problem> {
             name
         });
     }
-    (!others.is_empty()).then(|| {
-        Problem::new(
-            format!(
-                "different from the serve with process ID {}: {}",
-                running.pid,
-                others.join(", ")
-            ),
-            EVAL_REMEDY,
-        )
-    })
+    let what = format!("different from the serve with process ID {}", running.pid);
+    problem(&what, &others.join(", "), EVAL_REMEDY)
+}
+
+/// The problem `what: list`, unless the list is empty.
+fn problem(what: &str, list: &str, remedy: &str) -> Option<Problem> {
+    (!list.is_empty()).then(|| Problem::new(format!("{what}: {list}"), remedy))
 }
 
 /// The proxies on this machine that do not accept connections.
 fn dead_proxies(shell: &Environment, within: Duration) -> Option<Problem> {
-    let mut named: BTreeMap<SocketAddr, Vec<&str>> = BTreeMap::new();
-    for name in child_env::proxy_variables().chain(FURTHER_PROXIES) {
-        let authority = shell
-            .text(name)
-            .and_then(|url| url_parts(url).1.parse::<Authority>().ok());
-        if let Some(address) = authority.as_ref().and_then(loopback) {
-            named.entry(address).or_default().push(name);
-        }
-    }
-    let dead: Vec<String> = named
-        .iter()
-        .filter_map(|(address, names)| {
-            let error = TcpStream::connect_timeout(address, within).err()?;
-            Some(format!("{address} ({}): {error}", names.join(", ")))
-        })
-        .collect();
-    (!dead.is_empty()).then(|| {
-        Problem::new(
-            format!("no proxy listens at an address that this shell uses: {}", dead.join("; ")),
-            "its serve or run has ended: unset these variables, or start another serve and evaluate its variables",
-        )
-    })
+    let named = child_env::proxy_variables().chain(FURTHER_PROXIES);
+    let named = named.filter_map(|name| {
+        let authority: Authority = url_parts(shell.text(name)?).1.parse().ok()?;
+        Some((loopback(&authority)?, name))
+    });
+    let dead = failing(named, SocketAddr::to_string, |address| {
+        TcpStream::connect_timeout(address, within).map(drop)
+    });
+    problem(
+        "no proxy listens at an address that this shell uses",
+        &dead,
+        "its serve or run has ended: unset these variables, or start another serve and evaluate its variables",
+    )
 }
 
 /// The CA files that are named and cannot be found.
 fn absent_files(shell: &Environment) -> Option<Problem> {
-    let mut named: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
-    for name in child_env::ca_variables().chain(["WGETRC"]) {
-        if let Some(path) = shell.lookup(name) {
-            named.entry(Path::new(path)).or_default().push(name);
-        }
+    let named = child_env::ca_variables().chain(["WGETRC"]);
+    let named = named.filter_map(|name| Some((Path::new(shell.lookup(name)?), name)));
+    let absent = failing(
+        named,
+        |path| path.display().to_string(),
+        |path| std::fs::metadata(path).map(drop),
+    );
+    problem(
+        "files named by this shell's variables do not exist",
+        &absent,
+        "unset these variables, or evaluate those of a running serve",
+    )
+}
+
+/// Those values that fail the `test`, each once, with the variables that have it and the error.
+fn failing<T: Ord>(
+    named: impl Iterator<Item = (T, &'static str)>,
+    display: impl Fn(&T) -> String,
+    test: impl Fn(&T) -> io::Result<()>,
+) -> String {
+    let mut values: BTreeMap<T, Vec<&str>> = BTreeMap::new();
+    for (value, name) in named {
+        values.entry(value).or_default().push(name);
     }
-    let absent: Vec<String> = named
-        .iter()
-        .filter_map(|(path, names)| {
-            let error = std::fs::metadata(path).err()?;
-            Some(format!(
-                "{} ({}): {error}",
-                path.display(),
-                names.join(", ")
-            ))
-        })
-        .collect();
-    (!absent.is_empty()).then(|| {
-        Problem::new(
-            format!(
-                "files named by this shell's variables do not exist: {}",
-                absent.join("; ")
-            ),
-            "unset these variables, or evaluate those of a running serve",
-        )
-    })
+    let failed = values.iter().filter_map(|(value, names)| {
+        let error = test(value).err()?;
+        Some(format!(
+            "{} ({}): {error}",
+            display(value),
+            names.join(", ")
+        ))
+    });
+    failed.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -201,9 +180,8 @@ mod tests {
     }
 
     fn evaluated(running: &RunningServe) -> Environment {
-        expected(&Environment::default(), running)
-            .into_iter()
-            .collect()
+        let bare = Environment::default();
+        running.variables(&bare).into_iter().collect()
     }
 
     fn checks(shell: Environment, running: Option<&RunningServe>) -> Vec<Check> {
@@ -222,10 +200,10 @@ mod tests {
         match &checks(shell, running)[..] {
             [
                 Check {
-                    verdict: Verdict::Wrong { what, remedy },
+                    verdict: Verdict::Wrong(problem),
                     ..
                 },
-            ] if !remedy.is_empty() => what.clone(),
+            ] if !problem.remedy.is_empty() => problem.what.clone(),
             other => panic!("{other:?}"),
         }
     }

@@ -1,10 +1,8 @@
 //! The client end of a tunnel: a CONNECT request to a relay's port, then bytes, with deadlines.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
-
-use zeroize::Zeroizing;
 
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
@@ -38,13 +36,11 @@ impl Port {
 
     /// The port at `address`, with the credentials in its URL, if there are any.
     pub(crate) fn of_url(address: SocketAddr, url: &str) -> Self {
-        let userinfo = url_parts(url).0;
-        let credentials = userinfo
-            .and_then(|text| text.split_once(':'))
-            .map(|(user, password)| Credentials {
-                session_id: user.to_owned(),
-                token: Secret::new(password.to_owned()),
-            });
+        let userinfo = url_parts(url).0.and_then(|text| text.split_once(':'));
+        let credentials = userinfo.map(|(user, password)| Credentials {
+            session_id: user.to_owned(),
+            token: Secret::new(password.to_owned()),
+        });
         Self {
             address,
             credentials,
@@ -65,85 +61,80 @@ pub(crate) fn url_parts(url: &str) -> (Option<&str>, &str) {
 /// An open tunnel.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    stream: TcpStream,
+    pub(crate) stream: TcpStream,
     /// What was received after the relay's response head.
     received: Vec<u8>,
 }
 
 impl Tunnel {
+    /// A direct connection, for comparison with a tunnel.
+    #[cfg(feature = "bench")]
+    pub(crate) fn direct(address: SocketAddr, within: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, within)?;
+        let received = Vec::new();
+        Ok(Self { stream, received })
+    }
+
     /// Requests a tunnel to `target` from the relay at `port`.
     pub(crate) fn open(port: &Port, target: &Authority, within: Duration) -> Result<Self, Problem> {
-        let answer = Self::request(port, target, within).map_err(|error| {
+        let mut tunnel = Self::request(port, target, within).map_err(|error| {
             Problem::new(
                 format!("the relay on {} does not answer: {error}", port.address),
                 "check its log; if it hangs, restart it",
             )
         })?;
-        let (stream, mut received) = answer;
-        match head::response(&received) {
-            Ok(Some((head, len))) if (200..300).contains(&head.status) => {
-                received.drain(..len);
-                Ok(Self { stream, received })
+        let (status, policy, len) = match head::response(&tunnel.received) {
+            Ok(Some((head, len))) => (head.status, names_opening(&head.fields), len),
+            _ => {
+                return Err(Problem::new(
+                    format!("the response of {} is not HTTP", port.address),
+                    "check which program listens on that port",
+                ));
             }
-            Ok(Some((head, len))) => {
-                let text = opening::plain_text(received.get(len..).unwrap_or_default());
-                let (what, remedy) = response::parse_text(&text);
-                let remedy = remedy.unwrap_or("see the relay's log");
-                let what = format!("{target} was refused with {}: {what}", head.status);
-                Err(Problem {
-                    policy: head.status == 403 && names_opening(&head.fields),
-                    ..Problem::new(what, remedy)
-                })
-            }
-            _ => Err(Problem::new(
-                format!("the response of {} is not HTTP", port.address),
-                "check which program listens on that port",
-            )),
+        };
+        tunnel.received.drain(..len);
+        if is_success(status) {
+            return Ok(tunnel);
         }
+        let text = opening::plain_text(&tunnel.received);
+        let (what, remedy) = response::parse_text(&text);
+        let remedy = remedy.unwrap_or("see the relay's log");
+        Err(Problem {
+            policy: status == 403 && policy,
+            ..Problem::new(
+                format!("{target} was refused with {status}: {what}"),
+                remedy,
+            )
+        })
     }
 
-    fn request(
-        port: &Port,
-        target: &Authority,
-        within: Duration,
-    ) -> io::Result<(TcpStream, Vec<u8>)> {
+    /// Sends a CONNECT request and reads the response.
+    fn request(port: &Port, target: &Authority, within: Duration) -> io::Result<Self> {
         let deadline = Deadline::after(within);
         let mut stream = TcpStream::connect_timeout(&port.address, within)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(within))?;
-        let mut request =
-            Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
+        let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+        stream.write_all(head.as_bytes())?;
         if let Some(credentials) = &port.credentials {
-            let basic = credentials.basic();
-            // Allocated in full: a string that grows leaves copies of the secret behind.
-            let mut longer =
-                Zeroizing::new(String::with_capacity(request.len() + basic.len() + 32));
-            for part in [&request, "Proxy-Authorization: ", &basic, "\r\n"] {
-                longer.push_str(part);
+            // In parts: a string that grows would leave copies of the secret behind.
+            for part in ["Proxy-Authorization: ", &credentials.basic(), "\r\n"] {
+                stream.write_all(part.as_bytes())?;
             }
-            request = longer;
         }
-        stream.write_all(request.as_bytes())?;
         stream.write_all(b"\r\n")?;
-        let mut received = Vec::new();
-        loop {
-            // After a success the stream stays open; a refusal is read to its end.
-            let success = match head::response(&received) {
-                Ok(Some((head, _))) => (200..300).contains(&head.status),
-                Ok(None) => false,
-                Err(_) => return Ok((stream, received)),
-            };
-            if success
-                || received.len() >= ANSWER_LIMIT
-                || read_some(&mut stream, &mut received, deadline)? == 0
-            {
-                break;
-            }
-        }
-        if received.is_empty() {
+        let received = Vec::new();
+        let mut tunnel = Self { stream, received };
+        // After a success the stream stays open; a refusal is read to its end.
+        tunnel.receive(deadline, |received| match head::response(received) {
+            Ok(Some((head, _))) if is_success(head.status) => true,
+            Ok(_) => received.len() >= ANSWER_LIMIT,
+            Err(_) => true,
+        })?;
+        if tunnel.received.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((stream, received))
+        Ok(tunnel)
     }
 
     /// Sends `bytes` in writes of these sizes, repeated as often as needed.
@@ -181,22 +172,17 @@ impl Tunnel {
         &self.received
     }
 
-    /// The connection, and what was already received on it.
-    #[cfg(feature = "bench")]
-    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
-        (self.stream, self.received)
-    }
-
     /// Closes the tunnel cleanly, so that no log reports it as broken.
     pub(crate) fn end(mut self) {
-        let deadline = Deadline::after(CLOSE_TIMEOUT);
         if self.stream.shutdown(Shutdown::Write).is_ok() {
-            while self.received.len() < ANSWER_LIMIT
-                && read_some(&mut self.stream, &mut self.received, deadline).is_ok_and(|n| n > 0)
-            {
-            }
+            let deadline = Deadline::after(CLOSE_TIMEOUT);
+            let _ = self.receive(deadline, |received| received.len() >= ANSWER_LIMIT);
         }
     }
+}
+
+fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
 }
 
 /// Whether `Proxy-Status` names the opening as the failed phase ([RFC
@@ -211,14 +197,12 @@ fn names_opening(fields: &Fields) -> bool {
 
 /// Reads once and appends to `into`; 0 at the end of the stream.
 fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> io::Result<usize> {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     let mut piece = [0; 4096];
     loop {
         let left = deadline.remaining();
         if left.is_some_and(|left| left.is_zero()) {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the deadline has passed",
-            ));
+            return Err(io::Error::new(TimedOut, "the deadline has passed"));
         }
         stream.set_read_timeout(left)?;
         match stream.read(&mut piece) {
@@ -227,13 +211,7 @@ fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> 
                 return Ok(count);
             }
             // A read timeout. The deadline decides at the top of the loop.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if [WouldBlock, TimedOut, Interrupted].contains(&error.kind()) => {}
             Err(error) => return Err(error),
         }
     }
@@ -241,21 +219,18 @@ fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Deadline) -> 
 
 /// The address of a proxy URL's authority, if it is on this machine.
 pub(crate) fn loopback(authority: &Authority) -> Option<SocketAddr> {
-    match &authority.host {
-        Host::Address(address) if address.is_loopback() => {
-            Some(SocketAddr::new(*address, authority.port))
-        }
-        Host::Name(name) if name == "localhost" => {
-            Some(SocketAddr::from(([127, 0, 0, 1], authority.port)))
-        }
-        _ => None,
-    }
+    let ip = match &authority.host {
+        Host::Address(ip) if ip.is_loopback() => *ip,
+        Host::Name(name) if name == "localhost" => Ipv4Addr::LOCALHOST.into(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, authority.port))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::TcpListener;
     use std::thread::JoinHandle;
 
     const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,7 +3,6 @@
 
 pub(crate) mod client;
 pub(crate) mod options;
-pub(crate) mod origin_thread;
+pub(crate) mod origin;
 pub(crate) mod prepared;
 pub(crate) mod problem;
-pub(crate) mod relay;

@@ -1,12 +1,19 @@
 //! What `doctor` and `bench` are pointed at, besides the settings.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use serde::Deserialize;
+
+use super::client::Port;
+use crate::config::Environment;
 use crate::http::authority::Authority;
+use crate::setup::child_env::ChildEnv;
 
 /// A running `serve`, as its state file describes it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Deserialize, PartialEq, Eq)]
 pub(crate) struct RunningServe {
     /// Its process ID.
     pub pid: u32,
@@ -20,8 +27,8 @@ pub(crate) struct RunningServe {
     pub wgetrc: Option<PathBuf>,
 }
 
-impl std::fmt::Debug for RunningServe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for RunningServe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunningServe")
             .field("pid", &self.pid)
             .field("relay", &self.relay)
@@ -29,8 +36,25 @@ impl std::fmt::Debug for RunningServe {
     }
 }
 
+impl RunningServe {
+    /// The port of its relay.
+    pub(crate) fn port(&self) -> Port {
+        Port::of_url(self.relay, &self.proxy)
+    }
+
+    /// The variables that it sets for a child that inherits `environment`.
+    pub(crate) fn variables(&self, environment: &Environment) -> Vec<(String, OsString)> {
+        ChildEnv {
+            proxy: self.proxy.clone(),
+            bundle: self.ca_bundle.clone(),
+            wgetrc: self.wgetrc.clone(),
+        }
+        .variables(environment)
+    }
+}
+
 /// What to check or measure, besides the settings.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct ProbeOptions {
     /// The far end of the round trips. `None`: the base URL's host, or the built-in origin.
     pub target: Option<Authority>,

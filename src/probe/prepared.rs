@@ -1,43 +1,65 @@
-//! What a connection to the upstream needs: session, token and roots, read without changing
-//! anything.
+//! What a connection to the upstream needs, read without changing anything: session, token and
+//! roots. And a relay inside this process that uses it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::config::Config;
+use super::client::Port;
+use crate::config::{Config, Limits};
+#[cfg(feature = "bench")]
+use crate::control::metrics::Stats;
 use crate::control::log;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
+use crate::net::resolver::Resolver;
+use crate::orchestrator::{start_relay, upstream};
+use crate::relay::{Running, Upstream};
 use crate::setup::gate::{self, Gate, Session};
 use crate::setup::token_file::{self, TokenFile};
 use crate::setup::{hardening, roots};
 
-/// What the later steps need; `None` where the stage failed.
+/// What a connection to the upstream needs.
 pub(crate) struct Prepared {
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Session,
+    /// `None`: its file is deleted, or cannot be read.
     pub(crate) token: Option<Secret>,
-    /// The roots for connections to the upstream.
+    /// The roots for connections to the upstream. `None`: there are none.
     pub(crate) roots: Option<Vec<CertificateDer<'static>>>,
 }
 
-/// What a connection to the upstream needs. Reports nothing and downloads nothing. If the token
-/// file is deleted, no token is read.
-#[cfg(feature = "bench")]
-pub(crate) fn prepare(config: &Config, token_deleted: bool) -> Result<Prepared, Error> {
-    let session = session(config)?;
-    let token = if token_deleted {
-        None
-    } else {
-        Some(read_token(config)?.secret())
-    };
-    let roots = match trusted(config) {
-        Err(error) if session.base.secure() => return Err(error),
-        roots => roots.ok(),
-    };
-    Ok(Prepared {
-        session: Some(session),
-        token,
-        roots,
-    })
+impl Prepared {
+    /// Reads it. Reports nothing and downloads nothing. If the token file is deleted, no token
+    /// is read.
+    #[cfg(feature = "bench")]
+    pub(crate) fn read(config: &Config, token_deleted: bool) -> Result<Self, Error> {
+        let session = session(config)?;
+        let token = if token_deleted {
+            None
+        } else {
+            Some(read_token(config)?.secret())
+        };
+        let roots = match trusted(config) {
+            Err(error) if session.base.secure() => return Err(error),
+            roots => roots.ok(),
+        };
+        Ok(Self {
+            session,
+            token,
+            roots,
+        })
+    }
+
+    /// The upstream. Without a token it must only be dialed without a target: then nothing is sent
+    /// to it after TLS.
+    pub(crate) fn upstream(&self) -> Result<Upstream, Error> {
+        let nothing = || Secret::new(String::new());
+        let token = self.token.clone().unwrap_or_else(nothing);
+        let (id, base) = (self.session.id.clone(), self.session.base.clone());
+        let roots = self.roots.as_deref().unwrap_or_default();
+        upstream(id, base, token, roots, Resolver::new())
+    }
 }
 
 /// The session that the gate admits. A closed gate is an error here.
@@ -66,4 +88,41 @@ pub(crate) fn read_token(config: &Config) -> Result<TokenFile, Error> {
 /// The roots for connections to the upstream.
 pub(crate) fn trusted(config: &Config) -> Result<Vec<CertificateDer<'static>>, Error> {
     roots::connection_roots(config, &roots::base_roots(config)?)
+}
+
+/// A relay in this process for round trips and measurements. It deletes no token file.
+#[derive(Debug)]
+pub(crate) struct ProbeRelay(Running);
+
+impl ProbeRelay {
+    /// Starts a relay on a free port; `None` without a token.
+    pub(crate) fn start(config: &Config, prepared: &Prepared) -> Result<Option<Self>, Error> {
+        if prepared.token.is_none() {
+            return Ok(None);
+        }
+        let mut config = config.clone();
+        // The configured port may be in use by the relay that is being checked.
+        config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.listen_credential = false;
+        // Its tunnels have ended when it stops; this bounds their closing handshakes.
+        config.limits.drain_timeout = config.limits.close_timeout;
+        start_relay(&config, prepared.upstream()?, None).map(|running| Some(Self(running)))
+    }
+
+    /// The port of the relay.
+    pub(crate) fn port(&self) -> Port {
+        Port::open(self.0.local_addr())
+    }
+
+    /// The counters of the relay.
+    #[cfg(feature = "bench")]
+    pub(crate) fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+}
+
+/// The upper bound of the relay's own phases, before it responds to CONNECT.
+pub(crate) fn to_open(limits: &Limits) -> Duration {
+    let phases = limits.connect_timeout.saturating_mul(5);
+    phases.saturating_add(limits.opening_timeout)
 }

@@ -3,9 +3,11 @@
 use crate::error::Error;
 
 /// What is wrong and what to do about it.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
+    /// What is wrong and where, without a full stop.
     pub(crate) what: String,
+    /// What to do about it, as an imperative without a full stop.
     pub(crate) remedy: String,
     /// The gateway's policy refused; the path to the gateway works.
     pub(crate) policy: bool,

@@ -2,8 +2,10 @@
 //! that know only the header.
 //!
 //! The expectations are in `capi/host.c` and `capi/host.py`. This file compiles the hosts, gives
-//! them an origin and checks their output. A unit test beside the header checks that it matches the
-//! exported functions.
+//! them an origin and checks their output. `header` checks that the header matches the exported
+//! functions.
+
+mod header;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -11,17 +11,18 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::control::deadline::Deadline;
 use crate::control::stop::Stop;
+use crate::http::authority::{Authority, Host};
 use crate::net::wait::wait;
 
 /// A listener that one thread serves. Dropping it stops and joins the thread.
 #[derive(Debug)]
-pub(crate) struct OriginThread {
+pub(crate) struct Origin {
     address: SocketAddr,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl OriginThread {
+impl Origin {
     /// Starts a thread that runs `serve` on `listener` until a stop is requested.
     ///
     /// # Errors
@@ -44,12 +45,21 @@ impl OriginThread {
     }
 
     /// The address that it listens on.
+    #[cfg(any(feature = "bench", test))]
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.address
     }
+
+    /// Its address, as the target of a CONNECT request.
+    pub(crate) fn authority(&self) -> Authority {
+        Authority {
+            host: Host::Address(self.address.ip()),
+            port: self.address.port(),
+        }
+    }
 }
 
-impl Drop for OriginThread {
+impl Drop for Origin {
     fn drop(&mut self) {
         self.stop.request(Deadline::after(Duration::ZERO));
         if let Some(thread) = self.thread.take() {

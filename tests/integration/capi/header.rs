@@ -1,14 +1,14 @@
 //! Tests that compare `upstreamproxy.h` with the code: functions with their types, structs,
 //! constants, settings.
 //!
-//! They read both as text, which works because both are written in one simple style. The hosts of
-//! `tests/integration/capi.rs` show that the header compiles and works.
+//! They read both as text, which works because both are written in one simple style. The hosts
+//! beside this file show that the header compiles and works.
 
 use std::collections::BTreeMap;
 
-const HEADER: &str = include_str!("upstreamproxy.h");
-const EXPORTS: &str = include_str!("mod.rs");
-const CODES: &str = include_str!("codes.rs");
+const HEADER: &str = include_str!("../../../src/capi/upstreamproxy.h");
+const EXPORTS: &str = include_str!("../../../src/capi/mod.rs");
+const CODES: &str = include_str!("../../../src/capi/codes.rs");
 
 /// Each type in an exported function, and its name in C.
 const TYPES: [(&str, &str); 19] = [
@@ -193,6 +193,6 @@ fn every_setting_is_documented() {
         .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let known: Vec<&str> = crate::config::Config::setting_names().collect();
+    let known: Vec<&str> = upstreamproxy::Config::setting_names().collect();
     assert_eq!(documented, known);
 }
