@@ -5,11 +5,10 @@
 //! pointers are in this file. The header requires of the caller that pointers are valid, that
 //! strings end with a zero byte, and that no object is freed while it is used.
 
-#![allow(unsafe_code, reason = "pointers from C, and the signal mask")]
+#![allow(unsafe_code, reason = "pointers from C")]
 
 use std::ffi::{CStr, CString, c_char};
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ptr;
 
 /// A string from C; may be NULL.
@@ -116,43 +115,6 @@ impl Array {
     }
 }
 
-/// Does `work` with signals blocked in this thread. Threads that it starts inherit that, so the
-/// handlers of the host run on the threads of the host. Signals of faults in the thread itself are
-/// not blocked.
-pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
-    const FAULTS: [libc::c_int; 6] = [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGFPE,
-        libc::SIGILL,
-        libc::SIGTRAP,
-        libc::SIGSYS,
-    ];
-    let (mut blocked, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the first call for each set initialises it, and it is read only afterwards; the
-    // numbers are valid signals.
-    let changed = unsafe {
-        libc::sigfillset(blocked.as_mut_ptr());
-        for fault in FAULTS {
-            libc::sigdelset(blocked.as_mut_ptr(), fault);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr()) == 0
-    };
-    // SAFETY: the call that changed the mask has written the previous one.
-    let _restore = changed.then(|| SignalMask(unsafe { before.assume_init() }));
-    work()
-}
-
-/// A signal mask that is restored on drop, also after a panic.
-struct SignalMask(libc::sigset_t);
-
-impl Drop for SignalMask {
-    fn drop(&mut self) {
-        // SAFETY: the mask is initialised, and the previous one is not requested.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,22 +151,5 @@ mod tests {
             CStrArray(Array::new(Vec::new()).as_ptr()).bytes(),
             Some(Vec::new())
         );
-    }
-
-    #[test]
-    fn threads_inherit_blocked_signals_and_the_caller_keeps_its_mask() {
-        let is_blocked = |signal| {
-            let mut mask = MaybeUninit::uninit();
-            // SAFETY: no new mask is given, and the current one is written.
-            unsafe {
-                libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), mask.as_mut_ptr());
-                libc::sigismember(mask.as_ptr(), signal) == 1
-            }
-        };
-        let thread = with_signals_blocked(|| {
-            std::thread::spawn(move || (is_blocked(libc::SIGTERM), is_blocked(libc::SIGSEGV)))
-        });
-        assert_eq!(thread.join().unwrap(), (true, false));
-        assert!(!is_blocked(libc::SIGTERM));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::codes::{
     ApiError, ERROR_FORKED, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED, STATE_STOPPING, c_string,
 };
-use super::ffi::{Array, with_signals_blocked};
+use super::ffi::Array;
 use super::logging;
 use crate::config::{Config, Environment};
 use crate::control::metrics::{Stats, StatsReader};
@@ -19,6 +19,7 @@ use crate::control::stop::Abort;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
 use crate::orchestrator::{Handle, Started, start};
+use crate::sys::signal_mask::with_signals_blocked;
 
 /// The result of a start.
 pub(super) struct Proxy {
@@ -61,8 +62,8 @@ impl Proxy {
     pub(super) fn start(config: Config) -> Self {
         let inherited = config.inherited.clone();
         let drain = config.limits.drain_timeout;
-        // All threads of the library inherit the signal mask of this one. The caller's mask is
-        // unchanged.
+        // All threads of the library inherit this mask, so the handlers of the host run on the
+        // threads of the host.
         let thread = with_signals_blocked(|| {
             thread::Builder::new()
                 .name("uproxy-setup".into())

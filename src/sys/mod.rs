@@ -5,3 +5,5 @@ pub(crate) mod files;
 pub(crate) mod log_filter;
 pub(crate) mod memory;
 pub(crate) mod owned_name;
+#[cfg(any(test, feature = "cli", feature = "capi"))]
+pub(crate) mod signal_mask;
