@@ -4,20 +4,19 @@
 //! mask. It is never killed from here: signals that a process sends are forwarded; those of the
 //! terminal reach the child directly.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::orchestrator::Handle;
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::Receiver;
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal as Number, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process,
-    wait, waitid, waitpid,
+    Pid, Signal as Number, WaitOptions, WaitStatus, getpid, kill_process, wait, waitpid,
 };
+use signal_hook::consts::SIGCHLD;
 
 use super::command::{self, CommandError};
 use super::exit_status::ExitStatus;
@@ -41,14 +40,14 @@ pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
         Ok(file) => file,
         Err(error) => return fail(&error.to_string(), error.status()),
     };
-    let signals = Signals::watch(FORWARDED);
+    let signals = Signals::watch(&[FORWARDED, &[SIGCHLD]].concat());
     let summary = config.uses_embedded_gateway();
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
-            let status = supervise(child, name, signals.receiver());
+            let status = supervise(child, name, &signals);
             tear_down(handle, summary);
             status
         }
@@ -56,7 +55,7 @@ pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
             &format!("nothing was run: the proxy is required, but disabled at {stage}: {reason}"),
             ExitStatus::DISABLED,
         ),
-        SetUp::Disabled { .. } => supervise(child, name, signals.receiver()),
+        SetUp::Disabled { .. } => supervise(child, name, &signals),
         SetUp::Interrupted(signal) => ExitStatus::of_signal(signal),
     }
 }
@@ -83,15 +82,7 @@ fn tear_down(handle: Handle, summary: bool) {
 }
 
 /// Starts the child and waits until it ends.
-fn supervise(
-    mut command: Command,
-    name: &std::ffi::OsStr,
-    signals: &Receiver<Signal>,
-) -> ExitStatus {
-    let reaper = Reaper::for_this_process();
-    // Before the child: with a tight limit on processes the child could take the last one, and no
-    // thread could wait for it.
-    let waiter = Waiter::start(reaper);
+fn supervise(mut command: Command, name: &OsStr, signals: &Signals) -> ExitStatus {
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -99,20 +90,14 @@ fn supervise(
             return fail(&error.to_string(), error.status());
         }
     };
+    let reaper = Reaper::for_this_process();
     // It is never waited for through std: PID 1 reaps all processes, in one place.
-    let ended = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other("the child has no usable process id"))
-        .and_then(|child| match waiter {
-            Ok(waiter) => attend(child, reaper, &waiter, signals),
-            Err(error) => {
-                log::warn!(
-                    "cannot start a thread: {error}; signals are not forwarded to the command"
-                );
-                reaper.wait_for(child)
-            }
-        });
+    let child = Pid::from_child(&child);
+    let ended = if signals.are_watched() {
+        attend(child, reaper, signals.receiver())
+    } else {
+        reaper.wait_for(child)
+    };
     match ended {
         Ok(status) => exit_status(status),
         Err(error) => fail(
@@ -122,48 +107,21 @@ fn supervise(
     }
 }
 
-/// What [`attend`] waits for.
-enum ChildEvent {
-    /// A signal to this process.
-    Signal(Signal),
-    /// A child has ended and can be reaped.
-    Ended,
-}
-
 /// Forwards signals to the child and reaps processes, until the child has ended.
 ///
-/// Only this thread reaps and signals; the waiter does not reap (`WNOWAIT`). So a signal cannot
-/// reach another process that has the process ID of a child that was reaped.
-fn attend(
-    child: Pid,
-    reaper: Reaper,
-    waiter: &Waiter,
-    signals: &Receiver<Signal>,
-) -> io::Result<WaitStatus> {
-    waiter.watch(child);
+/// Only this thread reaps and signals. So a signal cannot reach another process that has the
+/// process ID of a child that was reaped.
+fn attend(child: Pid, reaper: Reaper, signals: &Receiver<Signal>) -> io::Result<WaitStatus> {
     loop {
-        let event = select! {
-            recv(signals) -> signal => match signal {
-                Ok(signal) => ChildEvent::Signal(signal),
-                // Signals are not watched: only the end of the child is left to wait for.
-                Err(_) => waiter.ended.recv().map(|()| ChildEvent::Ended).map_err(|_| no_waiter())?,
-            },
-            recv(waiter.ended) -> ended => ended.map(|()| ChildEvent::Ended).map_err(|_| no_waiter())?,
-        };
-        match event {
-            ChildEvent::Signal(signal) => forward(signal, child),
-            ChildEvent::Ended => {
-                if let Some(status) = reaper.reap(child)? {
-                    return Ok(status);
-                }
-                waiter.watch(child);
-            }
+        if let Some(status) = reaper.reap(child, WaitOptions::NOHANG)? {
+            return Ok(status);
+        }
+        // `SIGCHLD` reports that a process can be reaped.
+        match signals.recv() {
+            Ok(signal) => forward(signal, child),
+            Err(_) => return reaper.wait_for(child),
         }
     }
-}
-
-fn no_waiter() -> io::Error {
-    io::Error::other("the kernel does not allow waiting for children")
 }
 
 fn forward(signal: Signal, child: Pid) {
@@ -197,36 +155,21 @@ impl Reaper {
         }
     }
 
-    /// Waits until a process can be reaped, without reaping it.
-    fn poll(self, child: Pid) -> Result<(), Errno> {
-        let id = match self {
-            Self::Child => WaitId::Pid(child),
-            Self::All => WaitId::All,
-        };
-        loop {
-            match waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
-                Err(Errno::INTR) => {}
-                other => return other.map(drop),
-            }
-        }
-    }
-
     /// Waits until the child ends, without forwarding signals.
     fn wait_for(self, child: Pid) -> io::Result<WaitStatus> {
         loop {
-            self.poll(child)?;
-            if let Some(status) = self.reap(child)? {
+            if let Some(status) = self.reap(child, WaitOptions::empty())? {
                 return Ok(status);
             }
         }
     }
 
-    /// Reaps all processes that have ended; returns the status of the child if it was one of them.
-    fn reap(self, child: Pid) -> io::Result<Option<WaitStatus>> {
+    /// Reaps processes that have ended; returns the status of the child if it was one of them.
+    fn reap(self, child: Pid, options: WaitOptions) -> io::Result<Option<WaitStatus>> {
         loop {
             let reaped = match self {
-                Self::Child => waitpid(Some(child), WaitOptions::NOHANG),
-                Self::All => wait(WaitOptions::NOHANG),
+                Self::Child => waitpid(Some(child), options),
+                Self::All => wait(options),
             };
             match reaped {
                 Ok(Some((pid, status))) if pid == child => return Ok(Some(status)),
@@ -234,52 +177,6 @@ impl Reaper {
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-        }
-    }
-}
-
-/// A thread that blocks until a process can be reaped, reports that, and waits for the next
-/// request.
-struct Waiter {
-    ended: Receiver<()>,
-    requests: Option<Sender<Pid>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Waiter {
-    fn start(reaper: Reaper) -> io::Result<Self> {
-        let (reports, ended) = bounded(1);
-        let (requests, children) = bounded::<Pid>(1);
-        let thread = std::thread::Builder::new()
-            .name("uproxy-wait".into())
-            .spawn(move || {
-                while let Ok(child) = children.recv() {
-                    if reaper.poll(child).is_err() || reports.send(()).is_err() {
-                        break;
-                    }
-                }
-            })?;
-        Ok(Self {
-            ended,
-            requests: Some(requests),
-            thread: Some(thread),
-        })
-    }
-
-    fn watch(&self, child: Pid) {
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(child);
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        // The thread ends with the channel. It is not blocked in waitid, because the child has
-        // ended.
-        self.requests = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
     }
 }
@@ -296,11 +193,11 @@ fn exit_status(status: WaitStatus) -> ExitStatus {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
     use std::io::{BufRead, BufReader, Read};
     use std::process::Stdio;
 
     use crossbeam_channel::{never, unbounded};
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
     use super::*;
@@ -308,7 +205,7 @@ mod tests {
     fn ended(script: &str) -> ExitStatus {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        supervise(command, OsStr::new("sh"), &never())
+        supervise(command, OsStr::new("sh"), &Signals::watch(&[SIGCHLD]))
     }
 
     fn signal(number: i32, from_kernel: bool) -> Signal {
@@ -333,7 +230,8 @@ mod tests {
 
     #[test]
     fn a_command_that_cannot_be_run_has_its_own_status() {
-        let status = |name: &str| supervise(Command::new(name), OsStr::new(name), &never());
+        let signals = Signals::watch(&[SIGCHLD]);
+        let status = |name: &str| supervise(Command::new(name), OsStr::new(name), &signals);
         assert_eq!(status("/nonexistent"), ExitStatus::NOT_FOUND);
         assert_eq!(status("/etc/passwd"), ExitStatus::NOT_EXECUTABLE);
         let directory = tempfile::tempdir().unwrap();
@@ -361,10 +259,10 @@ mod tests {
         output.read_line(&mut line).unwrap();
         let pid = Pid::from_child(&child);
         let (sender, signals) = unbounded();
-        let supervisor = std::thread::spawn(move || {
-            let waiter = Waiter::start(Reaper::Child).unwrap();
-            attend(pid, Reaper::Child, &waiter, &signals)
-        });
+        let ends = Signals::watch(&[SIGCHLD]);
+        let (end, supervisor_sender) = (ends.receiver().clone(), sender.clone());
+        std::thread::spawn(move || end.iter().try_for_each(|end| supervisor_sender.send(end)));
+        let supervisor = std::thread::spawn(move || attend(pid, Reaper::Child, &signals));
         for (number, from_kernel) in [
             (SIGTERM, false),
             (SIGINT, true),
@@ -398,9 +296,12 @@ mod tests {
         let mut child = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
         drop(child.stdin.take());
         let pid = Pid::from_child(&child);
-        Reaper::Child.poll(pid).unwrap();
-        let waiter = Waiter::start(Reaper::Child).unwrap();
-        let status = attend(pid, Reaper::Child, &waiter, &never()).unwrap();
+        waitid(
+            WaitId::Pid(pid),
+            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+        )
+        .unwrap();
+        let status = attend(pid, Reaper::Child, &never()).unwrap();
         assert_eq!(status.exit_status(), Some(0));
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, never, unbounded};
+use nix::sys::signal::SigSet;
 use rustix::process::{Signal as Number, getpid, kill_process};
 use signal_hook::consts::{
     SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
@@ -12,6 +13,8 @@ use signal_hook::consts::{
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::{Handle, SignalsInfo};
 use signal_hook::low_level::siginfo::{Cause, Origin};
+
+use crate::sys::signal_mask::with_signals_blocked;
 
 /// The signals that `run` forwards to its child.
 pub(crate) const FORWARDED: &[i32] = &[
@@ -83,18 +86,14 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Watches `numbers`, except those that were ignored at the start: they stay ignored, for
-    /// children too.
+    /// children too. `SIGCHLD` is an exception: while it is ignored, the kernel discards the exit
+    /// status of children.
     ///
-    /// `SIGCHLD` is watched if it was ignored, even if not requested: while it is ignored, the
-    /// kernel discards the exit status of children. If no thread can be started, nothing is
-    /// watched, and a warning is logged.
+    /// If no thread can be started, nothing is watched, and a warning is logged.
     pub(crate) fn watch(numbers: &[i32]) -> Self {
         let ignored = Ignored::now();
         let mut watched = numbers.to_vec();
-        watched.retain(|&number| !ignored.has(number));
-        if ignored.has(SIGCHLD) {
-            watched.push(SIGCHLD);
-        }
+        watched.retain(|&number| number == SIGCHLD || !ignored.has(number));
         Self::start(&watched, ignored)
     }
 
@@ -125,12 +124,16 @@ impl Signals {
     }
 
     fn spawn(numbers: &[i32], ignored: Ignored) -> std::io::Result<Self> {
-        let mut info = SignalsInfo::<WithOrigin>::new(numbers)?;
+        // The handler is installed before the action that it performs. A signal between the two
+        // would be lost.
+        let mut info = with_signals_blocked(|| SignalsInfo::<WithOrigin>::new(numbers))?;
         let handle = info.handle();
         let (sender, receiver) = unbounded();
         let thread = std::thread::Builder::new()
             .name("uproxy-signal".into())
             .spawn(move || {
+                // A parent that has blocked it must not hide the end of a child.
+                let _ = SigSet::from(nix::sys::signal::SIGCHLD).thread_unblock();
                 for origin in info.forever() {
                     let signal = Signal::from(origin);
                     let dropped = signal.from_kernel && ignored.has(signal.number);
@@ -143,6 +146,11 @@ impl Signals {
             receiver,
             watch: Some((handle, thread)),
         })
+    }
+
+    /// Whether they are watched.
+    pub(crate) fn are_watched(&self) -> bool {
+        self.watch.is_some()
     }
 
     /// The channel on which they arrive.
@@ -213,6 +221,17 @@ mod tests {
                 from_kernel: false
             })
         );
+    }
+
+    #[test]
+    fn a_signal_during_the_registration_is_not_lost() {
+        use nix::sys::signal::{Signal as Name, raise};
+        let signals = with_signals_blocked(|| {
+            raise(Name::SIGALRM).unwrap();
+            Signals::watch(&[SIGALRM])
+        });
+        let signal = signals.receiver().recv_timeout(Duration::from_secs(10));
+        assert_eq!(signal.map(|signal| signal.number), Ok(SIGALRM));
     }
 
     #[test]
