@@ -8,9 +8,9 @@ use rustls_pki_types::CertificateDer;
 
 use super::client::Port;
 use crate::config::{Config, Limits};
+use crate::control::log;
 #[cfg(feature = "bench")]
 use crate::control::metrics::Stats;
-use crate::control::log;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::net::resolver::Resolver;
