@@ -7,5 +7,6 @@ mod hosts_file;
 mod lookup_pool;
 mod name;
 pub(crate) mod resolver;
+pub(crate) mod socket_owner;
 pub(crate) mod sockets;
 pub(crate) mod wait;

@@ -12,7 +12,6 @@ use data_encoding::BASE64;
 use rustix::event::PollFlags;
 use zeroize::Zeroizing;
 
-use super::peer_uid::PeerUid;
 use crate::config::Config;
 use crate::control::log;
 use crate::control::outcome::EndReason;
@@ -21,6 +20,7 @@ use crate::control::rejection::Rejection;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::head::Fields;
+use crate::net::socket_owner::PeerUid;
 use crate::net::wait::{OVER, events_now};
 
 /// The user name in the proxy URL. It is the same for every relay: the password alone is checked.

@@ -10,7 +10,6 @@ mod context;
 pub(crate) mod dial;
 mod forward;
 mod origin_tls;
-mod peer_uid;
 mod rejection;
 mod request;
 mod socks;

@@ -12,11 +12,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::net::sockets::{SocketTable, unmapped};
+use super::sockets::{SocketTable, unmapped};
 
 /// Finds the user who owns a socket.
 #[derive(Debug)]
-pub(super) struct PeerUid {
+pub(crate) struct PeerUid {
     /// The netlink socket, if there is one; one query at a time.
     netlink: Option<Mutex<SocketTable>>,
 }
@@ -31,14 +31,14 @@ struct Owner {
 
 impl PeerUid {
     /// Opens a netlink socket. If there is none, `/proc` is read for each query.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             netlink: SocketTable::open().ok().map(Mutex::new),
         }
     }
 
     /// Whether this system reports the owners of sockets.
-    pub(super) fn is_supported(&self) -> bool {
+    pub(crate) fn is_supported(&self) -> bool {
         // There is no such connection: a system that supports the query answers "none".
         let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         self.of(unused, unused).is_ok()
@@ -49,7 +49,7 @@ impl PeerUid {
     ///
     /// # Errors
     /// This system does not report the owners of sockets.
-    pub(super) fn of(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
+    pub(crate) fn of(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
         let found = match &self.netlink {
             Some(netlink) => {
                 let netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
