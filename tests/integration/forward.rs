@@ -471,8 +471,8 @@ fn https_urls_are_requested_with_tls_and_verified() {
     let origin = HttpsOrigin::start("origin.test");
     let script = format!(
         "set -e; url={}; proxy=${{HTTPS_PROXY#http://}}; host=${{proxy%:*}}; port=${{proxy#*:}}
-         printf 'GET %s HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n' \"$url\" > request
-         curl -sS --max-time 30 telnet://$proxy < request",
+         printf 'GET %s HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n' \"$url\" |
+             curl -sS --max-time 30 telnet://$proxy",
         origin.url("/hello")
     );
     if !need_tool("curl") {
