@@ -97,8 +97,8 @@ impl AccessControl {
             Ok(Some(uid)) if self.trusted.contains(uid) => return Ok(()),
             Ok(None) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
             Ok(Some(uid)) => format!("the client is user {uid}"),
-            // A local client whose socket does not exist any more has closed it, although its reset
-            // may not have arrived yet.
+            // A local client whose socket does not exist any more has closed it, although the kernel
+            // may not have delivered its reset yet.
             Ok(None)
                 if peer.ip().to_canonical().is_loopback()
                     || events_now(connection, CLOSED).intersects(CLOSED) =>
