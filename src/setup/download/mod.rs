@@ -19,7 +19,6 @@ use crate::crypto::pem;
 use crate::error::Error;
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
-use crate::net::socket_owner::UpstreamOwner;
 use agent::{DownloadStep, StepRecorder, agent};
 use error::BadContent;
 
@@ -35,8 +34,7 @@ pub(crate) fn download(
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
     let limit = config.limits.ca_timeout;
     let recorder = StepRecorder::default();
-    let owner = (!base.secure()).then(|| UpstreamOwner::new(config.upstream_uid));
-    let agent = agent(limit, resolver, roots, owner, &recorder);
+    let agent = agent(limit, resolver, roots, &recorder);
     let failed = |error: ureq::Error| error::failed(&error, recorder.step(), base, limit);
 
     let mut response = agent.get(base.ca_cert_url()).call().map_err(failed)?;
