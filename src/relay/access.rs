@@ -108,7 +108,12 @@ impl AccessControl {
             Ok(Some(uid)) if uid == self.own_uid || uid == ROOT => return Ok(()),
             Ok(None) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
             Ok(Some(uid)) => format!("the client is user {uid}"),
-            Ok(None) if events_now(connection, CLOSED).intersects(CLOSED) => {
+            // A local client whose socket does not exist any more has closed it, although its reset
+            // may not have arrived yet.
+            Ok(None)
+                if peer.ip().to_canonical().is_loopback()
+                    || events_now(connection, CLOSED).intersects(CLOSED) =>
+            {
                 return Err(EndReason::Abandoned);
             }
             Ok(None) => "the kernel does not know the client's socket".into(),
