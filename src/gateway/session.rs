@@ -83,7 +83,7 @@ fn open<'a>(
         Err(reason) => return Err(reason),
     };
     Counters::add(&gateway.counters.tunnels, 1);
-    send(gateway, &mut ws, ESTABLISHED).map_err(|_| EndReason::Abandoned)?;
+    ws.send(ESTABLISHED).map_err(|_| EndReason::Abandoned)?;
     let shared = PumpContext {
         limits: &gateway.limits,
         stop: &gateway.stop,
@@ -164,7 +164,7 @@ fn handshake(
             version,
             response,
         } => {
-            send(gateway, ws, &response)?;
+            ws.send(&response)?;
             Ok(Handshake::Open(bearer, version))
         }
         UpgradeDecision::CaCertificates => {
@@ -173,11 +173,11 @@ fn handshake(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/x-pem-file\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{pem}",
                 pem.len()
             );
-            send(gateway, ws, head.as_bytes())?;
+            ws.send(head.as_bytes())?;
             Ok(Handshake::Answered(EndReason::Answered))
         }
         UpgradeDecision::Reject(rejection) => {
-            send(gateway, ws, &response::closing(&rejection))?;
+            ws.send(&response::closing(&rejection))?;
             Ok(Handshake::Answered(rejection.into()))
         }
     }
@@ -258,13 +258,6 @@ fn authorize(
         .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\""))
 }
 
-/// Passes `bytes` to the outermost layer of `ws`.
-fn send(gateway: &GatewayContext, ws: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
-    let mut plain = Buffer::new(&gateway.pool);
-    plain.extend(bytes);
-    ws.encode(&mut plain)
-}
-
 /// Answers the CONNECT request with a rejection, and closes the WebSocket.
 fn reject(gateway: &GatewayContext, mut ws: Conn, rejection: Rejection) -> EndReason {
     let code = if matches!(rejection.status, 403 | 407) {
@@ -272,8 +265,9 @@ fn reject(gateway: &GatewayContext, mut ws: Conn, rejection: Rejection) -> EndRe
     } else {
         CloseCode::Normal
     };
-    let sent =
-        send(gateway, &mut ws, &response::closing(&rejection)).and_then(|()| ws.send_close(code));
+    let sent = ws
+        .send(&response::closing(&rejection))
+        .and_then(|()| ws.send_close(code));
     if sent.is_ok() {
         close_and_drain(ws, &gateway.stop, gateway.limits.close_timeout);
     }

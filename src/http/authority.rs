@@ -96,6 +96,40 @@ impl fmt::Display for Authority {
     }
 }
 
+impl Authority {
+    /// Parses `host` or `host:port`.
+    pub(crate) fn parse_or(text: &str, default_port: u16) -> Result<Self, AuthorityError> {
+        let (host, port) = split_port(text)?;
+        Ok(Self {
+            host: Host::parse(host)?,
+            port: port.unwrap_or(default_port),
+        })
+    }
+
+    /// The value of `Host`: it has a port only if that is not the default of the scheme ([RFC 9110,
+    /// section 7.2]).
+    ///
+    /// [RFC 9110, section 7.2]: https://www.rfc-editor.org/rfc/rfc9110#section-7.2
+    pub(crate) fn host_header(&self, default_port: u16) -> String {
+        if self.port == default_port {
+            self.host.to_string()
+        } else {
+            self.to_string()
+        }
+    }
+}
+
+/// Splits `host` or `host:port`. A colon inside the brackets of an IPv6 address does not begin a
+/// port.
+pub(crate) fn split_port(text: &str) -> Result<(&str, Option<u16>), AuthorityError> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => {
+            Ok((host, Some(parse_port(port).ok_or(AuthorityError::Port)?)))
+        }
+        _ => Ok((text, None)),
+    }
+}
+
 /// Parses a port from 1 to 65535: decimal digits without a sign or a leading zero.
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::http::authority::{Authority, AuthorityError, Host, parse_port};
+use crate::http::authority::{Authority, AuthorityError, Host};
 
 /// The path of the upstream's CA certificates below the base URL.
 pub(crate) const CA_CERT_PATH: &str = "/v1/code/upstreamproxy/ca-cert";
@@ -65,7 +65,11 @@ impl BaseUrl {
         if authority.contains('@') {
             return Err(BaseUrlError::Userinfo);
         }
-        let authority = parse_authority(authority, scheme.default_port())?;
+        let authority =
+            Authority::parse_or(authority, scheme.default_port()).map_err(|error| match error {
+                AuthorityError::Port => BaseUrlError::Port,
+                error => BaseUrlError::Host(error),
+            })?;
         if scheme == Scheme::Http && !is_loopback(&authority.host) {
             return Err(BaseUrlError::PlainHttp);
         }
@@ -100,16 +104,9 @@ impl BaseUrl {
         format!("{}{WS_PATH}", self.path)
     }
 
-    /// The value of `Host`: it has a port only if that is not the default of the scheme ([RFC 9110,
-    /// section 7.2]).
-    ///
-    /// [RFC 9110, section 7.2]: https://www.rfc-editor.org/rfc/rfc9110#section-7.2
+    /// The value of `Host`.
     pub(crate) fn host_header(&self) -> String {
-        if self.authority.port == self.scheme.default_port() {
-            self.authority.host.to_string()
-        } else {
-            self.authority.to_string()
-        }
+        self.authority.host_header(self.scheme.default_port())
     }
 }
 
@@ -156,19 +153,6 @@ impl Scheme {
             Self::Https => 443,
         }
     }
-}
-
-/// Parses `host` or `host:port`. A colon inside the brackets of an IPv6 address does not begin a
-/// port.
-fn parse_authority(text: &str, default_port: u16) -> Result<Authority, BaseUrlError> {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            (host, parse_port(port).ok_or(BaseUrlError::Port)?)
-        }
-        _ => (text, default_port),
-    };
-    let host = Host::parse(host).map_err(BaseUrlError::Host)?;
-    Ok(Authority { host, port })
 }
 
 /// Whether plain http is accepted for `host`: its traffic stays on this machine.

@@ -4,7 +4,7 @@
 //! [RFC 9110, section 7.6]: https://www.rfc-editor.org/rfc/rfc9110#section-7.6
 //! [RFC 9112, section 3.2]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
 
-use super::authority::{Authority, AuthorityError, Host};
+use super::authority::{Authority, AuthorityError};
 use super::head::{Fields, RequestHead, ResponseHead};
 
 /// Fields that concern one connection only, also if `Connection` does not list them. Transfer-
@@ -77,18 +77,9 @@ impl AbsoluteTarget {
         // RFC 3986, section 3.2.3: the port may be empty.
         let authority = authority.strip_suffix(':').unwrap_or(authority);
         let default_port = if tls { 443 } else { 80 };
-        let authority = match Host::parse(authority) {
-            Ok(host) => Authority {
-                host,
-                port: default_port,
-            },
-            Err(_) => authority.parse().map_err(AbsoluteTargetError::Authority)?,
-        };
-        let host = if authority.port == default_port {
-            authority.host.to_string()
-        } else {
-            authority.to_string()
-        };
+        let authority =
+            Authority::parse_or(authority, default_port).map_err(AbsoluteTargetError::Authority)?;
+        let host = authority.host_header(default_port);
         let path = match path {
             // RFC 9112, section 3.2.4.
             "" if method == "OPTIONS" => "*".to_owned(),
@@ -142,9 +133,10 @@ pub(crate) fn request(head: &RequestHead, target: &AbsoluteTarget) -> Vec<u8> {
 }
 
 /// The head of `response` for the client, whose connection persists or not.
-pub(crate) fn response(head: &ResponseHead, persists: bool) -> Vec<u8> {
-    let start = format!("HTTP/1.1 {} {}\r\n", head.status, head.reason);
-    let mut bytes = start.into_bytes();
+pub(crate) fn response(head: &ResponseHead, reason: &[u8], persists: bool) -> Vec<u8> {
+    let mut bytes = format!("HTTP/1.1 {} ", head.status).into_bytes();
+    bytes.extend_from_slice(reason);
+    bytes.extend_from_slice(b"\r\n");
     end_to_end(&mut bytes, &head.fields, |_| false);
     field(&mut bytes, "Via", VIA);
     match head.status {
@@ -360,7 +352,9 @@ mod tests {
     fn the_response_for_the_client_says_whether_its_connection_persists() {
         let bytes = b"HTTP/1.0 404 Not Here\r\nConnection: close\r\nX: 1\r\nKeep-Alive: 1\r\n\r\n";
         let (head, _) = head::response(bytes).unwrap().unwrap();
-        let text = |persists| String::from_utf8(response(&head, persists)).unwrap();
+        let text = |persists| {
+            String::from_utf8(response(&head, head::reason_phrase(bytes), persists)).unwrap()
+        };
         assert_eq!(
             text(true),
             "HTTP/1.1 404 Not Here\r\nX: 1\r\nVia: 1.1 upstreamproxy\r\n\r\n"
@@ -371,7 +365,7 @@ mod tests {
         );
         let bytes = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n";
         let (head, _) = head::response(bytes).unwrap().unwrap();
-        let text = String::from_utf8(response(&head, true)).unwrap();
+        let text = String::from_utf8(response(&head, head::reason_phrase(bytes), true)).unwrap();
         assert!(
             text.contains("Upgrade: websocket\r\nConnection: Upgrade\r\n"),
             "{text}"

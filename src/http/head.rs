@@ -7,6 +7,7 @@
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 
 use std::fmt;
+use std::io::BufRead;
 
 /// The longest head in bytes, including its empty line.
 pub(crate) const HEAD_LIMIT: usize = 16 << 10;
@@ -71,9 +72,7 @@ impl Fields {
             .map(<[u8]>::trim_ascii)
             .filter(|element| !element.is_empty())
     }
-}
 
-impl Fields {
     /// Whether a comma-separated list field has `element`, without regard to case.
     pub(crate) fn lists(&self, name: &str, element: &str) -> bool {
         self.list(name)
@@ -99,8 +98,6 @@ pub(crate) struct RequestHead {
 pub(crate) struct ResponseHead {
     /// The status code, from 100 to 999.
     pub(crate) status: u16,
-    /// The reason phrase, as sent; it may be empty.
-    pub(crate) reason: String,
     /// The version is HTTP/1.0, not 1.1.
     pub(crate) old: bool,
     /// The fields.
@@ -201,7 +198,6 @@ pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, He
         (httparse::Status::Complete(n), Some(code @ 100..)) if n == len => Ok(Some((
             ResponseHead {
                 status: code,
-                reason: parsed.reason.unwrap_or_default().to_owned(),
                 old: parsed.version == Some(0),
                 fields: Fields::new(parsed.headers),
             },
@@ -211,24 +207,32 @@ pub(crate) fn response(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, He
     }
 }
 
+/// The reason phrase in a response head, as sent; it may be empty. Only a proxy needs it, so it is
+/// not a part of [`ResponseHead`].
+pub(crate) fn reason_phrase(head: &[u8]) -> &[u8] {
+    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+    line.splitn(3, |&b| b == b' ').nth(2).unwrap_or_default()
+}
+
 /// The length of the head with its empty line, if that has arrived.
 fn whole(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
     let within = &bytes[..bytes.len().min(HEAD_LIMIT)];
     let mut line_start = 0;
-    while let Some(lf) = within[line_start..]
-        .iter()
-        .position(|&b| b == b'\n')
-        .map(|n| line_start + n)
-    {
+    // std searches for a byte by words here, and byte by byte with `position`.
+    while let Ok(len @ 1..) = (&within[line_start..]).skip_until(b'\n') {
+        let line = &within[line_start..line_start + len];
+        if !line.ends_with(b"\n") {
+            break;
+        }
         // RFC 9112, section 2.2, allows a recipient to accept a bare LF as the end of a line. This
         // parser does not, so that no other reader finds a different end.
-        if lf == 0 || within[lf - 1] != b'\r' {
+        if !line.ends_with(b"\r\n") {
             return Err(HeadError::Malformed("a line ends with LF alone, not CRLF"));
         }
-        if lf == line_start + 1 {
-            return Ok(Some(lf + 1));
+        line_start += len;
+        if len == 2 {
+            return Ok(Some(line_start));
         }
-        line_start = lf + 1;
     }
     if bytes.len() >= HEAD_LIMIT {
         Err(HeadError::TooLarge)

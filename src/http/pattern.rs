@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::http::authority::{Authority, AuthorityError, Host, parse_port};
+use crate::http::authority::{Authority, AuthorityError, Host, split_port};
 
 /// A pattern for authorities: `*`, `example.com`, `*.example.com` (subdomains only) or an address,
 /// each with `:PORT` or for any port.
@@ -46,14 +46,7 @@ impl FromStr for Pattern {
     type Err = AuthorityError;
 
     fn from_str(text: &str) -> Result<Self, AuthorityError> {
-        // An IPv6 literal is in brackets, so a colon after the last bracket begins the port.
-        let (host, port) = match text.rsplit_once(':') {
-            Some((host, port)) if !port.contains(']') => {
-                let port = parse_port(port).ok_or(AuthorityError::Port)?;
-                (host, Some(port))
-            }
-            _ => (text, None),
-        };
+        let (host, port) = split_port(text)?;
         let host = if host == "*" {
             HostPattern::Any
         } else if let Some(zone) = host.strip_prefix("*.") {

@@ -201,7 +201,7 @@ impl<'a> Dialer<'a> {
     fn upgrade(&mut self, conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
         self.phase = Phase::Upgrade;
         let key = upgrade_key()?;
-        self.send(conn, &upgrade_request(self.upstream, &key))?;
+        conn.send(&upgrade_request(self.upstream, &key))?;
         let wait = self.wait_context(self.limits.connect_timeout);
         let version = drive_until(conn, received, &wait, |_, received| {
             let Some((head, len)) = head::final_response(received.filled())? else {
@@ -226,10 +226,7 @@ impl<'a> Dialer<'a> {
         if !received.is_empty() {
             return Err(TunnelError::from(OpeningError::EarlyResponse).into());
         }
-        self.send(
-            &mut conn,
-            &opening::request(target, &self.upstream.credentials),
-        )?;
+        conn.send(&opening::request(target, &self.upstream.credentials))?;
         let wait = self.wait_context(self.limits.opening_timeout);
         let response = drive_until(&mut conn, &mut received, &wait, |_, received| {
             ConnectResponse::read(received.filled())
@@ -276,13 +273,6 @@ impl<'a> Dialer<'a> {
             keepalive: Duration::ZERO,
             drains: false,
         }
-    }
-
-    /// Passes `bytes` to the outermost layer of `conn`.
-    fn send(&self, conn: &mut Conn, bytes: &[u8]) -> Result<(), TunnelError> {
-        let mut plain = Buffer::new(self.pool);
-        plain.extend(bytes);
-        conn.encode(&mut plain)
     }
 }
 
@@ -332,12 +322,8 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Tunnel
         429 | 500..=599 => return Err(UpgradeError::Unavailable.into()),
         _ => return Err(UpgradeError::NotSwitched.into()),
     }
-    let lists = |name, value: &[u8]| {
-        head.fields
-            .list(name)
-            .any(|element| element.eq_ignore_ascii_case(value))
-    };
-    if !lists("upgrade", b"websocket") || !lists("connection", b"upgrade") {
+    let fields = &head.fields;
+    if !fields.lists("upgrade", "websocket") || !fields.lists("connection", "upgrade") {
         return Err(UpgradeError::NotWebSocket.into());
     }
     if head.fields.one("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_bytes())

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::client::UnbufferedClientConnection;
 use tungstenite::protocol::frame::coding::CloseCode;
 
+use super::access::AccessControl;
 use super::dial::DialedTunnel;
 use super::request::{self, ClientRequest};
 use super::state::Relay;
@@ -20,6 +21,7 @@ use crate::control::outcome::{EndReason, Outcome, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::tls;
+use crate::http::authority::Authority;
 use crate::http::body::{Body, BodyError};
 use crate::http::forward::{self, AbsoluteTarget};
 use crate::http::head::RequestHead;
@@ -145,9 +147,10 @@ impl<'a> Forwarder<'a> {
             &mut origin.peer,
             &request,
             &self.context,
-            &self.relay.context.pool,
             &mut origin.traffic,
-            &mut |head, persists| forward::response(head, persists && client_persists),
+            &mut |head, reason, persists| {
+                forward::response(head, reason, persists && client_persists)
+            },
         );
         match exchanged.map_err(Failure::Exchange)? {
             Exchanged::Upgraded => Ok(Served::Upgraded),
@@ -203,7 +206,7 @@ impl<'a> Forwarder<'a> {
         let requested = if self.relay.access.has_password(&head.fields) {
             request::requested(head, self.relay.own_address)
         } else {
-            Err(super::access::AccessControl::challenge())
+            Err(AccessControl::challenge())
         };
         let rejection = match requested {
             Ok(ClientRequest::Forward(head, target)) => return Ok(Some((*head, *target))),
@@ -222,11 +225,11 @@ impl<'a> Forwarder<'a> {
     /// Sends the response of a rejection.
     fn answer(&mut self, reason: &EndReason) {
         if let EndReason::Rejected(rejection) = reason {
-            let mut bytes = Buffer::new(&self.relay.context.pool);
-            bytes.extend(&response::closing(rejection));
             let conn = self.client.conn();
             // If the client is gone, there is no one to answer.
-            let _ = conn.encode(&mut bytes).and_then(|()| conn.flush());
+            let _ = conn
+                .send(&response::closing(rejection))
+                .and_then(|()| conn.flush());
         }
     }
 
@@ -326,63 +329,31 @@ impl Failure {
             Self::Ended(reason) => return (reason, false),
             Self::Exchange(ExchangeError { cause, answered }) => (cause, answered),
         };
-        let broken = |by, why: String| EndReason::Broken { by, why };
-        let rejected = |status, what: String, token| {
-            let rejection = Rejection::new(status, Phase::Opening, what.clone())
-                .remedy("try again; if it happens again, report it to the origin's operator")
-                .proxy_status(token);
-            (what, EndReason::from(rejection))
-        };
-        let (by, (why, rejection)) = match cause {
+        let (by, proxy_status) = match cause {
             Cause::Client(TunnelError::ConnectionEnded) => {
                 return (EndReason::ClientClosed, answered);
             }
-            Cause::Client(error) => return (broken(Party::Client, error.to_string()), answered),
             Cause::Cut => return (EndReason::Cut, true),
             Cause::Idle => return (EndReason::Idle, true),
-            Cause::Request(error) => {
-                if let Self::Ended(reason) = Self::request_body(error)
-                    && !answered
-                {
-                    return (reason, false);
-                }
-                return (broken(Party::Client, error.to_string()), answered);
+            Cause::Request(error) if !answered => return Self::request_body(error).reason(),
+            Cause::Client(_) | Cause::Request(_) => (Party::Client, None),
+            Cause::Origin(_) => (Party::Gateway, Some("connection_terminated")),
+            Cause::NoResponse | Cause::Truncated => {
+                (Party::Target, Some("http_response_incomplete"))
             }
-            Cause::Origin(error) => {
-                let what = format!("the connection to the origin failed: {error}");
-                (Party::Gateway, rejected(502, what, "connection_terminated"))
-            }
-            Cause::NoResponse => {
-                let what = "the origin closed the connection without a response".to_owned();
-                (
-                    Party::Target,
-                    rejected(502, what, "http_response_incomplete"),
-                )
-            }
-            Cause::Truncated => {
-                let what = "the origin closed the connection inside its response".to_owned();
-                (
-                    Party::Target,
-                    rejected(502, what, "http_response_incomplete"),
-                )
-            }
-            Cause::ResponseHead(error) => {
-                let what = format!("the response of the origin is malformed: {error}");
-                (Party::Target, rejected(502, what, "http_protocol_error"))
-            }
-            Cause::ResponseBody(error) => {
-                let what = format!("the response of the origin is malformed: {error}");
-                (Party::Target, rejected(502, what, "http_protocol_error"))
-            }
-            Cause::UnexpectedUpgrade => {
-                let what = "the origin changed the protocol without a request for it".to_owned();
-                (Party::Target, rejected(502, what, "http_protocol_error"))
+            Cause::ResponseHead(_) | Cause::ResponseBody(_) | Cause::UnexpectedUpgrade => {
+                (Party::Target, Some("http_protocol_error"))
             }
         };
-        if answered {
-            (broken(by, why), true)
-        } else {
-            (rejection, false)
+        let why = cause.to_string();
+        match proxy_status {
+            Some(proxy_status) if !answered => {
+                let rejection = Rejection::new(502, Phase::Opening, why)
+                    .remedy("try again; if it happens again, report it to the origin's operator")
+                    .proxy_status(proxy_status);
+                (rejection.into(), false)
+            }
+            _ => (EndReason::Broken { by, why }, answered),
         }
     }
 }
@@ -438,7 +409,7 @@ impl Origin {
 /// Adds TLS to the tunnel and verifies the origin.
 fn add_tls(
     relay: &Relay,
-    authority: &crate::http::authority::Authority,
+    authority: &Authority,
     client: &Conn,
     conn: &mut Conn,
     received: &mut Buffer,

@@ -190,10 +190,8 @@ impl RequestReader<'_> {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), EndReason> {
-        let mut plain = Buffer::new(&self.context.pool);
-        plain.extend(bytes);
         self.client
-            .encode(&mut plain)
+            .send(bytes)
             .and_then(|()| self.client.flush())
             .map_err(|_| EndReason::Abandoned)
     }

@@ -94,11 +94,9 @@ impl Relay {
             }
         };
         Counters::add(&context.counters.tunnels, 1);
-        let mut response = Buffer::new(&context.pool);
-        response.extend(protocol.established());
         // The response is sent before any data of the gateway is processed, which may be invalid.
         client
-            .encode(&mut response)
+            .send(protocol.established())
             .and_then(|()| client.flush())
             .map_err(|_| EndReason::Abandoned)?;
         let shared = self.pump_context();
@@ -109,9 +107,7 @@ impl Relay {
     /// Sends `bytes` and gives the client a short time to read them, so that no reset destroys
     /// them.
     fn send_last(&self, mut client: Conn, bytes: &[u8]) {
-        let mut plain = Buffer::new(&self.context.pool);
-        plain.extend(bytes);
-        if client.encode(&mut plain).is_ok() {
+        if client.send(bytes).is_ok() {
             refuse_and_drain(client, &self.context.stop, REJECTION_TIMEOUT);
         }
     }

@@ -162,6 +162,11 @@ impl Buffer {
         }
     }
 
+    /// An empty buffer of the same pool.
+    pub(crate) fn sibling(&self) -> Self {
+        Self::new(&self.pool)
+    }
+
     /// The number of bytes in the buffer.
     pub(crate) fn len(&self) -> usize {
         self.end - self.start

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::buffer::{Buffer, Pool};
+use super::buffer::Buffer;
 use super::conn::Conn;
 use super::error::TunnelError;
 use super::keepalive::{Keepalive, KeepaliveAction};
@@ -73,27 +73,37 @@ pub(crate) struct ExchangeError {
 }
 
 /// What failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
     /// The connection to the client, or the client left.
+    #[error("{0}")]
     Client(TunnelError),
     /// The body of the request is malformed.
+    #[error("{0}")]
     Request(BodyError),
     /// The connection to the origin.
+    #[error("the connection to the origin failed: {0}")]
     Origin(TunnelError),
     /// The origin ended the connection before the first byte of its response.
+    #[error("the origin closed the connection without a response")]
     NoResponse,
     /// The origin ended the connection inside its response.
+    #[error("the origin closed the connection inside its response")]
     Truncated,
     /// The head of the response is malformed.
+    #[error("the response of the origin is malformed: {0}")]
     ResponseHead(HeadError),
     /// The body of the response is malformed.
+    #[error("the response of the origin is malformed: {0}")]
     ResponseBody(BodyError),
     /// The response is a 101, which was not requested.
+    #[error("the origin changed the protocol without a request for it")]
     UnexpectedUpgrade,
     /// No data for as long as the idle timeout.
+    #[error("no data for as long as the idle timeout")]
     Idle,
     /// The drain deadline has passed.
+    #[error("the drain deadline has passed")]
     Cut,
 }
 
@@ -279,12 +289,14 @@ struct Exchange<'a> {
     origin_persists: bool,
     client_persists: bool,
     context: &'a PumpContext<'a>,
-    pool: &'a Pool,
     traffic: &'a mut Traffic,
 }
 
-/// Sends `request` to `origin` and its response to `client`. `write_head` writes the head of each
-/// response for the client; its argument says whether the client's connection persists.
+/// Writes the head of a response for the client. Its arguments are the head, its reason phrase, and
+/// whether the client's connection persists.
+pub(crate) type WriteHead<'a> = dyn FnMut(&ResponseHead, &[u8], bool) -> Vec<u8> + 'a;
+
+/// Sends `request` to `origin` and its response to `client`.
 ///
 /// Blocks until both messages are complete.
 pub(crate) fn run(
@@ -292,9 +304,8 @@ pub(crate) fn run(
     origin: &mut HttpPeer,
     request: &Request<'_>,
     context: &PumpContext<'_>,
-    pool: &Pool,
     traffic: &mut Traffic,
-    write_head: &mut dyn FnMut(&ResponseHead, bool) -> Vec<u8>,
+    write_head: &mut WriteHead<'_>,
 ) -> Result<Exchanged, ExchangeError> {
     let mut exchange = Exchange {
         client,
@@ -305,7 +316,6 @@ pub(crate) fn run(
         origin_persists: true,
         client_persists: true,
         context,
-        pool,
         traffic,
     };
     exchange
@@ -320,7 +330,7 @@ impl Exchange<'_> {
     fn run(
         &mut self,
         request: &Request<'_>,
-        write_head: &mut dyn FnMut(&ResponseHead, bool) -> Vec<u8>,
+        write_head: &mut WriteHead<'_>,
     ) -> Result<Exchanged, Cause> {
         self.send_to_origin(request.head)?;
         let mut last_data = Instant::now();
@@ -422,33 +432,27 @@ impl Exchange<'_> {
             .take(pending.filled())
             .map_err(Cause::Request)?;
         count(&mut self.traffic.up, len, &self.context.counters.bytes_up);
-        let sealed = encode(&mut self.origin.side.conn, pending, len, self.pool);
-        sealed.map_err(Cause::Origin)
+        let conn = &mut self.origin.side.conn;
+        conn.encode_front(pending, len).map_err(Cause::Origin)
     }
 
     fn send_to_origin(&mut self, bytes: &[u8]) -> Result<(), Cause> {
-        let mut plain = Buffer::new(self.pool);
-        plain.extend(bytes);
         let counter = &self.context.counters.bytes_up;
         count(&mut self.traffic.up, bytes.len(), counter);
-        let conn = &mut self.origin.side.conn;
-        conn.encode(&mut plain).map_err(Cause::Origin)
+        self.origin.side.conn.send(bytes).map_err(Cause::Origin)
     }
 
     fn send_to_client(&mut self, bytes: &[u8]) -> Result<(), Cause> {
-        let mut plain = Buffer::new(self.pool);
-        plain.extend(bytes);
         let counter = &self.context.counters.bytes_down;
         count(&mut self.traffic.down, bytes.len(), counter);
         self.answered = true;
-        let conn = &mut self.client.side.conn;
-        conn.encode(&mut plain).map_err(Cause::Client)
+        self.client.side.conn.send(bytes).map_err(Cause::Client)
     }
 
     fn forward_response(
         &mut self,
         request: &Request<'_>,
-        write_head: &mut dyn FnMut(&ResponseHead, bool) -> Vec<u8>,
+        write_head: &mut WriteHead<'_>,
     ) -> Result<Option<Exchanged>, Cause> {
         while self.response_body.is_none() {
             let pending = &self.origin.side.pending;
@@ -473,9 +477,11 @@ impl Exchange<'_> {
                     !body.ends_with_connection() && self.request_body.is_complete();
                 self.response_body = Some(body);
             }
+            let reason = head::reason_phrase(&self.origin.side.pending.filled()[..len]);
+            let rewritten = write_head(&head, reason, self.client_persists);
             self.origin.side.pending.consume(len);
             if !interim || head.status == 101 || !request.old {
-                self.send_to_client(&write_head(&head, self.client_persists))?;
+                self.send_to_client(&rewritten)?;
             }
             if head.status == 101 {
                 self.flush()?;
@@ -491,8 +497,8 @@ impl Exchange<'_> {
             let len = body.take(pending.filled()).map_err(Cause::ResponseBody)?;
             let counter = &self.context.counters.bytes_down;
             count(&mut self.traffic.down, len, counter);
-            let sealed = encode(&mut self.client.side.conn, pending, len, self.pool);
-            sealed.map_err(Cause::Client)?;
+            let conn = &mut self.client.side.conn;
+            conn.encode_front(pending, len).map_err(Cause::Client)?;
         }
         Ok(None)
     }
@@ -539,22 +545,6 @@ impl Exchange<'_> {
             client_persists: self.client_persists && complete,
         }))
     }
-}
-
-/// Passes the first `len` bytes of `pending` to `conn`; without a copy if these are all.
-fn encode(
-    conn: &mut Conn,
-    pending: &mut Buffer,
-    len: usize,
-    pool: &Pool,
-) -> Result<(), TunnelError> {
-    if len == pending.len() {
-        return conn.encode(pending);
-    }
-    let mut part = Buffer::new(pool);
-    part.extend(&pending.filled()[..len]);
-    pending.consume(len);
-    conn.encode(&mut part)
 }
 
 fn count(own: &mut u64, bytes: usize, shared: &std::sync::atomic::AtomicU64) {

@@ -247,6 +247,28 @@ impl Conn {
         append_outgoing(self.outer.as_mut(), plain, &mut self.outgoing)
     }
 
+    /// Passes a copy of `bytes` down through the layers.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), TunnelError> {
+        let mut plain = self.outgoing.sibling();
+        plain.extend(bytes);
+        self.encode(&mut plain)
+    }
+
+    /// Passes the first `len` bytes of `plain` down through the layers; without a copy if these are
+    /// all.
+    pub(crate) fn encode_front(
+        &mut self,
+        plain: &mut Buffer,
+        len: usize,
+    ) -> Result<(), TunnelError> {
+        if len == plain.len() {
+            return self.encode(plain);
+        }
+        self.send(&plain.filled()[..len])?;
+        plain.consume(len);
+        Ok(())
+    }
+
     /// Sends the bytes in `between` as data of the WebSocket.
     fn send_between_as_data(&mut self) -> Result<(), TunnelError> {
         if let Some(websocket) = &mut self.websocket {
