@@ -99,12 +99,12 @@ impl<'a> Forwarder<'a> {
         let body = Body::of_request(head).map_err(Failure::request_body)?;
         let reusable = self
             .origin
-            .take_if(|origin| origin.target.is_same_origin(target));
+            .take_if(|origin| origin.target.is_same_origin(target) && origin.peer.is_idle());
         if let Some(other) = self.origin.take() {
             (self.report)(other.close(self.relay, EndReason::Clean));
         }
-        if let Some(origin) = reusable.filter(|origin| origin.peer.is_idle()) {
-            self.origin = Some(origin);
+        if reusable.is_some() {
+            self.origin = reusable;
             // RFC 9110, section 9.2.2: only an idempotent request may be repeated. The origin may
             // have ended the connection while the request was on its way.
             let repeatable = body.is_complete() && is_idempotent(&head.method);

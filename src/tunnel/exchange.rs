@@ -184,7 +184,11 @@ impl HttpPeer {
                     // An origin that fails now is found when the next request is sent to it.
                     let _ = origin.fill();
                     let reads = [true, origin.is_idle()];
-                    pause([self, origin], reads, context, until).map_err(|(_, error)| error)?;
+                    match pause([self, origin], reads, context, until) {
+                        Err((0, error)) => return Err(error),
+                        Err(_) => origin.side.conn.abandon(),
+                        Ok(()) => {}
+                    }
                 }
                 _ => {
                     let mut fds = [
@@ -284,6 +288,8 @@ struct Exchange<'a> {
     request_body: Body,
     /// `None` until the head of the final response was forwarded.
     response_body: Option<Body>,
+    /// Why nothing more can be read from the origin.
+    origin_error: Option<TunnelError>,
     /// A part of the response was passed to the client's connection.
     answered: bool,
     origin_persists: bool,
@@ -312,6 +318,7 @@ pub(crate) fn run(
         origin,
         request_body: request.body.clone(),
         response_body: None,
+        origin_error: None,
         answered: false,
         origin_persists: true,
         client_persists: true,
@@ -385,7 +392,7 @@ impl Exchange<'_> {
     /// Whether to read from the origin: its earlier data was forwarded, or is an incomplete head.
     fn reads_origin(&self) -> bool {
         let room = self.origin.side.pending.is_empty() || self.response_body.is_none();
-        room && !self.origin.has_ended()
+        room && !self.origin.has_ended() && self.origin_error.is_none()
     }
 
     fn read(&mut self) -> Result<(), Cause> {
@@ -394,27 +401,20 @@ impl Exchange<'_> {
         }
         if self.reads_origin() && self.origin.side.conn.readable {
             // What arrived before an error is forwarded first.
-            if let Err(error) = self.origin.fill() {
-                if self.origin.side.pending.is_empty() {
-                    return Err(Cause::Origin(error));
-                }
-                self.origin.side.conn.defer_error(error);
-            }
+            self.origin_error = self.origin.fill().err();
         }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Cause> {
         self.client.side.conn.flush().map_err(Cause::Client)?;
-        // A refusal of the request may be in the socket, although the request cannot be sent.
-        if let Err(error) = self.origin.side.conn.flush() {
-            self.origin.side.conn.abandon();
+        if self.origin.side.conn.flush().is_err() {
+            // The origin may have refused the request before it closed the connection. If not,
+            // reading reports the error.
+            self.origin.side.conn.abandon_writing();
             self.origin_persists = false;
             self.client_persists = false;
             self.request_body = Body::EMPTY;
-            if self.origin.has_ended() {
-                return Err(Cause::Origin(error));
-            }
         }
         Ok(())
     }
@@ -517,31 +517,36 @@ impl Exchange<'_> {
                 self.origin_persists = false;
             }
         }
-        let conn = &self.origin.side.conn;
-        let ended = self.origin.has_ended() && self.origin.side.pending.is_empty();
+        if !self.client.side.conn.flushed() {
+            // What was received may have to wait for that.
+            return Ok(None);
+        }
+        let gone = self.origin.has_ended() || self.origin_error.is_some();
+        let drained = self.origin.side.pending.is_empty();
         match &self.response_body {
-            None if ended => return Err(Cause::NoResponse),
-            None if self.origin.has_ended() => {
-                // An incomplete head: `reads_origin` is false now, so nothing more will come.
-                return Err(Cause::Truncated);
-            }
-            Some(body) if body.ends_with_connection() && ended => {
-                if !conn.peer_finished() || !conn.peer_finished_cleanly() {
-                    return Err(Cause::Truncated);
+            Some(body) if body.is_complete() => {}
+            Some(_) if !gone || !drained => return Ok(None),
+            None if !gone => return Ok(None),
+            body => {
+                if let Some(error) = self.origin_error.take() {
+                    return Err(Cause::Origin(error));
+                }
+                let conn = &self.origin.side.conn;
+                let clean = conn.peer_finished() && conn.peer_finished_cleanly();
+                let until_close = body.as_ref().is_some_and(Body::ends_with_connection);
+                if !(until_close && clean) {
+                    return Err(if body.is_none() && drained {
+                        Cause::NoResponse
+                    } else {
+                        Cause::Truncated
+                    });
                 }
             }
-            Some(body) if !body.is_complete() && ended => return Err(Cause::Truncated),
-            Some(body) if body.is_complete() => {}
-            _ => return Ok(None),
-        }
-        if !self.client.side.conn.flushed() {
-            return Ok(None);
         }
         let complete = self.request_body.is_complete();
         // Bytes after the response were not requested.
-        let spare = !self.origin.side.pending.is_empty();
         Ok(Some(Exchanged::Complete {
-            origin_persists: self.origin_persists && complete && !ended && !spare,
+            origin_persists: self.origin_persists && complete && !gone && drained,
             client_persists: self.client_persists && complete,
         }))
     }
@@ -550,4 +555,118 @@ impl Exchange<'_> {
 fn count(own: &mut u64, bytes: usize, shared: &std::sync::atomic::AtomicU64) {
     *own += bytes as u64;
     Counters::add(shared, bytes as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use socket2::SockRef;
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::control::stop::Stop;
+    use crate::http::forward;
+    use crate::tunnel::buffer::Pool;
+
+    /// Two connected sockets: the first for an exchange, the second for its peer.
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (stream, peer)
+    }
+
+    /// Exchanges a request with a body of `length` bytes, of which the client has sent `sent`.
+    /// `origin` plays the other side. Returns the result, and what the client receives.
+    fn exchanged(
+        length: usize,
+        sent: usize,
+        origin: impl FnOnce(TcpStream) + Send,
+    ) -> (Result<Exchanged, ExchangeError>, Vec<u8>) {
+        let (limits, stop) = (Limits::default(), Stop::new().unwrap());
+        let (counters, pool) = (Counters::default(), Pool::default());
+        let context = PumpContext {
+            limits: &limits,
+            stop: &stop,
+            counters: &counters,
+        };
+        let head = format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+        let (parsed, _) = head::request(head.as_bytes()).unwrap().unwrap();
+        let request = Request {
+            head: head.as_bytes(),
+            method: "POST",
+            body: Body::of_request(&parsed).unwrap(),
+            old: false,
+            upgrades: false,
+        };
+        let (client, mut client_peer) = connection();
+        let (server, server_peer) = connection();
+        let result = thread::scope(|scope| {
+            scope.spawn(|| origin(server_peer));
+            let mut sender = client_peer.try_clone().unwrap();
+            scope.spawn(move || {
+                // The exchange may end before it has read everything.
+                let _ = sender.write_all(&vec![b'x'; sent]);
+            });
+            let peer =
+                |stream| HttpPeer::new(Conn::new(stream, &pool), Buffer::new(&pool), &context);
+            let (mut client, mut server) = (peer(client), peer(server));
+            run(
+                &mut client,
+                &mut server,
+                &request,
+                &context,
+                &mut Traffic::default(),
+                &mut forward::response,
+            )
+        });
+        let mut received = Vec::new();
+        // The client's connection may be reset, because not all of its bytes were read.
+        let _ = client_peer.read_to_end(&mut received);
+        (result, received)
+    }
+
+    fn reset(stream: &TcpStream) {
+        SockRef::from(stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    }
+
+    #[test]
+    fn an_origin_that_resets_inside_its_head_ends_the_exchange() {
+        let (result, received) = exchanged(0, 0, |mut stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-").unwrap();
+            // The exchange has read this when its own head arrives here.
+            stream.read_exact(&mut [0; 10]).unwrap();
+            reset(&stream);
+        });
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error.cause, Cause::Origin(_) | Cause::Truncated),
+            "{error:?}"
+        );
+        assert!(!error.answered && received.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_reaches_the_client_although_the_upload_fails() {
+        let (result, received) = exchanged(64 << 20, 8 << 20, |mut stream| {
+            stream.read_exact(&mut [0; 10]).unwrap();
+            let refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno\n";
+            stream.write_all(refusal).unwrap();
+            // Closed with unread data, so the kernel sends a reset.
+        });
+        let expected = Exchanged::Complete {
+            origin_persists: false,
+            client_persists: false,
+        };
+        assert_eq!(result.ok(), Some(expected));
+        let received = String::from_utf8_lossy(&received);
+        assert!(received.starts_with("HTTP/1.1 413 "), "{received}");
+        assert!(received.ends_with("no\n"), "{received}");
+    }
 }

@@ -463,6 +463,10 @@ fn an_idle_tunnel_that_the_origin_has_closed_is_replaced() {
         assert_eq!(client.message(true).unwrap().body, b"ok");
         assert_eq!(origin.connections(), n);
     }
+    drop(client);
+    let log = relay.stop().succeeded().stderr;
+    let line = format!("relay: {} ", origin.authority());
+    assert_eq!(log.matches(&line).count(), 20, "one line per tunnel: {log}");
 }
 
 #[test]

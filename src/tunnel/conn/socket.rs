@@ -90,6 +90,12 @@ impl Conn {
     /// Treats both directions as ended and drops the bytes that were not written.
     pub(crate) fn abandon(&mut self) {
         self.eof = true;
+        self.abandon_writing();
+    }
+
+    /// Treats the sending direction as ended and drops the bytes that were not written. What the
+    /// peer has sent can still be read.
+    pub(crate) fn abandon_writing(&mut self) {
         self.outgoing.consume(self.outgoing.len());
         self.fin_due = false;
         self.fin_sent = true;
