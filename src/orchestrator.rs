@@ -31,7 +31,7 @@ use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::relay::{self, AccessControl, Running, Upstream};
 use crate::setup::ca::{self, Trust};
-use crate::setup::child_env::{ChildEnv, proxy_url};
+use crate::setup::child_env::{self, ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
 use crate::setup::{capacity, hardening, token};
 use crate::sys::memory;
@@ -328,7 +328,9 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
         proxy: proxy_url(listener, relay.userinfo()),
         bundle: trust.bundle.clone(),
         wgetrc: trust.wgetrc.clone(),
+        omitted: config.omit_variables.clone(),
     };
+    child_env::warn_of_unknown(&child_env.omitted);
     Ok(Handle {
         relay,
         gateway: OwnedGateway::default(),
@@ -515,6 +517,12 @@ impl Handle {
             environment.set(name, value.unwrap_or_default());
         }
         command.envs(self.env_for(&environment));
+    }
+
+    /// What the variables are made of, for the state file of `serve`.
+    #[cfg(feature = "cli")]
+    pub(crate) fn child_env(&self) -> &ChildEnv {
+        &self.child_env
     }
 
     /// The counters, as they are now.

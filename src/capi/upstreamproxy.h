@@ -173,6 +173,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   allow-non-loopback  switch: allow a listen address that other machines can reach; without it the proxy is disabled
  *   allow-any-user      switch: allow every local user to use the port; by default only this user and root
  *   listen-credential   switch: put a random password into the URL, and refuse clients that do not send it
+ *   omit-variable       list: variables that are not set for children, in upper and lower case, such as http_proxy
  *   intercept           list, with embedded: targets whose TLS is intercepted: *, example.com or *.example.com, each with
  *                       or without :PORT, or none; default *:443
  *   resolve             list, with embedded: HOST:PORT:ADDR, use this address for this name, as in curl

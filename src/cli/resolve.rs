@@ -198,6 +198,9 @@ mod tests {
         ("listen", "127.0.0.1:1", "127.0.0.1:2", |c| {
             format!("{:?}", c.listen)
         }),
+        ("omit-variable", "a", "b", |c| {
+            format!("{:?}", c.omit_variables)
+        }),
         ("max-tunnels", "3", "4", |c| {
             format!("{:?}", c.limits.max_tunnels)
         }),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
+use crate::setup::child_env::ChildEnv;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 use serde::Serialize;
@@ -78,8 +79,7 @@ fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
     let state = if let Some(home) = home {
         report.state = Some(StateKeys {
             relay: handle.local_addr(),
-            proxy: handle.proxy_url(),
-            wgetrc: handle.wgetrc().map(Path::to_string_lossy),
+            child_env: handle.child_env(),
         });
         write_state(home, &json_line(&report))
     } else {
@@ -140,8 +140,8 @@ struct ReadyLine<'a> {
 #[derive(Serialize)]
 struct StateKeys<'a> {
     relay: SocketAddr,
-    proxy: &'a str,
-    wgetrc: Option<Cow<'a, str>>,
+    #[serde(flatten)]
+    child_env: &'a ChildEnv,
 }
 
 /// The report if the proxy is disabled.
@@ -198,10 +198,15 @@ mod tests {
                  \"env\":{{\"HTTPS_PROXY\":\"http://127.0.0.1:7\"}}}}\n"
             )
         );
+        let child_env = ChildEnv {
+            proxy: "http://127.0.0.1:7".into(),
+            bundle: "/b".into(),
+            wgetrc: Some("/w".into()),
+            omitted: Vec::new(),
+        };
         report.state = Some(StateKeys {
             relay: SocketAddr::from(([127, 0, 0, 1], 7)),
-            proxy: "http://127.0.0.1:7",
-            wgetrc: Some("/w".into()),
+            child_env: &child_env,
         });
         let state: serde_json::Value = serde_json::from_str(&json_line(&report)).unwrap();
         assert_eq!(state["wgetrc"], "/w");

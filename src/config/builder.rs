@@ -68,6 +68,7 @@ pub struct Config {
     pub(crate) allow_non_loopback: bool,
     pub(crate) allow_any_user: bool,
     pub(crate) listen_credential: bool,
+    pub(crate) omit_variables: Vec<String>,
     #[cfg(feature = "gateway")]
     pub(crate) intercept: Option<Vec<Pattern>>,
     #[cfg(feature = "gateway")]
@@ -105,6 +106,7 @@ impl Default for Config {
             allow_non_loopback: false,
             allow_any_user: false,
             listen_credential: false,
+            omit_variables: Vec::new(),
             #[cfg(feature = "gateway")]
             intercept: None,
             #[cfg(feature = "gateway")]
@@ -193,6 +195,13 @@ impl Config {
     pub fn listen_credential(self, require: bool) -> Self {
         self.with("listen-credential", |config| {
             config.listen_credential = require;
+        })
+    }
+
+    /// Variables that are not set for child processes, in upper and lower case. Default none.
+    pub fn omit_variables<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
+        self.with("omit-variable", |config| {
+            config.omit_variables = names.into_iter().map(Into::into).collect();
         })
     }
 

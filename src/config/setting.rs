@@ -117,7 +117,6 @@ impl<T> Setting<T> {
     }
 
     /// See [`Spec::repeatable`].
-    #[cfg(feature = "gateway")]
     pub(crate) const fn repeatable(mut self) -> Self {
         self.spec.repeatable = true;
         self

@@ -17,7 +17,7 @@ use super::environment::Environment;
 use super::setting::{Setting, SettingError, Source, Subcommand};
 use super::value::{
     count, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr, standby,
-    switch, when,
+    switch, variable_names, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -126,6 +126,14 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
              the JVM, Yarn and others cannot send one",
         )
         .setter(|config, value| put(&mut config.listen_credential, switch(value))),
+    Setting::value("omit-variable", "NAME", RELAY)
+        .repeatable()
+        .help(
+            "variable that is not set for child processes, in upper and lower case, such as \
+             http_proxy; repeatable",
+        )
+        .default("none")
+        .setter(|config, value| put(&mut config.omit_variables, variable_names(value))),
     #[cfg(feature = "gateway")]
     Setting::value("intercept", "PATTERN", TUNNELS)
         .repeatable()
@@ -317,8 +325,9 @@ mod tests {
             .allow_non_loopback(true)
             .allow_any_user(true)
             .listen_credential(true)
+            .omit_variables(["http_proxy"])
             .harden(false);
-        assert_eq!(config.sources.len(), 12);
+        assert_eq!(config.sources.len(), 13);
         for name in config.sources.keys() {
             assert!(
                 Config::setting_names().any(|known| known == *name),

@@ -140,6 +140,16 @@ pub(crate) fn duration(value: &OsStr) -> Result<Duration, Reason> {
     duration.ok_or_else(|| expected("a duration such as 500ms, 10s, 2m, or a number of seconds"))
 }
 
+/// Names of variables, separated by spaces.
+pub(crate) fn variable_names(value: &OsStr) -> Result<Vec<String>, Reason> {
+    let words: Vec<String> = text(value)?.split_whitespace().map(Into::into).collect();
+    let is_name = |word: &String| word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if words.is_empty() || !words.iter().all(is_name) {
+        return Err(expected("the name of a variable such as http_proxy"));
+    }
+    Ok(words)
+}
+
 /// Patterns separated by spaces, or `none` alone: in a list it could be the name of a host.
 #[cfg(feature = "gateway")]
 pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Reason> {
@@ -193,6 +203,16 @@ mod tests {
         }
         for word in ["2", "y", "maybe"] {
             assert!(switch(OsStr::new(word)).is_err(), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_variables_are_separated_by_spaces() {
+        let names = |text: &str| variable_names(OsStr::new(text));
+        let expected = vec!["http_proxy".to_owned(), "WGETRC".to_owned()];
+        assert_eq!(names(" http_proxy  WGETRC"), Ok(expected));
+        for text in ["", " ", "http_proxy,WGETRC", "A=b"] {
+            assert!(names(text).is_err(), "{text:?}");
         }
     }
 

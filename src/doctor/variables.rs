@@ -17,7 +17,7 @@ use crate::setup::child_env;
 
 const EVAL_REMEDY: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and restart the programs that were started before";
 /// Variables that tools read a proxy from, in addition to those of the table.
-const FURTHER_PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+const FURTHER_PROXIES: [&str; 2] = ["ALL_PROXY", "all_proxy"];
 
 /// Checks the environment of this process; one check for each problem.
 pub(super) fn check_all(
@@ -78,14 +78,12 @@ fn different(shell: &Environment, running: &RunningServe) -> Option<Problem> {
         let Some(is) = shell.lookup(&name).filter(|is| **is != *should) else {
             continue;
         };
-        let is_path = should == running.ca_bundle.as_os_str()
-            || running.wgetrc.as_deref().is_some_and(|file| should == file);
-        others.push(if should == *running.proxy {
+        others.push(if should == *running.child_env.proxy {
             // Without the password that either URL may contain.
             let (is, should) = (is.to_string_lossy(), should.to_string_lossy());
             let (is, should) = (url_parts(&is).1, url_parts(&should).1);
             format!("{name} (is {is}, should be {should})")
-        } else if is_path {
+        } else if Path::new(&should).is_absolute() {
             format!(
                 "{name} (is {}, should be {})",
                 is.display(),
@@ -162,6 +160,7 @@ fn failing<T: Ord>(
 mod tests {
     use super::*;
     use crate::doctor::check::Verdict;
+    use crate::setup::child_env::ChildEnv;
     use std::net::{Ipv4Addr, TcpListener};
 
     /// A `serve` whose port answers and whose bundle exists while both guards are alive.
@@ -172,9 +171,12 @@ mod tests {
         let running = RunningServe {
             pid: 7,
             relay,
-            proxy: format!("http://upstreamproxy:canary@{relay}"),
-            ca_bundle: bundle.path().to_owned(),
-            wgetrc: None,
+            child_env: ChildEnv {
+                proxy: format!("http://upstreamproxy:canary@{relay}"),
+                bundle: bundle.path().to_owned(),
+                wgetrc: None,
+                omitted: Vec::new(),
+            },
         };
         (running, listener, bundle)
     }

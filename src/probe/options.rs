@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -19,12 +18,9 @@ pub(crate) struct RunningServe {
     pub pid: u32,
     /// The address that its relay listens on.
     pub relay: SocketAddr,
-    /// The proxy URL, possibly with a password.
-    pub proxy: String,
-    /// The path of its merged bundle.
-    pub ca_bundle: PathBuf,
-    /// The path of its wget settings file, if it wrote one.
-    pub wgetrc: Option<PathBuf>,
+    /// What its variables are made of. The proxy URL may contain a password.
+    #[serde(flatten)]
+    pub child_env: ChildEnv,
 }
 
 impl fmt::Debug for RunningServe {
@@ -39,17 +35,12 @@ impl fmt::Debug for RunningServe {
 impl RunningServe {
     /// The port of its relay.
     pub(crate) fn port(&self) -> Port {
-        Port::of_url(self.relay, &self.proxy)
+        Port::of_url(self.relay, &self.child_env.proxy)
     }
 
     /// The variables that it sets for a child that inherits `environment`.
     pub(crate) fn variables(&self, environment: &Environment) -> Vec<(String, OsString)> {
-        ChildEnv {
-            proxy: self.proxy.clone(),
-            bundle: self.ca_bundle.clone(),
-            wgetrc: self.wgetrc.clone(),
-        }
-        .variables(environment)
+        self.child_env.variables(environment)
     }
 }
 

@@ -3,9 +3,8 @@
 //!
 //! The environment of this process is not changed, and no value contains a secret, except the URL
 //! of a relay with a password. Variables that are not in the table keep their inherited values.
-//! `HTTP_PROXY` and `ALL_PROXY` are not in it: the relay accepts only CONNECT, and would reject a
-//! request in absolute form. `JAVA_TOOL_OPTIONS` is not in it: without a trust store, a JVM behind
-//! an intercepting gateway would fail where it works without the proxy.
+//! `ALL_PROXY` is not in it: no tool needs it, and a value for other protocols than HTTP is the
+//! user's.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -23,10 +22,12 @@ use ChildValue::{Bundle, NoProxy, On, Proxy, Wgetrc};
 const TABLE: &[(&[&str], ChildValue, &str)] = &[
     // Go prefers the upper case, curl and Python the lower case. Both have the same value.
     (&["HTTPS_PROXY", "https_proxy"], Proxy, "the proxy of nearly every tool"),
+    // Curl reads only the lower case: in a CGI program, a client's field `Proxy` sets the other.
+    (&["HTTP_PROXY", "http_proxy"], Proxy, "the proxy for plain http; the only one that Ruby, Mercurial and busybox wget read"),
     (&["NO_PROXY", "no_proxy"], NoProxy, "hosts reached directly, not through the proxy"),
     (&["NODE_USE_ENV_PROXY"], On, "makes Node's built-in http and fetch use the proxy variables"),
-    (&["YARN_HTTPS_PROXY"], Proxy, "the proxy of Yarn 2 and later, which reads no other"),
-    (&["GLOBAL_AGENT_HTTPS_PROXY"], Proxy, "the proxy of Node programs that use global-agent"),
+    (&["YARN_HTTPS_PROXY", "YARN_HTTP_PROXY"], Proxy, "the proxy of Yarn 2 and later, which reads no other"),
+    (&["GLOBAL_AGENT_HTTPS_PROXY", "GLOBAL_AGENT_HTTP_PROXY"], Proxy, "the proxy of Node programs that use global-agent"),
     (&["GLOBAL_AGENT_NO_PROXY"], NoProxy, "the exceptions of global-agent"),
     (&["grpc_proxy"], Proxy, "the proxy of gRPC"),
     (&["no_grpc_proxy"], NoProxy, "the exceptions of gRPC"),
@@ -67,6 +68,7 @@ enum ChildValue {
 
 /// The values for a child process.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(serde::Deserialize, serde::Serialize))]
 pub(crate) struct ChildEnv {
     /// The URL of the relay.
     pub(crate) proxy: String,
@@ -74,6 +76,8 @@ pub(crate) struct ChildEnv {
     pub(crate) bundle: PathBuf,
     /// The settings file for wget. `None` if the user has one.
     pub(crate) wgetrc: Option<PathBuf>,
+    /// The variables that are not set, in upper and lower case.
+    pub(crate) omitted: Vec<String>,
 }
 
 impl fmt::Debug for ChildEnv {
@@ -95,6 +99,9 @@ impl ChildEnv {
         let mut variables = Vec::new();
         for (names, value, _) in TABLE {
             for &name in *names {
+                if self.omits(name) {
+                    continue;
+                }
                 let value = match value {
                     Proxy => Some(self.proxy.clone().into()),
                     NoProxy => Some(no_proxy::merged(name, inherited).into()),
@@ -114,6 +121,25 @@ impl ChildEnv {
             );
         }
         variables
+    }
+
+    fn omits(&self, name: &str) -> bool {
+        let mut omitted = self.omitted.iter();
+        omitted.any(|other| other.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Warns of each name in `omitted` that is not in the table.
+pub(crate) fn warn_of_unknown(omitted: &[String]) {
+    let known = |name: &String| {
+        TABLE
+            .iter()
+            .any(|(names, ..)| names.iter().any(|known| known.eq_ignore_ascii_case(name)))
+    };
+    for name in omitted.iter().filter(|name| !known(name)) {
+        log::warn!(
+            "--omit-variable {name}: no variable of this name is set; the README lists them"
+        );
     }
 }
 
@@ -167,6 +193,7 @@ mod tests {
             proxy: "http://127.0.0.1:4711".into(),
             bundle: "/home/u/.ccr/ca-bundle.crt".into(),
             wgetrc: Some("/home/u/.ccr/ca-bundle.crt.wgetrc".into()),
+            omitted: Vec::new(),
         }
     }
 
@@ -185,13 +212,7 @@ mod tests {
             assert!(names.insert(name), "{name}");
             assert!(!purpose.is_empty() && !purpose.ends_with('.'), "{name}");
         }
-        for never in [
-            "HTTP_PROXY",
-            "http_proxy",
-            "ALL_PROXY",
-            "all_proxy",
-            "GRPC_PROXY",
-        ] {
+        for never in ["ALL_PROXY", "all_proxy", "GRPC_PROXY"] {
             assert!(!names.contains(never), "{never}");
         }
         for unchanged in ["SSL_CERT_DIR", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS"] {
@@ -212,10 +233,11 @@ mod tests {
     #[test]
     fn upper_and_lower_case_are_identical() {
         let all = variables(&[("no_proxy", "a.example")]);
-        for name in ["HTTPS_PROXY", "NO_PROXY"] {
+        for name in ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
             assert_eq!(all.text(name), all.text(&name.to_lowercase()), "{name}");
         }
         assert_eq!(all.text("HTTPS_PROXY"), Some("http://127.0.0.1:4711"));
+        assert_eq!(all.text("http_proxy"), Some("http://127.0.0.1:4711"));
         assert_eq!(all.text("grpc_proxy"), Some("http://127.0.0.1:4711"));
         assert_eq!(all.text("NODE_USE_ENV_PROXY"), Some("1"));
     }
@@ -241,6 +263,21 @@ mod tests {
             variables(&[]).text("WGETRC"),
             Some("/home/u/.ccr/ca-bundle.crt.wgetrc")
         );
+    }
+
+    #[test]
+    fn an_omitted_variable_is_set_in_no_case_and_keeps_its_value() {
+        let child_env = ChildEnv {
+            omitted: vec!["http_proxy".into(), "NODE_EXTRA_CA_CERTS".into()],
+            ..child_env()
+        };
+        let set = child_env.variables(&Environment::default());
+        let left_out = ["HTTP_PROXY", "http_proxy", "NODE_EXTRA_CA_CERTS"];
+        assert!(
+            set.iter()
+                .all(|(name, _)| !left_out.contains(&name.as_str()))
+        );
+        assert_eq!(set.len(), documentation().count() - left_out.len());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::{
-    HttpsOrigin, Python, TempHome, finish, finish_within, need_tool, temporary_directory,
-    upstreamproxy,
+    CannedServer, HttpsOrigin, Python, TempHome, finish, finish_within, need_tool,
+    temporary_directory, upstreamproxy,
 };
 
 /// The time limit for registry operations. It allows for a slow network.
@@ -71,6 +71,96 @@ fn wget_fetches() {
     if need_tool("wget") {
         assert_fetches_hello("wget".as_ref(), &["-q", "-O", "-"]);
     }
+}
+
+/// Runs a tool against an origin of plain http. Fails unless it printed the origin's body, through
+/// the tunnel.
+#[track_caller]
+fn assert_fetches_plain_http(tool_and_arguments: &[&str]) {
+    let (home, origin) = (
+        TempHome::new(),
+        CannedServer::answering("200 OK", b"plain\n"),
+    );
+    let authority = format!("{NAME}:{}", origin.port());
+    let finished = finish(
+        upstreamproxy(&home)
+            .args(["run", "--embedded", "--resolve"])
+            .arg(format!("{authority}:127.0.0.1"))
+            .arg("--")
+            .args(tool_and_arguments)
+            .arg(format!("http://{authority}/")),
+    );
+    let finished = finished.succeeded().assert_tunnelled();
+    assert_eq!(finished.text(), "plain\n");
+}
+
+#[test]
+fn curl_fetches_plain_http() {
+    if need_tool("curl") {
+        assert_fetches_plain_http(&["curl", "-sSf"]);
+    }
+}
+
+#[test]
+fn busybox_wget_fetches_plain_http_and_https() {
+    if need_tool("busybox") {
+        assert_fetches_plain_http(&["busybox", "wget", "-q", "-O", "-"]);
+        // It sends https URLs to the proxy too: the relay verifies the origin.
+        assert_fetches_hello("busybox".as_ref(), &["wget", "-q", "-O", "-"]);
+    }
+}
+
+#[test]
+fn ruby_fetches_plain_http_and_https() {
+    const SCRIPT: &str = "require 'net/http'; print Net::HTTP.get(URI(ARGV[0]))";
+    if need_tool("ruby") {
+        assert_fetches_plain_http(&["ruby", "-e", SCRIPT]);
+        assert_fetches_hello("ruby".as_ref(), &["-e", SCRIPT]);
+    }
+}
+
+#[test]
+fn plain_http_to_this_machine_bypasses_the_proxy() {
+    if !need_tool("curl") {
+        return;
+    }
+    let (home, origin) = (
+        TempHome::new(),
+        CannedServer::answering("200 OK", b"plain\n"),
+    );
+    let fetched = finish(
+        upstreamproxy(&home)
+            .args(["run", "--embedded", "--", "curl", "-sSf"])
+            .arg(origin.url()),
+    )
+    .succeeded();
+    assert_eq!(fetched.text(), "plain\n");
+    assert!(
+        fetched.stderr.contains(": 0 tunnels,"),
+        "{}",
+        fetched.stderr
+    );
+}
+
+#[test]
+fn an_omitted_http_proxy_is_not_used() {
+    if !need_tool("curl") {
+        return;
+    }
+    let home = TempHome::new();
+    let script = "curl -sS http://origin.invalid; test $? = 6 && echo ${HTTP_PROXY:-none}";
+    let shown = finish(upstreamproxy(&home).args([
+        "run",
+        "--embedded",
+        "--omit-variable",
+        "http_proxy",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]))
+    .succeeded();
+    assert_eq!(shown.text(), "none\n");
 }
 
 #[test]

@@ -21,7 +21,7 @@ const UNPRIVILEGED: u32 = 65534;
 
 /// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
 /// program's settings, logging.
-const NOT_INHERITED: [&str; 38] = [
+const NOT_INHERITED: [&str; 40] = [
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -32,7 +32,9 @@ const NOT_INHERITED: [&str; 38] = [
     "no_proxy",
     "NODE_USE_ENV_PROXY",
     "YARN_HTTPS_PROXY",
+    "YARN_HTTP_PROXY",
     "GLOBAL_AGENT_HTTPS_PROXY",
+    "GLOBAL_AGENT_HTTP_PROXY",
     "GLOBAL_AGENT_NO_PROXY",
     "grpc_proxy",
     "no_grpc_proxy",
