@@ -167,6 +167,8 @@ impl Embedded {
         config.base_url = Some(self.base_url.clone());
         config.session_id = Some(self.session_id.clone());
         config.token = None;
+        config.token_fd = None;
+        config.keep_token = false;
         config.token_file = self.directory.token_file();
         config
             .ca_bundle

@@ -313,7 +313,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
     let relay = start_relay(config, upstream, Some(trust.bundle.clone()))?;
 
     enter(Stage::Burn, config, at)?;
-    if let Err(error) = token.burn() {
+    if let Err(error) = token.burn(config.keep_token) {
         log::warn!("{}: {error}; the relay is running", Stage::Burn);
     }
 

@@ -159,11 +159,14 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   when                auto (default): run if the two switches of the session are on; always: do not check them, and
  *                       require base-url and session-id; never: keep the proxy disabled
  *   embedded            switch: start a gateway inside this process, with its own session and token, and use it as the
- *                       upstream; implies when = always; base-url, session-id and token-file have no effect
+ *                       upstream; implies when = always; base-url, session-id and the token settings have no effect
  *   base-url            base URL of the upstream: https://..., or http:// for loopback
  *   session-id          session ID sent to the upstream: visible ASCII without a colon, at most 256 bytes
  *   token-file          file with the session token, at most 64 KiB; default /run/ccr/session_token. It is deleted once
- *                       the proxy is enabled, so a second start needs a new one
+ *                       the proxy is enabled, so a second start needs a new one. A FIFO, and "-" for standard input, is
+ *                       read once, within 10 s; a symbolic link must lead below its own directory, and is kept
+ *   token-fd            number of an inherited descriptor, not close-on-exec, from which the token is read once
+ *   keep-token          switch: do not delete the token file
  *   upstream-ca         PEM file with additional roots for connections to the upstream; with embedded, for verifying targets
  *   system-ca           PEM file with the base roots; default SSL_CERT_FILE of the environment, or the roots of the
  *                       distribution

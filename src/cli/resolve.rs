@@ -190,6 +190,7 @@ mod tests {
         }),
         ("session-id", "a", "b", |c| format!("{:?}", c.session_id)),
         ("token-file", "/a", "/b", |c| format!("{:?}", c.token_file)),
+        ("token-fd", "3", "4", |c| format!("{:?}", c.token_fd)),
         ("upstream-ca", "/a", "/b", |c| {
             format!("{:?}", c.upstream_ca)
         }),
@@ -239,6 +240,7 @@ mod tests {
     fn the_rows_above_and_the_switches_are_all_the_settings_that_serve_has() {
         let switches = [
             "embedded",
+            "keep-token",
             "allow-non-loopback",
             "allow-any-user",
             "listen-credential",

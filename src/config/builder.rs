@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::crypto::secret::Secret;
@@ -23,7 +24,13 @@ pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub const DEFAULT_TOKEN_FILE: &str = "/run/ccr/session_token";
 
 /// The settings that matter only without an embedded gateway, which replaces them.
-pub(crate) const UPSTREAM_SETTINGS: &[&str] = &["base-url", "session-id", "token-file"];
+pub(crate) const UPSTREAM_SETTINGS: &[&str] = &[
+    "base-url",
+    "session-id",
+    "token-file",
+    "token-fd",
+    "keep-token",
+];
 /// The settings that matter only with an embedded gateway.
 pub(crate) const EMBEDDED_SETTINGS: &[&str] = &["intercept", "resolve"];
 
@@ -61,6 +68,8 @@ pub struct Config {
     pub(crate) session_id: Option<SessionId>,
     pub(crate) token: Option<Secret>,
     pub(crate) token_file: PathBuf,
+    pub(crate) token_fd: Option<RawFd>,
+    pub(crate) keep_token: bool,
     pub(crate) upstream_ca: Option<PathBuf>,
     pub(crate) system_ca: Option<PathBuf>,
     pub(crate) ca_bundle: Option<PathBuf>,
@@ -99,6 +108,8 @@ impl Default for Config {
             session_id: None,
             token: None,
             token_file: PathBuf::from(DEFAULT_TOKEN_FILE),
+            token_fd: None,
+            keep_token: false,
             upstream_ca: None,
             system_ca: None,
             ca_bundle: None,
@@ -145,9 +156,25 @@ impl Config {
         self
     }
 
-    /// The file with the session token. Default [`DEFAULT_TOKEN_FILE`].
+    /// The file with the session token. Default [`DEFAULT_TOKEN_FILE`], or the credential
+    /// `upstreamproxy-token` of the systemd service.
+    ///
+    /// The path `-` is standard input. A FIFO is read once, within 10 s. A symbolic link is
+    /// followed if its target is below the same directory; then the file is never deleted.
     pub fn token_file(self, path: impl Into<PathBuf>) -> Self {
         self.with("token-file", |config| config.token_file = path.into())
+    }
+
+    /// An inherited descriptor from which the token is read once, within 10 s, to its end. It must
+    /// not be close-on-exec, and it is closed. Default none.
+    pub fn token_fd(self, descriptor: RawFd) -> Self {
+        self.with("token-fd", |config| config.token_fd = Some(descriptor))
+    }
+
+    /// Keeps the token file, for one that cannot be deleted, such as a mounted secret. Default
+    /// false: it is deleted once the relay listens.
+    pub fn keep_token(self, keep: bool) -> Self {
+        self.with("keep-token", |config| config.keep_token = keep)
     }
 
     /// A PEM file with additional roots for connections to the upstream (CA download and wss).

@@ -16,8 +16,8 @@ use super::builder::Config;
 use super::environment::Environment;
 use super::setting::{Setting, SettingError, Source, Subcommand};
 use super::value::{
-    count, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr, standby,
-    switch, variable_names, when,
+    count, descriptor, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr,
+    standby, switch, variable_names, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -88,9 +88,18 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("CLAUDE_CODE_REMOTE_SESSION_ID")
         .setter(|config, value| put_some(&mut config.session_id, parsed(value))),
     Setting::value("token-file", "PATH", UPSTREAM)
-        .help("file with the session token; run and serve delete it once the relay listens")
-        .default("/run/ccr/session_token")
+        .help(
+            "file or FIFO with the session token, - for standard input; run and serve delete the \
+             file once the relay listens",
+        )
+        .default("the systemd credential upstreamproxy-token, or /run/ccr/session_token")
         .setter(|config, value| put(&mut config.token_file, path(value))),
+    Setting::value("token-fd", "N", UPSTREAM)
+        .help("inherited descriptor with the session token; it is read once, to its end")
+        .setter(|config, value| put_some(&mut config.token_fd, descriptor(value))),
+    Setting::switch("keep-token", UPSTREAM)
+        .help("do not delete the token file, for a mounted secret that cannot be deleted")
+        .setter(|config, value| put(&mut config.keep_token, switch(value))),
     Setting::value("upstream-ca", "FILE", UPSTREAM)
         .help(
             "PEM file with additional roots for connections to the upstream; with --embedded, \

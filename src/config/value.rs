@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -75,6 +76,11 @@ pub(crate) fn socket_addr(value: &OsStr) -> Result<std::net::SocketAddr, Reason>
 /// A whole number of at least 1.
 pub(crate) fn count(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n > 0, "a whole number of at least 1")
+}
+
+/// The number of a descriptor.
+pub(crate) fn descriptor(value: &OsStr) -> Result<RawFd, Reason> {
+    matching(value, |&n| n >= 0, "the number of an open descriptor")
 }
 
 /// A number of standby connections.

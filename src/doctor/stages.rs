@@ -16,6 +16,7 @@ use crate::probe::options::RunningServe;
 use crate::probe::prepared::{Prepared, read_token, session, trusted};
 use crate::probe::problem::Problem;
 use crate::setup::gate::Session;
+use crate::setup::token::TokenSource;
 use crate::setup::{bundle, ca, download, roots};
 
 /// Checks every stage. Beside a running `serve` the token is already deleted, and its relay is
@@ -38,7 +39,7 @@ pub(super) fn check_all(
     let opened = format!("session {} at {}", session.id, session.base);
     report(Check::ok(Step::Gate, opened));
 
-    let file = config.token_file.display();
+    let source = TokenSource::of(config).to_string();
     let deleted = running.map(|running| {
         let pid = running.pid;
         format!("deleted: the serve with process ID {pid} has read it")
@@ -46,7 +47,7 @@ pub(super) fn check_all(
     let (token, found) = match &deleted {
         Some(deleted) => (None, Ok(deleted.clone())),
         None => match read_token(config) {
-            Ok(token) => (Some(token), Ok(format!("{file} can be read"))),
+            Ok(token) => (Some(token), Ok(format!("{source} can be read"))),
             Err(error) => (None, Err(error)),
         },
     };
@@ -70,10 +71,7 @@ pub(super) fn check_all(
 
     report(match (deleted, &token) {
         (Some(deleted), _) => Check::ok(Step::Burn, deleted),
-        (None, Some(token)) => {
-            let deletable = token.can_burn().map(|()| format!("{file} can be deleted"));
-            Check::of(Step::Burn, deletable)
-        }
+        (None, Some(token)) => Check::of(Step::Burn, token.can_burn(config.keep_token)),
         (None, None) => Check::skipped(Step::Burn, "there is no token file, see token"),
     });
     Some(Prepared {

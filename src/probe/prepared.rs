@@ -17,7 +17,7 @@ use crate::net::resolver::Resolver;
 use crate::orchestrator::{start_relay, upstream};
 use crate::relay::{Running, Upstream};
 use crate::setup::gate::{self, Gate, Session};
-use crate::setup::token_file::{self, TokenFile};
+use crate::setup::token::{self, SessionToken};
 use crate::setup::{hardening, roots};
 
 /// What a connection to the upstream needs.
@@ -75,14 +75,14 @@ pub(crate) fn session(config: &Config) -> Result<Session, Error> {
     }
 }
 
-/// Protects the process and reads the token file, without deleting it.
-pub(crate) fn read_token(config: &Config) -> Result<TokenFile, Error> {
+/// Protects the process and reads the token. A token file is not deleted.
+pub(crate) fn read_token(config: &Config) -> Result<SessionToken, Error> {
     if config.harden
         && let Err(error) = hardening::protect()
     {
         log::debug!("other processes of this user can read this process: {error}");
     }
-    token_file::read(&config.token_file)
+    token::read(config)
 }
 
 /// The roots for connections to the upstream.

@@ -3,38 +3,61 @@
 //!
 //! The file that is deleted is the one that was read. Another file at its path is left alone.
 
-use rustix::fs::{AtFlags, Stat, fstat, statat, unlinkat};
+#[cfg(feature = "cli")]
+use std::ffi::OsStr;
+
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, ftruncate, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::control::log;
 use crate::error::{Error, ErrorKind, Stage};
-use crate::setup::token_file::TokenFile;
+use crate::setup::token_file::{Kept, TokenFile};
+
+/// What to do about a token file that is to stay.
+const ACCEPT: &str = "set keep-token (--keep-token) to accept that the token stays readable there";
 
 impl TokenFile {
-    /// Whether this user may delete files in the directory. Changes nothing.
+    /// Whether this user may delete files in the directory, or else write to the file. Changes
+    /// nothing.
     ///
     /// # Errors
     /// [`Self::burn`] would fail.
     #[cfg(feature = "cli")]
-    pub(crate) fn can_burn(&self) -> Result<(), Error> {
-        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        rustix::fs::accessat(&self.directory, ".", access, AtFlags::EACCESS).map_err(|errno| {
-            let what = format!(
-                "the directory of the token file {} does not allow this user to delete it: {errno}",
-                self.path.display()
-            );
-            let remedy = "let this user write to that directory";
-            Error::new(Stage::Burn, ErrorKind::Io, what, remedy)
-        })
+    pub(super) fn can_burn(&self) -> Result<String, Error> {
+        use rustix::fs::{Access, accessat};
+
+        let path = self.path.display();
+        if let Some(kept) = self.kept {
+            let credential = format!("{path} is a credential of systemd, which deletes it");
+            return self.report_kept(kept).map(|()| credential);
+        }
+        let may = |name: &OsStr, access| accessat(&self.directory, name, access, AtFlags::EACCESS);
+        may(OsStr::new("."), Access::WRITE_OK | Access::EXEC_OK)
+            .map(|()| format!("{path} can be deleted"))
+            .or_else(|errno| match may(&self.name, Access::WRITE_OK) {
+                Ok(()) => Ok(format!("{path} can be emptied, but not deleted: {errno}")),
+                Err(_) => Err(errno),
+            })
+            .map_err(|errno| {
+                let what = format!(
+                    "the directory of the token file {path} does not allow this user to delete it: {errno}"
+                );
+                let remedy = format!("let this user write to that directory, or {ACCEPT}");
+                Error::new(Stage::Burn, ErrorKind::Io, what, remedy)
+            })
     }
 
-    /// Deletes the file, if it is still the one that was read. A file that is already deleted is
-    /// not an error.
+    /// Deletes the file, if it is still the one that was read. One that cannot be deleted, such as
+    /// a mount point, is emptied. A file that is already deleted is not an error.
     ///
     /// # Errors
-    /// The token is, or may be, still on the disk: the file cannot be deleted, has a second name,
-    /// or was moved; or another file is at its path, which is not deleted.
+    /// The file was only emptied. Or the token is, or may be, still on the disk: the file is a
+    /// link, cannot be deleted or emptied, has a second name, or was moved; or another file is at
+    /// its path, which is not deleted.
     pub(crate) fn burn(self) -> Result<(), Error> {
+        if let Some(kept) = self.kept {
+            return self.report_kept(kept);
+        }
         let opened = fstat(&self.file).map_err(|errno| self.not_deleted("examined", errno))?;
         match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if !same_file(&found, &opened) => Err(self.left_over(
@@ -54,10 +77,44 @@ impl TokenFile {
                     Ok(())
                 }
                 Err(Errno::NOENT) => self.already_gone(),
-                Err(errno) => Err(self.not_deleted("deleted", errno)),
+                Err(errno) => match self.empty(&opened) {
+                    Ok(()) => Err(self.left_over(
+                        &format!("cannot be deleted: {errno}; it was emptied instead"),
+                        "write a fresh token to it before the next start",
+                    )),
+                    Err(_) => Err(self.not_deleted("deleted", errno)),
+                },
             },
             Err(Errno::NOENT) => self.already_gone(),
             Err(errno) => Err(self.not_deleted("examined", errno)),
+        }
+    }
+
+    /// Removes the content of a file that cannot be deleted: a bind mount (EBUSY), or one in a
+    /// directory that this user cannot write to.
+    fn empty(&self, opened: &Stat) -> rustix::io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.directory, &self.name, flags, Mode::empty())?;
+        if !same_file(&fstat(&file)?, opened) {
+            return Err(Errno::STALE);
+        }
+        ftruncate(&file, 0)
+    }
+
+    /// The result of a burn that is not executed.
+    fn report_kept(&self, kept: Kept) -> Result<(), Error> {
+        match kept {
+            Kept::Credential => {
+                log::debug!(
+                    "the token file {} is a credential of systemd, which removes it with the service",
+                    self.path.display()
+                );
+                Ok(())
+            }
+            Kept::Link => Err(self.left_over(
+                "is a symbolic link, as in a mounted secret, so it is not deleted",
+                ACCEPT,
+            )),
         }
     }
 
@@ -80,7 +137,7 @@ impl TokenFile {
     fn not_deleted(&self, what: &str, errno: Errno) -> Error {
         self.left_over(
             &format!("cannot be {what}: {errno}; the token is still on the disk"),
-            "delete it by hand",
+            &format!("delete it by hand, or {ACCEPT}"),
         )
     }
 

@@ -1,9 +1,10 @@
 //! The steps of set-up, one blocking step per file. No step depends on the next one: `orchestrator`
 //! runs them in order.
 //!
-//! `gate`, `token`, `ca` and `burn` are stages (`manual/operations.md`). `token` uses `token_file`;
-//! `ca` uses `roots`, `download`, `bundle` and `wgetrc`. `child_env` has the variables for children
-//! and uses `no_proxy`. `hardening` changes the process, `capacity` reads the limits of the system.
+//! `gate`, `token`, `ca` and `burn` are stages (`manual/operations.md`). `token` uses `token_file`
+//! and `token_stream`; `ca` uses `roots`, `download`, `bundle` and `wgetrc`. `child_env` has the
+//! variables for children and uses `no_proxy`. `hardening` changes the process, `capacity` reads
+//! the limits of the system.
 
 pub(crate) mod bundle;
 mod burn;
@@ -17,4 +18,5 @@ mod no_proxy;
 pub(crate) mod roots;
 pub(crate) mod token;
 pub(crate) mod token_file;
+mod token_stream;
 mod wgetrc;

@@ -1,35 +1,129 @@
 //! Stage `token`: where the session token comes from (`manual/operations.md`, row token).
 
-use crate::config::Config;
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, DEFAULT_TOKEN_FILE};
+use crate::control::log;
 use crate::crypto::secret::Secret;
 use crate::error::{Error, ErrorKind, Stage};
-use crate::setup::token_file::{self, TokenFile, is_token};
+use crate::setup::token_file::{self, Found, Kept, TokenFile, is_token};
+use crate::setup::token_stream;
+use crate::sys::inherited;
 
-/// The session token, and where it comes from.
+/// The name of the token among the credentials of a systemd service (`LoadCredential=`).
+const CREDENTIAL: &str = "upstreamproxy-token";
+
+/// Where the session token is.
+#[derive(Debug)]
+pub(crate) enum TokenSource<'a> {
+    /// The host passed it.
+    Given(&'a Secret),
+    /// An inherited descriptor.
+    Descriptor(RawFd),
+    /// A file or a FIFO.
+    Path(PathBuf),
+    /// A file in the credentials directory of a systemd service.
+    Credential(PathBuf),
+}
+
+impl<'a> TokenSource<'a> {
+    /// The first source that `config` names: a token, a descriptor, a path other than the default
+    /// one, a credential of systemd, the default path.
+    pub(crate) fn of(config: &'a Config) -> Self {
+        if let Some(token) = &config.token {
+            return Self::Given(token);
+        }
+        let path = &config.token_file;
+        if let Some(number) = config.token_fd.or_else(|| descriptor_number(path)) {
+            return Self::Descriptor(number);
+        }
+        if path == Path::new(DEFAULT_TOKEN_FILE) && config.source("token-file").is_none() {
+            let directory = config.inherited.lookup("CREDENTIALS_DIRECTORY");
+            let credential = directory.map(|directory| Path::new(directory).join(CREDENTIAL));
+            if let Some(credential) = credential.filter(|path| path.exists()) {
+                return Self::Credential(credential);
+            }
+        }
+        Self::Path(path.clone())
+    }
+}
+
+impl fmt::Display for TokenSource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(_) => f.write_str("the token that the host passed"),
+            Self::Descriptor(0) => f.write_str("standard input"),
+            Self::Descriptor(number) => write!(f, "the descriptor {number}"),
+            Self::Path(path) | Self::Credential(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The descriptor that the path of a token file means: `-` is standard input, and a shell passes
+/// `/dev/fd/N` for `<(command)`. Such a path is a link, which leads to no directory.
+fn descriptor_number(path: &Path) -> Option<RawFd> {
+    match path.to_str()? {
+        "-" | "/dev/stdin" => Some(0),
+        text => ["/dev/fd/", "/proc/self/fd/"]
+            .iter()
+            .find_map(|directory| text.strip_prefix(directory))
+            .and_then(|number| number.parse().ok())
+            .filter(|&number| number >= 0),
+    }
+}
+
+/// The session token, and what `burn` has to do.
 #[derive(Debug)]
 pub(crate) enum SessionToken {
-    /// The host passed it: there is no file to read or burn.
-    Given(Secret),
-    /// It was read from the token file.
+    /// There is no file to delete: the host passed it, or it was read from a stream.
+    InMemory(Secret),
+    /// It was read from a token file.
     File(TokenFile),
 }
 
-/// The token of `config`, or else the one in its token file.
+/// Reads the token.
+///
+/// Blocks for at most [`token_stream::TIMEOUT`], and only for a descriptor or a FIFO.
 ///
 /// # Errors
-/// There is no such file, or it does not contain a session token.
+/// There is no such file or descriptor, or it does not contain a session token.
 pub(crate) fn read(config: &Config) -> Result<SessionToken, Error> {
-    match &config.token {
-        None => token_file::read(&config.token_file).map(SessionToken::File),
-        Some(token) if is_token(token.expose().as_bytes()) => {
-            Ok(SessionToken::Given(token.clone()))
+    let stream = |descriptor: OwnedFd, source: &str| {
+        token_stream::read(&descriptor, source, &config.cancel).map(SessionToken::InMemory)
+    };
+    let file = |found, path: &Path| match found {
+        Found::File(file) => Ok(SessionToken::File(file)),
+        Found::Fifo(fifo) => stream(fifo, &token_file::describe(path)),
+    };
+    let source = TokenSource::of(config);
+    match &source {
+        TokenSource::Given(token) if is_token(token.expose().as_bytes()) => {
+            Ok(SessionToken::InMemory(Secret::clone(token)))
         }
-        Some(_) => Err(Error::new(
+        TokenSource::Given(_) => Err(Error::new(
             Stage::Token,
             ErrorKind::InvalidData,
             "the session token that the host passed is empty or contains a byte that is not visible ASCII",
             "pass the bare token",
         )),
+        TokenSource::Descriptor(number) => {
+            let source = source.to_string();
+            let descriptor = inherited::take(*number).map_err(|error| {
+                Error::new(
+                    Stage::Token,
+                    ErrorKind::Io,
+                    format!("{source} cannot be read as the session token: {error}"),
+                    "open it in the program that starts this one, without close-on-exec",
+                )
+            })?;
+            stream(descriptor, &source)
+        }
+        TokenSource::Path(path) => file(token_file::open_token(path, None)?, path),
+        TokenSource::Credential(path) => {
+            file(token_file::open_token(path, Some(Kept::Credential))?, path)
+        }
     }
 }
 
@@ -37,15 +131,29 @@ impl SessionToken {
     /// The token.
     pub(crate) fn secret(&self) -> Secret {
         match self {
-            Self::Given(token) => token.clone(),
+            Self::InMemory(token) => token.clone(),
             Self::File(file) => file.secret(),
         }
     }
 
-    /// Deletes the token file, if there is one. See [`TokenFile::burn`].
-    pub(crate) fn burn(self) -> Result<(), Error> {
+    /// Whether [`burn`](Self::burn) would succeed, and what it would do. Changes nothing.
+    #[cfg(feature = "cli")]
+    pub(crate) fn can_burn(&self, keep: bool) -> Result<String, Error> {
         match self {
-            Self::Given(_) => Ok(()),
+            Self::InMemory(_) => Ok("the token is not in a file".to_owned()),
+            Self::File(_) if keep => Ok("the token file is kept, as requested".to_owned()),
+            Self::File(file) => file.can_burn(),
+        }
+    }
+
+    /// Deletes the token file, if there is one and it is not to be kept. See [`TokenFile::burn`].
+    pub(crate) fn burn(self, keep: bool) -> Result<(), Error> {
+        match self {
+            Self::InMemory(_) => Ok(()),
+            Self::File(_) if keep => {
+                log::debug!("the token file is not deleted, as requested");
+                Ok(())
+            }
             Self::File(file) => file.burn(),
         }
     }
@@ -54,6 +162,7 @@ impl SessionToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Environment;
 
     #[test]
     fn a_token_from_the_host_is_used_unchanged_and_no_file_is_touched() {
@@ -63,7 +172,7 @@ mod tests {
         let config = Config::default().token_file(&path);
         let given = read(&config.clone().token("given".to_owned())).expect("a good token");
         assert_eq!(given.secret().expose(), "given");
-        given.burn().expect("nothing to burn");
+        given.burn(false).expect("nothing to burn");
         assert!(path.exists());
         for token in ["", "a b", "a\n", "\u{e9}"] {
             let error = read(&config.clone().token(token.to_owned())).expect_err(token);
@@ -71,5 +180,54 @@ mod tests {
         }
         let from_file = read(&config).expect("the file");
         assert_eq!(from_file.secret().expose(), "from-the-file");
+        from_file.burn(true).expect("it is kept");
+        assert!(path.exists());
+        read(&config)
+            .expect("the file")
+            .burn(false)
+            .expect("the burn");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn paths_of_descriptors_are_recognized() {
+        for (path, number) in [
+            ("-", Some(0)),
+            ("/dev/stdin", Some(0)),
+            ("/dev/fd/63", Some(63)),
+            ("/proc/self/fd/3", Some(3)),
+            ("/dev/fd/-1", None),
+            ("/dev/fd/", None),
+            ("/dev/fd/3/x", None),
+            ("./-", None),
+            ("/run/token", None),
+        ] {
+            assert_eq!(descriptor_number(Path::new(path)), number, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_credential_of_systemd_is_used_unless_another_source_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let credential = directory.path().join(CREDENTIAL);
+        std::fs::write(&credential, "canary").expect("the credential");
+        let environment = |variables: &[(&str, &str)]| {
+            Config::from_environment(variables.iter().copied().collect::<Environment>())
+        };
+        let place = directory.path().to_str().expect("a path in UTF-8");
+        let service = environment(&[("CREDENTIALS_DIRECTORY", place)]);
+        let token = read(&service).expect("the credential");
+        assert_eq!(token.secret().expose(), "canary");
+        token.burn(false).expect("systemd deletes it");
+        assert!(credential.exists());
+
+        let named = environment(&[
+            ("CREDENTIALS_DIRECTORY", place),
+            ("UPSTREAMPROXY_TOKEN_FILE", "/nowhere/token"),
+        ]);
+        let error = read(&named).expect_err("there is no such file");
+        assert!(error.to_string().contains("/nowhere/token"));
+        std::fs::remove_file(&credential).expect("deleting");
+        assert!(matches!(TokenSource::of(&service), TokenSource::Path(_)));
     }
 }

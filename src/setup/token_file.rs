@@ -1,8 +1,10 @@
 //! The token file: opened and read with care, because other users may be able to write to its
 //! directory.
 //!
-//! A symbolic link is not followed, no operation waits, and a limited number of bytes is read.
-//! `burn` deletes the file later, if it is still the same file.
+//! No operation waits, and a limited number of bytes is read. A symbolic link is followed only if
+//! its target is below the same directory, as in a Kubernetes secret volume (`token ->
+//! ..data/token`); such a file is never deleted. `burn` deletes any other file later, if it is
+//! still the same file.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -20,7 +22,7 @@ use crate::sys::files::{self, ReadError};
 
 /// The largest token file. A token has between a few hundred bytes and a few KiB, and the gateway
 /// accepts heads of 16 KiB.
-const SIZE_LIMIT: usize = 64 * 1024;
+pub(super) const SIZE_LIMIT: usize = 64 * 1024;
 
 /// How the directory is opened: only to name files in it.
 #[cfg(target_os = "linux")]
@@ -57,25 +59,96 @@ pub(crate) struct TokenFile {
     /// Open until the file is deleted. Until then no other file can get its inode number, so the
     /// number identifies the file.
     pub(super) file: File,
+    /// Why it is never deleted, if it is not.
+    pub(super) kept: Option<Kept>,
 }
 
-/// Reads the token file.
+/// Why a token file is never deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// A symbolic link: the program that mounted the secret replaces its target.
+    Link,
+    /// A credential of systemd, which removes it with the service.
+    Credential,
+}
+
+/// What the path of a token file leads to.
+pub(super) enum Found {
+    File(TokenFile),
+    /// A FIFO, open for reading. It is read once, as a stream.
+    Fifo(OwnedFd),
+}
+
+/// Opens the token file, and reads it unless it is a FIFO. `kept` says why it is never deleted.
 ///
 /// # Errors
 /// There is no such file, or it does not contain a session token.
-pub(crate) fn read(path: &Path) -> Result<TokenFile, Error> {
+pub(super) fn open_token(path: &Path, kept: Option<Kept>) -> Result<Found, Error> {
     let (directory, name) = open_directory(path)?;
-    let opened = |flags| retry_on_intr(|| openat(&directory, &name, flags, Mode::empty()));
-    let file = match opened(FILE_NOATIME) {
+    match open_file(&directory, &name) {
+        Ok(file) => found(path, directory, name, file, kept),
+        Err(_) if is_link(&directory, &name) => open_link(path),
+        Err(errno) => Err(open_failed(path, errno)),
+    }
+}
+
+/// Opens the target of a symbolic link, if it is below the link's directory.
+///
+/// The check and the open are separate steps. A process that changes the links between them can
+/// write to this directory, so it could as well write the token file itself.
+fn open_link(path: &Path) -> Result<Found, Error> {
+    /// Kubernetes replaces the directory of the target at any time: rename(2), then deletion.
+    const ATTEMPTS: usize = 3;
+    for _ in 0..ATTEMPTS {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let resolved = directory
+            .canonicalize()
+            .and_then(|directory| Ok((path.canonicalize()?, directory)));
+        let (target, directory) = resolved.map_err(|error| {
+            fault(
+                path,
+                format!("is a symbolic link whose target cannot be reached: {error}"),
+            )
+        })?;
+        if !target.starts_with(&directory) {
+            return Err(fault(
+                path,
+                "is a symbolic link to a place outside its directory, and such links are not followed",
+            ));
+        }
+        let (directory, name) = open_directory(&target)?;
+        match open_file(&directory, &name) {
+            Ok(file) => return found(path, directory, name, file, Some(Kept::Link)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(open_failed(path, errno)),
+        }
+    }
+    Err(missing(path))
+}
+
+fn open_file(directory: &OwnedFd, name: &OsString) -> Result<OwnedFd, Errno> {
+    let opened = |flags| retry_on_intr(|| openat(directory, name, flags, Mode::empty()));
+    match opened(FILE_NOATIME) {
         Err(Errno::PERM) => opened(FILE),
         opened => opened,
     }
-    .map_err(|errno| open_failed(path, &directory, &name, errno))?;
+}
+
+/// Reads the file that was opened, unless it is a FIFO.
+fn found(
+    path: &Path,
+    directory: OwnedFd,
+    name: OsString,
+    file: OwnedFd,
+    kept: Option<Kept>,
+) -> Result<Found, Error> {
     let stat = fstat(&file).map_err(|errno| fault(path, format!("cannot be examined: {errno}")))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(not_regular(path));
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Fifo => return Ok(Found::Fifo(file)),
+        _ => return Err(not_regular(path)),
     }
-    if others_can_read(&stat) {
+    if others_can_read(&stat) && kept.is_none() {
         log::warn!(
             "the token file {} can be read by other users of this machine; set its mode to 0600",
             path.display()
@@ -83,19 +156,27 @@ pub(crate) fn read(path: &Path) -> Result<TokenFile, Error> {
     }
     let file = File::from(file);
     let bytes = files::read_limited(&file, SIZE_LIMIT).map_err(|error| match error {
-        ReadError::TooLarge { limit } => fault(
-            path,
-            format!("is larger than {limit} bytes, so it does not contain a session token"),
-        ),
+        ReadError::TooLarge { limit } => fault(path, too_large(limit)),
         error => fault(path, format!("cannot be read: {error}")),
     })?;
-    Ok(TokenFile {
-        secret: parse(&bytes, path)?,
+    Ok(Found::File(TokenFile {
+        secret: parse(&bytes, &describe(path))?,
         path: path.to_owned(),
         directory,
         name,
         file,
-    })
+        kept,
+    }))
+}
+
+/// How messages name the file.
+pub(super) fn describe(path: &Path) -> String {
+    format!("the token file {}", path.display())
+}
+
+/// The problem of a source with more than `limit` bytes.
+pub(super) fn too_large(limit: usize) -> String {
+    format!("is larger than {limit} bytes, so it does not contain a session token")
 }
 
 impl TokenFile {
@@ -135,13 +216,14 @@ fn open_directory(path: &Path) -> Result<(OwnedFd, OsString), Error> {
     }
 }
 
-/// The token in the file: visible ASCII, with white space before and after it.
-fn parse(bytes: &[u8], path: &Path) -> Result<Secret, Error> {
+/// The token in `bytes`: visible ASCII, with white space before and after it. `source` names where
+/// they are from.
+pub(super) fn parse(bytes: &[u8], source: &str) -> Result<Secret, Error> {
     const BARE: &str = "write only the token to it, for example with printf %s";
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
     let invalid = |what: &str, remedy: &str| {
-        let what = format!("the token file {} {what}", path.display());
+        let what = format!("{source} {what}");
         Error::new(Stage::Token, ErrorKind::InvalidData, what, remedy)
     };
     let token = bytes.trim_ascii();
@@ -161,22 +243,20 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Secret, Error> {
 }
 
 /// The error of a failed open. The kernel uses one error number for several reasons.
-fn open_failed(path: &Path, directory: &OwnedFd, name: &OsString, errno: Errno) -> Error {
-    let is_link = || {
-        statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
-    };
+fn open_failed(path: &Path, errno: Errno) -> Error {
     match errno {
         Errno::NOENT => missing(path),
-        // ELOOP on Linux, other numbers elsewhere. ELOOP also means a loop among the directories.
-        _ if is_link() => fault(
-            path,
-            "is a symbolic link, and links are not followed: their target could not be deleted safely",
-        ),
         // A socket, or a device without a driver.
         Errno::NXIO | Errno::NODEV | Errno::OPNOTSUPP => not_regular(path),
         _ => fault(path, format!("cannot be opened: {errno}")),
     }
+}
+
+/// Whether the name is a symbolic link. The error number of the open does not say it: ELOOP also
+/// means a loop among the directories, and other systems use other numbers.
+fn is_link(directory: &OwnedFd, name: &OsString) -> bool {
+    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
 }
 
 fn missing(path: &Path) -> Error {
@@ -192,11 +272,11 @@ fn missing(path: &Path) -> Error {
 }
 
 fn not_regular(path: &Path) -> Error {
-    fault(path, "is not a regular file")
+    fault(path, "is not a regular file or a FIFO")
 }
 
 fn fault(path: &Path, what: impl fmt::Display) -> Error {
-    let what = format!("the token file {} {what}", path.display());
+    let what = format!("{} {what}", describe(path));
     Error::new(Stage::Token, ErrorKind::Io, what, NAME_ANOTHER)
 }
 
@@ -232,7 +312,10 @@ pub(super) mod tests {
     }
 
     pub(in crate::setup) fn read_at(path: impl Into<PathBuf>) -> Result<TokenFile, Error> {
-        read(&path.into())
+        match open_token(&path.into(), None)? {
+            Found::File(file) => Ok(file),
+            Found::Fifo(_) => panic!("a FIFO"),
+        }
     }
 
     /// A token file that was read, before it is deleted.
@@ -298,12 +381,25 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn refuses_symbolic_links_and_leaves_their_targets_alone() {
+    fn follows_a_link_only_below_its_directory_and_never_deletes_it() {
         let (directory, target) = written(TOKEN);
-        let link = directory.path().join("link");
-        symlink(&target, &link).expect("a link");
-        assert_refused(&link, "is a symbolic link");
-        assert_eq!(fs::read_to_string(target).expect("its target"), TOKEN);
+        let volume = directory.path().join("volume");
+        fs::create_dir(&volume).expect("a directory");
+        let link = volume.join("link");
+        symlink(&target, &link).expect("a link to the parent directory");
+        assert_refused(&link, "is a symbolic link to a place outside its directory");
+
+        // The layout of a Kubernetes secret volume.
+        fs::create_dir(volume.join("..2026_11_26")).expect("a directory");
+        fs::write(volume.join("..2026_11_26/token"), TOKEN).expect("a file");
+        symlink("..2026_11_26", volume.join("..data")).expect("a link");
+        symlink("..data/token", volume.join("token")).expect("a link");
+        let mounted = read_at(volume.join("token")).expect("a mounted secret");
+        assert_eq!(mounted.secret().expose(), TOKEN);
+        assert_eq!(mounted.kept, Some(Kept::Link));
+        let error = mounted.burn().expect_err("it is kept").to_string();
+        assert!(error.contains("--keep-token"), "{error:?}");
+        assert!(volume.join("..2026_11_26/token").exists() && target.exists());
 
         let dangling = directory.path().join("dangling");
         symlink(directory.path().join("nothing"), &dangling).expect("a dangling link");
@@ -317,11 +413,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn refuses_files_that_are_not_regular_without_waiting() {
+    fn opens_a_fifo_and_refuses_other_files_without_waiting() {
         let (directory, fifo) = new_path();
         mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a FIFO");
         // An open that waits for a writer would never return.
-        assert_refused(fifo, "is not a regular file");
+        assert!(matches!(open_token(&fifo, None), Ok(Found::Fifo(_))));
 
         let socket = directory.path().join("socket");
         let _listener = UnixListener::bind(&socket).expect("a socket");

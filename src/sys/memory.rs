@@ -5,8 +5,8 @@
 //! of many tunnels have ended, because the C library keeps all of it between the blocks that are
 //! still in use.
 //!
-//! One of the two places with `unsafe` code (the other is the FFI of the C API), for the calls that
-//! need it.
+//! One of the three places with `unsafe` code (the others are `sys::inherited` and the FFI of the C
+//! API), for the calls that need it.
 
 #![allow(unsafe_code)]
 

@@ -1,6 +1,7 @@
-//! What the process shares with its host: files, memory and log records.
+//! What the process shares with its host: files, descriptors, memory and log records.
 
 pub(crate) mod files;
+pub(crate) mod inherited;
 #[cfg(any(test, feature = "cli", feature = "capi"))]
 pub(crate) mod log_filter;
 pub(crate) mod memory;

@@ -40,4 +40,5 @@ mod static_binaries;
 mod stopping;
 mod stream;
 mod support;
+mod token_sources;
 mod wire;

@@ -170,45 +170,55 @@ fn a_closed_gate_opens_no_file_and_no_connection() {
 }
 
 #[test]
-fn a_token_that_cannot_be_unlinked_gives_a_warning_and_the_relay_runs() {
+fn a_token_that_cannot_be_unlinked_is_emptied_or_gives_a_warning_and_the_relay_runs() {
     if !need_namespaces() {
         return;
     }
     let elsewhere = TempHome::new();
     let gateway = GatewayProcess::start(&elsewhere, &[]);
     let script = |prepare: &str| format!("{prepare} && exec \"$@\"");
-    for (case, prepare) in [
+    for (case, prepare, left) in [
         (
             "a mount point",
             "mount --bind $UPSTREAMPROXY_TOKEN_FILE $UPSTREAMPROXY_TOKEN_FILE",
+            "",
+        ),
+        (
+            "a mount point that is read-only",
+            "mount --bind $UPSTREAMPROXY_TOKEN_FILE $UPSTREAMPROXY_TOKEN_FILE && \
+             mount -o remount,ro,bind $UPSTREAMPROXY_TOKEN_FILE",
+            TOKEN,
         ),
         (
             "a read-only file system",
             "mount --bind $HOME/t $HOME/t && mount -o remount,ro,bind $HOME/t",
+            TOKEN,
         ),
     ] {
         let home = TempHome::new();
         fs::create_dir(home.join("t")).unwrap();
         let token = home.join("t/session_token");
         fs::rename(home.token_file(), &token).unwrap();
-        let mut command = home.command("unshare");
-        command.args([
-            "-m",
-            "sh",
-            "-c",
-            &script(prepare),
-            "sh",
-            binary(),
-            "run",
-            "--",
-            "sh",
-            "-c",
-            "echo $HTTPS_PROXY; exit 42",
-        ]);
-        home.session(&mut command, &gateway.base_url());
-        command.env("UPSTREAMPROXY_TOKEN_FILE", &token);
-        assert_enabled_with_warning(case, "burn", &finish(&mut command));
-        assert_eq!(fs::read_to_string(&token).unwrap(), TOKEN, "{case}");
+        let run = |keep: &str| {
+            let mut command = home.command("unshare");
+            command.args(["-m", "sh", "-c", &script(prepare), "sh"]);
+            command.args([
+                binary(),
+                "run",
+                "--",
+                "sh",
+                "-c",
+                "echo $HTTPS_PROXY; exit 42",
+            ]);
+            home.session(&mut command, &gateway.base_url());
+            command.env("UPSTREAMPROXY_TOKEN_FILE", &token);
+            finish(command.env("UPSTREAMPROXY_KEEP_TOKEN", keep))
+        };
+        let kept = run("1");
+        assert_eq!(kept.status.code(), Some(42), "{case}: {kept:#?}");
+        assert_eq!(kept.stderr, "", "{case}");
+        assert_enabled_with_warning(case, "burn", &run("0"));
+        assert_eq!(fs::read_to_string(&token).unwrap(), left, "{case}");
     }
 }
 
