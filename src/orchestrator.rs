@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
+use crate::net::socket_owner::UpstreamOwner;
 use crate::relay::{self, AccessControl, Running, Upstream};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{self, ChildEnv, proxy_url};
@@ -304,6 +305,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
 
     enter(Stage::Relay, config, at)?;
     let upstream = upstream(
+        config,
         session.id,
         session.base,
         token.secret(),
@@ -348,6 +350,7 @@ fn enter(stage: Stage, config: &Config, at: &mut Stage) -> Result<(), Error> {
 
 /// The gateway of all tunnels: where it is, the credentials for it, and the roots that verify it.
 pub(crate) fn upstream(
+    config: &Config,
     session_id: String,
     base: BaseUrl,
     token: Secret,
@@ -366,8 +369,16 @@ pub(crate) fn upstream(
                 "name usable roots with --system-ca or --upstream-ca",
             )
         })?;
+    let owner = (!base.secure()).then(|| UpstreamOwner::new(config.upstream_uid));
+    if owner.as_ref().is_some_and(|owner| !owner.is_supported()) {
+        log::warn!(
+            "this kernel does not report the users of connections: a user of this machine who \
+             takes the port of {base} while the gateway is down receives the token; serve https"
+        );
+    }
     Ok(Upstream {
         base,
+        owner,
         credentials: Credentials { session_id, token },
         tls,
         resolver,

@@ -142,7 +142,7 @@ impl Run<'_> {
         target: &Authority,
     ) -> Result<Option<Duration>, Stopped> {
         let upstream = prepared
-            .upstream()
+            .upstream(self.config)
             .map_err(|error| ("tls".to_owned(), "gateway", error.into()))?;
         let target = prepared.token.is_some().then_some(target);
         self.begins("the path to the gateway");

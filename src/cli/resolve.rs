@@ -194,6 +194,9 @@ mod tests {
         ("upstream-ca", "/a", "/b", |c| {
             format!("{:?}", c.upstream_ca)
         }),
+        ("upstream-uid", "7", "8", |c| {
+            format!("{:?}", c.upstream_uid)
+        }),
         ("system-ca", "/a", "/b", |c| format!("{:?}", c.system_ca)),
         ("ca-bundle", "/a", "/b", |c| format!("{:?}", c.ca_bundle)),
         ("listen", "127.0.0.1:1", "127.0.0.1:2", |c| {

@@ -71,6 +71,7 @@ pub struct Config {
     pub(crate) token_fd: Option<RawFd>,
     pub(crate) keep_token: bool,
     pub(crate) upstream_ca: Option<PathBuf>,
+    pub(crate) upstream_uid: Option<u32>,
     pub(crate) system_ca: Option<PathBuf>,
     pub(crate) ca_bundle: Option<PathBuf>,
     pub(crate) listen: SocketAddr,
@@ -111,6 +112,7 @@ impl Default for Config {
             token_fd: None,
             keep_token: false,
             upstream_ca: None,
+            upstream_uid: None,
             system_ca: None,
             ca_bundle: None,
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -183,6 +185,12 @@ impl Config {
         self.with("upstream-ca", |config| {
             config.upstream_ca = Some(path.into());
         })
+    }
+
+    /// Another user, besides the own one and root, who may have the port of an upstream that is
+    /// plain `http` on loopback. Default none.
+    pub fn upstream_uid(self, uid: u32) -> Self {
+        self.with("upstream-uid", |config| config.upstream_uid = Some(uid))
     }
 
     /// The PEM file with the base roots. Default: the inherited `SSL_CERT_FILE` if it contains

@@ -17,7 +17,7 @@ use super::environment::Environment;
 use super::setting::{Setting, SettingError, Source, Subcommand};
 use super::value::{
     count, descriptor, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr,
-    standby, switch, variable_names, when,
+    standby, switch, uid, variable_names, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -107,6 +107,13 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .default("none")
         .setter(|config, value| put_some(&mut config.upstream_ca, path(value))),
+    Setting::value("upstream-uid", "UID", UPSTREAM)
+        .help(
+            "another user ID whose process may have the port of an http upstream; the token is \
+             sent to no other",
+        )
+        .default("only this user and root")
+        .setter(|config, value| put_some(&mut config.upstream_uid, uid(value))),
     Setting::value("system-ca", "FILE", UPSTREAM)
         .help("PEM file with the base roots")
         .default("the inherited SSL_CERT_FILE, or the roots of the distribution")
@@ -328,6 +335,7 @@ mod tests {
             .session_id("s".parse().unwrap())
             .token_file("/t")
             .upstream_ca("/u")
+            .upstream_uid(7)
             .system_ca("/s")
             .ca_bundle("/b")
             .listen(listen)
@@ -336,7 +344,7 @@ mod tests {
             .listen_credential(true)
             .omit_variables(["http_proxy"])
             .harden(false);
-        assert_eq!(config.sources.len(), 13);
+        assert_eq!(config.sources.len(), 14);
         for name in config.sources.keys() {
             assert!(
                 Config::setting_names().any(|known| known == *name),

@@ -88,6 +88,12 @@ pub(crate) fn standby(value: &OsStr) -> Result<usize, Reason> {
     matching(value, |&n| n <= MAX_STANDBY, "a whole number from 0 to 64")
 }
 
+/// A numeric user ID.
+pub(crate) fn uid(value: &OsStr) -> Result<u32, Reason> {
+    // The kernel uses the largest number for "no user".
+    matching(value, |&uid| uid < u32::MAX, "a numeric user ID")
+}
+
 /// Whether a text means yes: `1`, `true`, `yes`, `on`; case and outer white space do not count.
 pub(crate) fn is_truthy(text: &str) -> bool {
     is_one_of(text, ["1", "true", "yes", "on"])

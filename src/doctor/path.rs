@@ -55,7 +55,7 @@ pub(super) fn check_all(
     // Without a token there is no target, and so no phase after TLS.
     let target = target.filter(|_| prepared.token.is_some());
     let authority = target.map(|far_end| &far_end.authority);
-    let upstream = match prepared.upstream() {
+    let upstream = match prepared.upstream(config) {
         Ok(upstream) => upstream,
         Err(error) => {
             phases.pass(|step| Check::wrong(step, error));

@@ -6,6 +6,7 @@ pub(crate) mod address_override;
 mod hosts_file;
 mod lookup_pool;
 mod name;
+mod proc_table;
 pub(crate) mod resolver;
 pub(crate) mod socket_owner;
 pub(crate) mod sockets;

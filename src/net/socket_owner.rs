@@ -1,39 +1,37 @@
 //! The user who owns the other end of a loopback connection, from the kernel's socket table
 //! (Linux).
 //!
-//! The relay acts with the authority of its session for every client, and every user of the machine
-//! can connect to loopback. So the client's socket must belong to this process's user, or to root,
-//! who can read the token anyway. The source is `sock_diag(7)`; without netlink, `/proc/net/tcp`
-//! and `tcp6`. It does not decide who may connect; `access` does.
+//! Every user of the machine can connect to a loopback port, and can listen on one that is free. So
+//! the relay serves only the sockets of its own user and of root, who can read the token anyway,
+//! and sends the token over a plain connection only to such a socket. The source is `sock_diag(7)`;
+//! without netlink, `proc_table`. What follows from an answer is decided elsewhere.
 
-use std::fmt::Write;
-use std::fs;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Mutex, PoisonError};
+use std::{fmt, fs, io};
 
-use super::sockets::{SocketTable, unmapped};
+use super::proc_table::{Owner, ProcTable, Wanted};
+use super::sockets::{SocketEntry, SocketTable, unmapped};
 
-/// Finds the user who owns a socket.
+const ROOT: u32 = 0;
+/// The user ID that the kernel shows for users who are not in this user namespace, unless
+/// `/proc/sys/kernel/overflowuid` has another one.
+const OVERFLOW_UID: u32 = 65534;
+
+/// Finds the users who own sockets.
 #[derive(Debug)]
-pub(crate) struct PeerUid {
+pub(crate) struct SocketOwners {
     /// The netlink socket, if there is one; one query at a time.
     netlink: Option<Mutex<SocketTable>>,
+    proc_table: ProcTable,
 }
 
-/// The owner of a connected socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner {
-    uid: u32,
-    /// Zero for a socket that its process has closed: the kernel then reports root as its owner.
-    inode: u64,
-}
-
-impl PeerUid {
-    /// Opens a netlink socket. If there is none, `/proc` is read for each query.
+impl SocketOwners {
+    /// Opens a netlink socket. If there is none, `/proc` is read for the queries.
     pub(crate) fn new() -> Self {
         Self {
             netlink: SocketTable::open().ok().map(Mutex::new),
+            proc_table: ProcTable::default(),
         }
     }
 
@@ -41,7 +39,13 @@ impl PeerUid {
     pub(crate) fn is_supported(&self) -> bool {
         // There is no such connection: a system that supports the query answers "none".
         let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        self.of(unused, unused).is_ok()
+        self.of_client(unused, unused).is_ok()
+    }
+
+    /// Whether the answers come from netlink. Those from `/proc` take longer the more sockets there
+    /// are.
+    pub(crate) fn has_netlink(&self) -> bool {
+        self.netlink.is_some()
     }
 
     /// The user who owns the client's end of the connection from `client` to `local`; `None` if
@@ -49,87 +53,169 @@ impl PeerUid {
     ///
     /// # Errors
     /// This system does not report the owners of sockets.
-    pub(crate) fn of(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
-        let found = match &self.netlink {
-            Some(netlink) => {
-                let netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
-                let entry = netlink.query(client, local);
-                entry.map(|entry| {
-                    entry.map(|entry| Owner {
-                        uid: entry.uid,
-                        inode: entry.inode,
-                    })
-                })
-            }
-            None => Err(io::ErrorKind::Unsupported.into()),
-        };
-        let owner = found.or_else(|_| look_up(client, local))?;
+    pub(crate) fn of_client(
+        &self,
+        client: SocketAddr,
+        local: SocketAddr,
+    ) -> io::Result<Option<u32>> {
+        let found = self.netlink(|table| Ok(table.query(client, local)?.map(owner)));
+        let owner = found.or_else(|_| {
+            let wanted = Wanted::connected(unmapped(client), unmapped(local));
+            Ok::<_, io::Error>(self.proc_table.find(vec![wanted])?[0])
+        })?;
         Ok(owner
             .filter(|owner| owner.inode != 0)
             .map(|owner| owner.uid))
     }
+
+    /// The user who owns the server's end of the connection from `local` to `server`; `None` if it
+    /// is not on this machine, or closed.
+    ///
+    /// A connection that no process has accepted yet belongs to the owner of the listening socket.
+    /// That one is looked up first: a connection that is still not accepted afterwards was in its
+    /// queue, because another listening socket at the same address is not possible meanwhile.
+    ///
+    /// # Errors
+    /// This system does not report the owners of sockets.
+    pub(crate) fn of_server(
+        &self,
+        server: SocketAddr,
+        local: SocketAddr,
+    ) -> io::Result<Option<u32>> {
+        let found = self.netlink(|table| {
+            let (listening, connection) = table.query_server(server, local)?;
+            Ok((listening.map(owner), connection.map(owner)))
+        });
+        let (listening, connection) = found.or_else(|_| {
+            let listening = Wanted::listening(unmapped(server));
+            let listening = self.proc_table.find(vec![listening])?[0];
+            let connection = Wanted::connected(unmapped(server), unmapped(local));
+            Ok::<_, io::Error>((listening, self.proc_table.find(vec![connection])?[0]))
+        })?;
+        Ok(match connection {
+            Some(owner) if owner.inode != 0 => Some(owner.uid),
+            Some(_) => listening.map(|owner| owner.uid),
+            None => None,
+        })
+    }
+
+    fn netlink<T>(&self, ask: impl FnOnce(&SocketTable) -> io::Result<T>) -> io::Result<T> {
+        let netlink = self.netlink.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        ask(&netlink.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-/// The owner according to the tables in `/proc`. They list the socket of a dual-stack client under
-/// IPv6.
-fn look_up(client: SocketAddr, local: SocketAddr) -> io::Result<Option<Owner>> {
-    let (client, local) = (unmapped(client), unmapped(local));
-    let mut readable = false;
-    for (table, wide) in [("/proc/net/tcp", false), ("/proc/net/tcp6", true)] {
-        let (Some(from), Some(to)) = (hexadecimal(client, wide), hexadecimal(local, wide)) else {
-            continue;
-        };
-        let Ok(text) = fs::read_to_string(table) else {
-            continue;
-        };
-        readable = true;
-        if let Some(owner) = find(&text, &from, &to) {
-            return Ok(Some(owner));
+fn owner(entry: SocketEntry) -> Owner {
+    Owner {
+        uid: entry.uid,
+        inode: entry.inode,
+    }
+}
+
+/// The users whose sockets are trusted: this process's own, root, and one that is named.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrustedUsers {
+    own: u32,
+    named: Option<u32>,
+}
+
+impl TrustedUsers {
+    /// This process's own user, root, and `named`.
+    pub(crate) fn new(named: Option<u32>) -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        Self { own, named }
+    }
+
+    /// Whether the user with this ID is trusted.
+    pub(crate) fn contains(self, uid: u32) -> bool {
+        uid == self.own || uid == ROOT || self.named == Some(uid)
+    }
+
+    /// Whether users who are not in this user namespace have the ID of this process's own user:
+    /// they cannot be distinguished then.
+    pub(crate) fn are_ambiguous(self) -> bool {
+        if self.own == ROOT {
+            return false;
+        }
+        let overflow_uid = fs::read_to_string("/proc/sys/kernel/overflowuid");
+        let overflow_uid = overflow_uid.ok().and_then(|text| text.trim().parse().ok());
+        self.own == overflow_uid.unwrap_or(OVERFLOW_UID)
+            && !fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_every_user(&map))
+    }
+}
+
+/// Whether a user namespace has every user ID, as the first one has.
+fn maps_every_user(map: &str) -> bool {
+    let counts = map.lines().filter_map(|line| {
+        let count = line.split_ascii_whitespace().nth(2)?;
+        count.parse::<u64>().ok()
+    });
+    counts.sum::<u64>() == u64::from(u32::MAX)
+}
+
+/// Checks who has the server's end of a plain connection to the upstream, before the token is sent.
+#[derive(Debug)]
+pub(crate) struct UpstreamOwner {
+    owners: SocketOwners,
+    trusted: TrustedUsers,
+}
+
+impl UpstreamOwner {
+    /// Trusts this process's own user, root, and `named`.
+    pub(crate) fn new(named: Option<u32>) -> Self {
+        Self {
+            owners: SocketOwners::new(),
+            trusted: TrustedUsers::new(named),
         }
     }
-    if readable {
-        Ok(None)
-    } else {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
 
-/// The owner of the socket at `from` that is connected to `to`.
-fn find(table: &str, from: &str, to: &str) -> Option<Owner> {
-    table.lines().skip(1).find_map(|line| {
-        let mut columns = line.split_ascii_whitespace().skip(1);
-        if columns.next()? != from || columns.next()? != to {
-            return None;
+    /// Whether this system can distinguish the users.
+    pub(crate) fn is_supported(&self) -> bool {
+        self.owners.is_supported() && !self.trusted.are_ambiguous()
+    }
+
+    /// Checks the other end of `connection`. One without an owner on this machine is trusted: only
+    /// root can redirect a loopback connection. So is every owner if the system reports none.
+    ///
+    /// # Errors
+    /// A user who is not trusted has it.
+    pub(crate) fn check(&self, connection: &TcpStream) -> Result<(), ForeignOwner> {
+        let owner = connection.peer_addr().and_then(|server| {
+            let local = connection.local_addr()?;
+            self.owners.of_server(server, local)
+        });
+        match owner {
+            Ok(Some(uid)) if !self.trusted.contains(uid) => Err(ForeignOwner(uid)),
+            _ => Ok(()),
         }
-        // st, tx:rx, tr:when, retrnsmt, uid, timeout, inode
-        let uid = columns.nth(4)?.parse().ok()?;
-        let inode = columns.nth(1)?.parse().ok()?;
-        Some(Owner { uid, inode })
-    })
+    }
 }
 
-/// An address in the format of the tables: each four bytes as one native-endian number, in
-/// hexadecimal.
-fn hexadecimal(address: SocketAddr, wide: bool) -> Option<String> {
-    let octets = match (address.ip(), wide) {
-        (IpAddr::V4(ip), false) => ip.octets().to_vec(),
-        (IpAddr::V4(ip), true) => ip.to_ipv6_mapped().octets().to_vec(),
-        (IpAddr::V6(ip), true) => ip.octets().to_vec(),
-        (IpAddr::V6(_), false) => return None,
-    };
-    let mut text = String::with_capacity(2 * octets.len() + 5);
-    for word in octets.chunks_exact(4) {
-        let word = word.try_into().map_or(0, u32::from_ne_bytes);
-        // Writing to a `String` cannot fail.
-        let _ = write!(text, "{word:08X}");
-    }
-    let _ = write!(text, ":{:04X}", address.port());
-    Some(text)
+/// The user who has the server's end of a connection, and is not trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ForeignOwner(u32);
+
+impl ForeignOwner {
+    /// What to do about it.
+    pub(crate) const REMEDY: &str = "if that is the gateway's user, set --upstream-uid; if not, \
+                                     stop that user's process, and start the gateway";
 }
+
+impl fmt::Display for ForeignOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(uid) = self;
+        write!(
+            f,
+            "user {uid} has the upstream's port, and is neither this user nor root"
+        )
+    }
+}
+
+impl std::error::Error for ForeignOwner {}
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv6Addr, TcpListener, TcpStream};
+    use std::net::{IpAddr, Ipv6Addr, TcpListener};
 
     use super::*;
 
@@ -137,55 +223,90 @@ mod tests {
         rustix::process::geteuid().as_raw()
     }
 
-    fn connected(listen: &str, dial: IpAddr) -> Option<(TcpStream, TcpStream)> {
-        let listener = TcpListener::bind(listen).ok()?;
-        let client = TcpStream::connect((dial, listener.local_addr().ok()?.port())).ok()?;
-        Some((client, listener.accept().ok()?.0))
+    fn sources() -> [SocketOwners; 2] {
+        let without_netlink = SocketOwners {
+            netlink: None,
+            proc_table: ProcTable::default(),
+        };
+        [SocketOwners::new(), without_netlink]
+    }
+
+    /// A connection that is not accepted, from an address of each kind to a listening socket.
+    fn connections() -> impl Iterator<Item = (TcpListener, TcpStream)> {
+        let v6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        [
+            ("127.0.0.1:0", Ipv4Addr::LOCALHOST.into()),
+            ("0.0.0.0:0", Ipv4Addr::LOCALHOST.into()),
+            ("[::1]:0", v6),
+            ("[::]:0", v6),
+            // A dual-stack socket, unless the system has changed the default.
+            ("[::]:0", Ipv4Addr::LOCALHOST.into()),
+            ("127.0.0.1:0", "::ffff:127.0.0.1".parse().unwrap()),
+        ]
+        .into_iter()
+        .filter_map(|(listen, dial)| {
+            // Not every machine has an IPv6 loopback.
+            let listener = TcpListener::bind(listen).ok()?;
+            let client = TcpStream::connect((dial, listener.local_addr().ok()?.port())).ok()?;
+            Some((listener, client))
+        })
     }
 
     #[test]
     fn the_owner_of_a_connection_is_its_process_user_from_either_source() {
-        let pairs = [
-            ("127.0.0.1:0", "127.0.0.1".parse().unwrap()),
-            ("[::1]:0", IpAddr::V6(Ipv6Addr::LOCALHOST)),
-            ("127.0.0.1:0", "::ffff:127.0.0.1".parse().unwrap()),
-        ];
-        let peer_uid = PeerUid::new();
-        for (listen, dial) in pairs {
-            // Not every machine has an IPv6 loopback.
-            let Some((_client, local)) = connected(listen, dial) else {
-                continue;
-            };
-            let (peer, own) = (local.peer_addr().unwrap(), local.local_addr().unwrap());
-            if let Some(netlink) = &peer_uid.netlink {
-                let found = netlink.lock().unwrap().query(peer, own).unwrap();
+        for (listener, client) in connections() {
+            let (own, server) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            for owners in sources() {
+                let found = owners.of_server(server, own).unwrap();
                 assert_eq!(
-                    found.map(|owner| owner.uid),
+                    found,
                     Some(own_uid()),
-                    "{listen} {dial}"
+                    "not accepted: {listener:?} {owners:?}"
                 );
             }
-            assert_eq!(
-                peer_uid.of(peer, own).unwrap(),
-                Some(own_uid()),
-                "{listen} {dial}"
+            let (accepted, _) = listener.accept().unwrap();
+            let (peer, local) = (
+                accepted.peer_addr().unwrap(),
+                accepted.local_addr().unwrap(),
             );
-            assert_eq!(
-                look_up(peer, own).unwrap().map(|owner| owner.uid),
-                Some(own_uid()),
-                "{listen} {dial}"
-            );
+            for owners in sources() {
+                let client = owners.of_client(peer, local).unwrap();
+                assert_eq!(client, Some(own_uid()), "{listener:?} {owners:?}");
+                let server = owners.of_server(server, own).unwrap();
+                assert_eq!(server, Some(own_uid()), "{listener:?} {owners:?}");
+            }
         }
     }
 
     #[test]
     fn a_socket_that_was_closed_has_no_owner_rather_than_root() {
-        let (client, local) = connected("127.0.0.1:0", "127.0.0.1".parse().unwrap()).unwrap();
-        let (peer, own) = (local.peer_addr().unwrap(), local.local_addr().unwrap());
+        let (listener, client) = connections().next().unwrap();
+        let (accepted, peer) = listener.accept().unwrap();
+        let own = accepted.local_addr().unwrap();
         drop(client);
-        let without_netlink = PeerUid { netlink: None };
-        for peer_uid in [PeerUid::new(), without_netlink] {
-            assert_eq!(peer_uid.of(peer, own).unwrap(), None, "{peer_uid:?}");
+        for owners in sources() {
+            assert_eq!(owners.of_client(peer, own).unwrap(), None, "{owners:?}");
+        }
+    }
+
+    #[test]
+    fn a_listening_socket_is_not_the_end_of_a_connection() {
+        let (listener, client) = connections().next().unwrap();
+        let listens = listener.local_addr().unwrap();
+        let other = client.local_addr().unwrap();
+        drop((listener.accept().unwrap(), client));
+        let unused = SocketAddr::new(other.ip(), 1);
+        for owners in sources() {
+            assert_eq!(
+                owners.of_client(listens, unused).unwrap(),
+                None,
+                "{owners:?}"
+            );
+            assert_eq!(
+                owners.of_server(listens, unused).unwrap(),
+                None,
+                "{owners:?}"
+            );
         }
     }
 
@@ -193,24 +314,35 @@ mod tests {
     fn an_address_pair_that_is_not_connected_has_no_owner() {
         let unused = "127.0.0.1:9".parse().unwrap();
         let local = "127.0.0.1:10".parse().unwrap();
-        assert_eq!(PeerUid::new().of(unused, local).unwrap(), None);
-        assert_eq!(look_up(unused, local).unwrap(), None);
+        for owners in sources() {
+            assert_eq!(owners.of_client(unused, local).unwrap(), None);
+            assert_eq!(owners.of_server(unused, local).unwrap(), None);
+        }
     }
 
     #[test]
-    fn lines_of_the_table_are_matched_by_both_addresses() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-             0: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000  1000        0 111 1 0\n\
-             1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1001        0 222 1 0\n";
-        let found = find(table, "0100007F:D431", "0100007F:1F90");
+    fn the_own_user_root_and_the_named_user_are_trusted() {
+        let users = TrustedUsers {
+            own: 1000,
+            named: Some(7),
+        };
         assert_eq!(
-            found,
-            Some(Owner {
-                uid: 1001,
-                inode: 222
-            })
+            [0, 7, 8, 1000].map(|uid| users.contains(uid)),
+            [true, true, false, true]
         );
-        assert_eq!(find(table, "0100007F:D431", "0100007F:1F91"), None);
-        assert_eq!(find("", "a", "b"), None);
+    }
+
+    #[test]
+    fn only_the_first_user_namespace_and_its_like_have_every_user() {
+        for (map, every) in [
+            ("         0          0 4294967295\n", true),
+            ("0 0 65534\n65534 65534 4294901761\n", true),
+            ("         0       1000          1\n", false),
+            ("65534 1234 1\n", false),
+            ("0 100000 65536\n", false),
+            ("", false),
+        ] {
+            assert_eq!(maps_every_user(map), every, "{map:?}");
+        }
     }
 }

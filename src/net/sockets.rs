@@ -31,7 +31,10 @@ const NLM_F_REQUEST: u16 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
-/// The offset of `idiag_timer` and `idiag_retrans` in an answer: the last two of the four bytes
+/// The offset of `idiag_state` in an answer, and its value for a listening socket.
+const STATE_AT: usize = NLMSG_HEADER + 1;
+const LISTEN: u8 = 10;
+/// The offset of `idiag_timer` and `idiag_retrans`: the last two of the four bytes
 /// after the header.
 const TIMER_AT: usize = NLMSG_HEADER + 2;
 /// The offset of `idiag_uid` and `idiag_inode`: after the header come four bytes, the socket's ID
@@ -65,6 +68,7 @@ pub(crate) struct SocketEntry {
     pub(crate) uid: u32,
     /// Zero for a socket that its process has closed. The kernel then reports root as the owner.
     pub(crate) inode: u64,
+    state: u8,
     timer: u8,
     /// Retransmissions without an acknowledgement, or window probes without an answer.
     attempts: u8,
@@ -99,7 +103,7 @@ impl SocketTable {
         Ok(Self(socket))
     }
 
-    /// The socket with the local address `own` and the peer address `peer`, if it exists.
+    /// The socket with the local address `own` that is connected to `peer`, if there is one.
     ///
     /// # Errors
     /// The kernel does not answer, or reports an error.
@@ -108,25 +112,43 @@ impl SocketTable {
         own: SocketAddr,
         peer: SocketAddr,
     ) -> io::Result<Option<SocketEntry>> {
-        let (own, peer) = (unmapped(own), unmapped(peer));
-        let mut query = Vec::with_capacity(72);
-        query.extend(72_u32.to_ne_bytes());
-        query.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        query.extend(NLM_F_REQUEST.to_ne_bytes());
-        // The port is the sequence number: it identifies a late answer to an earlier query.
         let sequence = u32::from(own.port());
-        query.extend(sequence.to_ne_bytes());
-        query.extend(0_u32.to_ne_bytes());
-        let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
-        query.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
-        query.extend(u32::MAX.to_ne_bytes()); // any state
-        query.extend(own.port().to_be_bytes());
-        query.extend(peer.port().to_be_bytes());
-        query.extend(octets(own.ip()));
-        query.extend(octets(peer.ip()));
-        query.extend(0_u32.to_ne_bytes()); // any interface
-        query.extend([0xff; 8]); // no cookie
-        send(&self.0, &query, SendFlags::empty())?;
+        let request = request(unmapped(own), unmapped(peer), sequence);
+        send(&self.0, &request, SendFlags::empty())?;
+        self.connected(sequence)
+    }
+
+    /// The socket that listens at `server`, and the socket there that is connected to `peer`, looked
+    /// up in this order.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or reports an error.
+    pub(crate) fn query_server(
+        &self,
+        server: SocketAddr,
+        peer: SocketAddr,
+    ) -> io::Result<(Option<SocketEntry>, Option<SocketEntry>)> {
+        let (server, peer) = (unmapped(server), unmapped(peer));
+        // No socket is connected to port 0.
+        let no_peer = SocketAddr::new(peer.ip(), 0);
+        let sequence = u32::from(peer.port());
+        let (first, second) = (sequence | 1 << 16, sequence | 2 << 16);
+        let mut requests = request(server, no_peer, first);
+        requests.extend(request(server, peer, second));
+        send(&self.0, &requests, SendFlags::empty())?;
+        let listening = self.answer(first)?.filter(SocketEntry::is_listening);
+        Ok((listening, self.connected(second)?))
+    }
+
+    /// The answer to a query for a connection. If there is none, the kernel answers with a socket
+    /// that listens at the address.
+    fn connected(&self, sequence: u32) -> io::Result<Option<SocketEntry>> {
+        let answer = self.answer(sequence)?;
+        Ok(answer.filter(|entry| !entry.is_listening()))
+    }
+
+    /// The kernel's answer to the query with this sequence number.
+    fn answer(&self, sequence: u32) -> io::Result<Option<SocketEntry>> {
         let mut answer = [0; 1024];
         loop {
             let len = match recv(&self.0, &mut answer, RecvFlags::DONTWAIT) {
@@ -151,6 +173,7 @@ impl SocketTable {
                 (Some(SOCK_DIAG_BY_FAMILY), Some(uid), Some(inode)) => Ok(Some(SocketEntry {
                     uid,
                     inode: inode.into(),
+                    state: answer.get(STATE_AT).copied().unwrap_or(0),
                     timer: answer.get(TIMER_AT).copied().unwrap_or(0),
                     attempts: answer.get(TIMER_AT + 1).copied().unwrap_or(0),
                     times: times(answer),
@@ -168,6 +191,10 @@ impl SocketTable {
 }
 
 impl SocketEntry {
+    fn is_listening(&self) -> bool {
+        self.state == LISTEN
+    }
+
     fn delivery(self, long: Duration) -> Delivery {
         let repeated = self.attempts >= ATTEMPTS;
         let unanswered = match (self.timer, self.times) {
@@ -214,6 +241,27 @@ pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
         Ok(Some(entry)) => entry.delivery(long),
         Ok(None) | Err(_) => Delivery::InFlight,
     }
+}
+
+/// A query for the socket at `own` that is connected to `peer`. The sequence number identifies a
+/// late answer to an earlier query.
+fn request(own: SocketAddr, peer: SocketAddr, sequence: u32) -> Vec<u8> {
+    let mut query = Vec::with_capacity(72);
+    query.extend(72_u32.to_ne_bytes());
+    query.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    query.extend(NLM_F_REQUEST.to_ne_bytes());
+    query.extend(sequence.to_ne_bytes());
+    query.extend(0_u32.to_ne_bytes());
+    let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
+    query.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
+    query.extend(u32::MAX.to_ne_bytes()); // any state
+    query.extend(own.port().to_be_bytes());
+    query.extend(peer.port().to_be_bytes());
+    query.extend(octets(own.ip()));
+    query.extend(octets(peer.ip()));
+    query.extend(0_u32.to_ne_bytes()); // any interface
+    query.extend([0xff; 8]); // no cookie
+    query
 }
 
 /// How long ago data was last sent, and an acknowledgement was last received.
@@ -302,6 +350,7 @@ mod tests {
             let entry = SocketEntry {
                 uid: 0,
                 inode: 1,
+                state: 1,
                 timer,
                 attempts,
                 times,

@@ -53,12 +53,12 @@ impl Prepared {
 
     /// The upstream. Without a token it must only be dialed without a target: then nothing is sent
     /// to it after TLS.
-    pub(crate) fn upstream(&self) -> Result<Upstream, Error> {
+    pub(crate) fn upstream(&self, config: &Config) -> Result<Upstream, Error> {
         let nothing = || Secret::new(String::new());
         let token = self.token.clone().unwrap_or_else(nothing);
         let (id, base) = (self.session.id.clone(), self.session.base.clone());
         let roots = self.roots.as_deref().unwrap_or_default();
-        upstream(id, base, token, roots, Resolver::new())
+        upstream(config, id, base, token, roots, Resolver::new())
     }
 }
 
@@ -106,7 +106,7 @@ impl ProbeRelay {
         config.listen_credential = false;
         // Its tunnels have ended when it stops; this bounds their closing handshakes.
         config.limits.drain_timeout = config.limits.close_timeout;
-        start_relay(&config, prepared.upstream()?, None).map(|running| Some(Self(running)))
+        start_relay(&config, prepared.upstream(&config)?, None).map(|running| Some(Self(running)))
     }
 
     /// The port of the relay.

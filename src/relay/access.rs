@@ -20,12 +20,11 @@ use crate::control::rejection::Rejection;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::head::Fields;
-use crate::net::socket_owner::PeerUid;
+use crate::net::socket_owner::{SocketOwners, TrustedUsers};
 use crate::net::wait::{OVER, events_now};
 
 /// The user name in the proxy URL. It is the same for every relay: the password alone is checked.
 const USER: &str = "upstreamproxy";
-const ROOT: u32 = 0;
 /// The events of poll(2) of a connection that the client has closed or reset.
 const CLOSED: PollFlags = OVER.union(PollFlags::RDHUP);
 
@@ -33,10 +32,10 @@ const CLOSED: PollFlags = OVER.union(PollFlags::RDHUP);
 #[derive(Debug)]
 pub(crate) struct AccessControl {
     /// Finds the user of a connection; `None`: every user may connect.
-    peer_uid: Option<PeerUid>,
+    owners: Option<SocketOwners>,
+    trusted: TrustedUsers,
     /// Other machines may connect. This kernel does not know the users of their sockets.
     allow_remote: bool,
-    own_uid: u32,
     /// What `Proxy-Authorization` must contain; `None`: it is not required.
     password: Option<Password>,
 }
@@ -58,27 +57,17 @@ impl AccessControl {
     /// # Errors
     /// The system has no random bytes for a password.
     pub(crate) fn new(config: &Config) -> io::Result<Self> {
-        let peer_uid = if config.allow_any_user {
+        let trusted = TrustedUsers::new(None);
+        let owners = if config.allow_any_user {
             None
         } else {
-            Some(PeerUid::new())
+            supported_owners(trusted)
         };
-        let peer_uid = peer_uid.filter(|peer_uid| {
-            let supported = peer_uid.is_supported();
-            if !supported {
-                log::warn!(
-                    "this kernel does not report the users of connections: every user of this \
-                     machine can use the port; set --listen-credential to require a password"
-                );
-            }
-            supported
-        });
         let password = config.listen_credential.then(Password::new).transpose()?;
-        let own_uid = rustix::process::geteuid().as_raw();
         Ok(Self {
-            peer_uid,
+            owners,
+            trusted,
             allow_remote: config.allow_non_loopback,
-            own_uid,
             password,
         })
     }
@@ -96,16 +85,16 @@ impl AccessControl {
     /// A rejection for another user or an unknown one; `Abandoned` if the client has already closed
     /// its socket.
     pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), EndReason> {
-        let Some(peer_uid) = &self.peer_uid else {
+        let Some(owners) = &self.owners else {
             return Ok(());
         };
         // A socket that was reset has no peer.
         let peer = connection.peer_addr().map_err(|_| EndReason::Abandoned)?;
         let found = connection
             .local_addr()
-            .and_then(|local| peer_uid.of(peer, local));
+            .and_then(|local| owners.of_client(peer, local));
         let detail = match found {
-            Ok(Some(uid)) if uid == self.own_uid || uid == ROOT => return Ok(()),
+            Ok(Some(uid)) if self.trusted.contains(uid) => return Ok(()),
             Ok(None) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
             Ok(Some(uid)) => format!("the client is user {uid}"),
             // A local client whose socket does not exist any more has closed it, although its reset
@@ -157,6 +146,32 @@ impl AccessControl {
             .proxy_status("http_request_denied")
             .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"")
     }
+}
+
+/// The source of the users of connections, if this system has one. Warns if every user can use the
+/// port, or if the answers take long.
+fn supported_owners(trusted: TrustedUsers) -> Option<SocketOwners> {
+    let owners = SocketOwners::new();
+    let supported = owners.is_supported();
+    let why = if !supported {
+        "this kernel does not report the users of connections"
+    } else if trusted.are_ambiguous() {
+        "users outside of this user namespace cannot be distinguished from this one"
+    } else {
+        if !owners.has_netlink() {
+            log::warn!(
+                "netlink is not available: /proc/net/tcp is read for the user of each client, \
+                 which costs time if this machine has many connections; permit the address \
+                 family AF_NETLINK"
+            );
+        }
+        return Some(owners);
+    };
+    log::warn!(
+        "{why}: every user of this machine can use the port; set --listen-credential to require \
+         a password"
+    );
+    supported.then_some(owners)
 }
 
 impl Password {

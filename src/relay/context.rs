@@ -10,11 +10,12 @@ use crate::control::stop::Stop;
 use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
+use crate::net::socket_owner::UpstreamOwner;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 
 /// The gateway, and the credentials for it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Upstream {
     /// The base URL of its endpoints.
     pub(crate) base: BaseUrl,
@@ -22,6 +23,8 @@ pub(crate) struct Upstream {
     pub(crate) credentials: Credentials,
     /// How to verify it; `None` for a plain upstream on loopback.
     pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// Who may have its port; `None` if TLS verifies it.
+    pub(crate) owner: Option<UpstreamOwner>,
     /// Resolves its name.
     pub(crate) resolver: Resolver,
 }

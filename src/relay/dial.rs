@@ -175,6 +175,9 @@ impl<'a> Dialer<'a> {
         self.phase = Phase::Connect;
         let wait = self.wait_context(timeout);
         let (stream, address) = connect(resolver, authority, &mut resolution, &wait)?;
+        if let Some(owner) = &upstream.owner {
+            owner.check(&stream)?;
+        }
         self.report(DialEvent::Connect(address));
         let mut conn = Conn::new(stream, self.pool);
         // The relay sends first, in TLS and in HTTP.

@@ -11,6 +11,7 @@ use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::tls;
+use crate::net::socket_owner::ForeignOwner;
 use crate::tunnel::error::{TlsError, TunnelError, UpgradeError, exhausted};
 
 /// Why there is no tunnel.
@@ -137,6 +138,12 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
             "check the base URL and DNS",
             "dns_error",
         ),
+        (_, TunnelError::ForeignOwner(owner)) => Explanation::new(
+            owner.to_string(),
+            ForeignOwner::REMEDY,
+            "destination_ip_prohibited",
+        )
+        .complete(),
         (Phase::Connect, _) if error.is_timeout() => new(
             "the upstream did not answer",
             "check the network, or raise --connect-timeout",

@@ -9,12 +9,15 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::chunk::DecodeError;
 use crate::control::phase::Phase;
 use crate::http::head::HeadError;
+use crate::net::socket_owner::ForeignOwner;
 
 /// Why a tunnel failed, before or during its stream.
 #[derive(Debug)]
 pub(crate) enum TunnelError {
     /// A system call on the socket failed.
     Io(io::Error),
+    /// The process at the upstream's port belongs to another user.
+    ForeignOwner(ForeignOwner),
     /// The peer closed the connection in the middle of an exchange.
     ConnectionEnded,
     /// TLS failed.
@@ -177,6 +180,12 @@ impl From<io::Error> for TunnelError {
     }
 }
 
+impl From<ForeignOwner> for TunnelError {
+    fn from(error: ForeignOwner) -> Self {
+        Self::ForeignOwner(error)
+    }
+}
+
 impl From<rustls::Error> for TunnelError {
     fn from(error: rustls::Error) -> Self {
         Self::Tls(TlsError::Rustls(error))
@@ -223,6 +232,7 @@ impl fmt::Display for TunnelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => error.fmt(f),
+            Self::ForeignOwner(error) => error.fmt(f),
             Self::ConnectionEnded => f.write_str("the connection ended early"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Http(error) => error.fmt(f),

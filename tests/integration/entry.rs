@@ -3,9 +3,11 @@
 
 use std::io::Write;
 
+use rustix::process::Signal;
+
 use crate::support::{
-    EchoServer, Running, TempHome, connect, finish, need_tool, read_to_end, request, skip,
-    upstreamproxy,
+    EchoServer, GatewayProcess, RelayProcess, Running, TempHome, connect, finish, need_tool,
+    read_to_end, request, skip, upstreamproxy,
 };
 
 /// Runs `curl` as another user through the proxy of the environment. Prints the status of its
@@ -41,6 +43,64 @@ fn another_user_is_accepted_with_allow_any_user() {
     if let Some(status) = connect_status_of_another_user(&["--allow-any-user"]) {
         assert!(status.contains("502"), "{status}");
     }
+}
+
+/// A gateway of another user on `port`.
+fn gateway_of_another_user(home: &TempHome, port: &str) -> Running {
+    let mut command = home.as_unprivileged_user();
+    let sessions = home.write("sessions", "other token-of-another-session", 0o644);
+    command
+        .args(["gateway", "--intercept", "none", "--listen"])
+        .arg(format!("127.0.0.1:{port}"))
+        .arg("--sessions")
+        .arg(sessions);
+    Running::ready(&mut command).0
+}
+
+#[test]
+fn a_plain_upstream_whose_port_another_user_has_gets_no_request() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("only root can become another user");
+    }
+    let (home, other_home) = (TempHome::new(), TempHome::new());
+    let gateway = GatewayProcess::start(&home, &[]);
+    let base_url = gateway.base_url();
+    let relay = RelayProcess::start(&home, &base_url, &[]);
+    let target = EchoServer::start();
+    let (_, answer) = connect(relay.port(), &target.authority());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    gateway.running.signal(Signal::KILL);
+    gateway.running.wait();
+    let (_, port) = base_url.rsplit_once(':').unwrap();
+    let other = gateway_of_another_user(&other_home, port);
+
+    // The tunnel endpoint.
+    let (_, answer) = connect(relay.port(), &target.authority());
+    assert_eq!(answer.status, 502, "{answer:?}");
+    let log = relay.stop().stderr;
+    // The CA endpoint, without and with the permission.
+    let mut doctor = upstreamproxy(&other_home);
+    doctor.args(["doctor", "--when", "always", "--session-id", "other"]);
+    doctor.args(["--base-url", &base_url, "--token-file"]);
+    doctor.arg(other_home.write("token", "token-of-another-session", 0o600));
+    let refused = finish(&mut doctor).text();
+    let permitted = finish(doctor.args(["--upstream-uid", "65534"])).text();
+    let other = other.stop();
+
+    let why = "user 65534 has the upstream's port";
+    assert!(
+        log.contains(&format!("refused 502 in connect: {why}")),
+        "{log}"
+    );
+    for step in ["ca: wrong", "connect: wrong"] {
+        let line = refused.lines().find(|line| line.starts_with(step)).unwrap();
+        assert!(
+            line.contains(why) && line.contains("--upstream-uid"),
+            "{line}"
+        );
+    }
+    assert!(permitted.contains("upgrade: ok"), "{permitted}");
+    assert!(!other.stderr.contains("refused 401"), "{other:#?}");
 }
 
 #[test]

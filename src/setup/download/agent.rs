@@ -23,6 +23,7 @@ use crate::control::phase::Phase;
 use crate::control::stop::Stop;
 use crate::http::authority::{Authority, Host};
 use crate::net::resolver::{Resolution, Resolver};
+use crate::net::socket_owner::UpstreamOwner;
 use crate::tunnel::connect::{connect, resolve};
 use crate::tunnel::drive::WaitContext;
 use crate::tunnel::error::TunnelError;
@@ -35,6 +36,7 @@ pub(super) fn agent(
     limit: Duration,
     resolver: &Resolver,
     roots: &[CertificateDer<'static>],
+    owner: Option<UpstreamOwner>,
     recorder: &StepRecorder,
 ) -> ureq::Agent {
     let roots = roots.iter().map(|root| Certificate::from_der(root));
@@ -54,6 +56,7 @@ pub(super) fn agent(
         .build();
     let dial = Dial {
         resolver: resolver.clone(),
+        owner: owner.map(Arc::new),
         recorder: recorder.clone(),
         resolved: Arc::default(),
     };
@@ -134,6 +137,8 @@ impl<In: Transport> Connector<In> for StepConnector {
 #[derive(Clone, Debug)]
 struct Dial {
     resolver: Resolver,
+    /// Who may have the upstream's port; `None` if TLS verifies it.
+    owner: Option<Arc<UpstreamOwner>>,
     recorder: StepRecorder,
     /// What the lookup found, for the connector. ureq passes a list of addresses, to which no
     /// address can be added later.
@@ -178,6 +183,9 @@ impl Connector for Dial {
         let (stream, _) = bounded(details.timeout, Phase::Connect, |wait| {
             connect(&self.resolver, &authority, &mut found, wait)
         })?;
+        if let Some(owner) = &self.owner {
+            owner.check(&stream).map_err(io::Error::other)?;
+        }
         Ok(Some(TcpTransport::new(stream, details.config)?))
     }
 }

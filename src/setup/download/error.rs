@@ -7,6 +7,7 @@ use super::agent::DownloadStep;
 use crate::crypto::tls;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
+use crate::net::socket_owner::ForeignOwner;
 
 pub(super) const CHECK_SERVER: &str = "check the base URL, and which server responds there";
 const CHECK_CONNECTIVITY: &str = "check whether the upstream can be reached from here";
@@ -75,6 +76,9 @@ pub(super) fn failed(
             if let Some(cause) = cause.get_ref().and_then(|e| e.downcast_ref()) {
                 return tls_failed(cause, base);
             }
+            if let Some(&owner) = cause.get_ref().and_then(|e| e.downcast_ref()) {
+                return foreign_owner(owner, base);
+            }
             let remedy = match (step, cause.kind()) {
                 (DownloadStep::Resolve, _) => "check the base URL and this machine's DNS",
                 (DownloadStep::Connect, io::ErrorKind::ConnectionRefused) => {
@@ -97,6 +101,11 @@ pub(super) fn failed(
         }
         other => unreachable(at_step(other), CHECK_SERVER),
     }
+}
+
+fn foreign_owner(owner: ForeignOwner, base: &BaseUrl) -> Error {
+    let what = format!("nothing was downloaded from {base}: {owner}");
+    error(ErrorKind::Rejected, what, ForeignOwner::REMEDY)
 }
 
 fn tls_failed(cause: &rustls::Error, base: &BaseUrl) -> Error {

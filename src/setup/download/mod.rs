@@ -19,6 +19,7 @@ use crate::crypto::pem;
 use crate::error::Error;
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
+use crate::net::socket_owner::UpstreamOwner;
 use agent::{DownloadStep, StepRecorder, agent};
 use error::BadContent;
 
@@ -34,7 +35,8 @@ pub(crate) fn download(
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
     let limit = config.limits.ca_timeout;
     let recorder = StepRecorder::default();
-    let agent = agent(limit, resolver, roots, &recorder);
+    let owner = (!base.secure()).then(|| UpstreamOwner::new(config.upstream_uid));
+    let agent = agent(limit, resolver, roots, owner, &recorder);
     let failed = |error: ureq::Error| error::failed(&error, recorder.step(), base, limit);
 
     let mut response = agent.get(base.ca_cert_url()).call().map_err(failed)?;
