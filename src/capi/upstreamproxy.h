@@ -168,6 +168,8 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   token-fd            number of an inherited descriptor, not close-on-exec, from which the token is read once
  *   keep-token          switch: do not delete the token file
  *   upstream-ca         PEM file with additional roots for connections to the upstream; with embedded, for verifying targets
+ *   upstream-uid        another user ID whose process may have the port of an http upstream; default only this user and
+ *                       root. The token is sent to no other
  *   system-ca           PEM file with the base roots; default SSL_CERT_FILE of the environment, or the roots of the
  *                       distribution
  *   ca-bundle           where to write the merged CA bundle for children; default ~/.ccr/ca-bundle.crt, with embedded a
