@@ -30,7 +30,7 @@ use crate::http::base_url::BaseUrl;
 use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::socket_owner::UpstreamOwner;
-use crate::relay::{self, AccessControl, Running, Upstream};
+use crate::relay::{self, Running, Upstream};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{self, ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
@@ -323,6 +323,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
     memory::give_back_heap();
     let listener = relay.local_addr();
     log::info!(
+        target: relay.log_source().target(),
         "relay listens on {listener}, CA bundle {}",
         trust.bundle.display()
     );
@@ -410,9 +411,7 @@ pub(crate) fn start_relay(
 ) -> Result<Running, Error> {
     let socket = bind(config)?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
-    let started = AccessControl::new(config)
-        .and_then(|access| relay::start(socket, access, upstream, bundle, config.limits, cap));
-    started.map_err(|error| {
+    relay::start(socket, config, upstream, bundle, cap).map_err(|error| {
         Error::new(
             Stage::Relay,
             ErrorKind::ResourceLimit,

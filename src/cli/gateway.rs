@@ -129,9 +129,11 @@ fn reload(gateway: &Gateway, sessions: &Path) {
     match Sessions::load(sessions) {
         Ok(sessions) => {
             gateway.replace_sessions(sessions);
-            log::info!("the sessions were read again");
+            log::info!(target: gateway.log_source().target(), "the sessions were read again");
         }
-        Err(error) => log::warn!("the old sessions are kept: {error}"),
+        Err(error) => {
+            log::warn!(target: gateway.log_source().target(), "the old sessions are kept: {error}")
+        }
     }
 }
 

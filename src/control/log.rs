@@ -7,9 +7,36 @@
 //! records that a call is in progress.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use log::{Log, Metadata, Record};
+
+/// The relay or the gateway at one port, as the source of log lines.
+#[derive(Clone, Debug)]
+pub(crate) struct LogSource {
+    name: &'static str,
+    target: String,
+}
+
+impl LogSource {
+    /// The source with this name, `relay` or `gateway`, that listens at `address`.
+    pub(crate) fn new(name: &'static str, address: SocketAddr) -> Self {
+        let target = format!("upstreamproxy::{name}::{}", address.port());
+        Self { name, target }
+    }
+
+    /// The start of its lines about connections: `relay` or `gateway`.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The log target of its lines. It ends with the port, so that the lines of several relays in
+    /// one process can be distinguished.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+}
 
 thread_local! {
     /// Whether this thread is inside the host's logger.

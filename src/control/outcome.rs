@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::control::log;
+use crate::control::log::{self, LogSource};
 use crate::control::rejection::Rejection;
 
 /// Who broke a tunnel.
@@ -128,28 +128,30 @@ impl Outcome {
         self
     }
 
-    /// Writes the log line of the connection; `who` is the relay or the gateway. A connection that
-    /// was neither a tunnel nor a rejection has a line at `debug` only.
-    pub(crate) fn log(&self, who: &str) {
+    /// Writes the log line of the connection. A connection that was neither a tunnel nor a
+    /// rejection has a line at `debug` only.
+    pub(crate) fn log(&self, source: &LogSource) {
+        let (who, target) = (source.name(), source.target());
         let authority = self.authority.as_deref().unwrap_or("-");
         let took = Millis(self.since.elapsed());
         let (up, down) = (self.up, self.down);
         match (&self.reason, self.peer) {
             (EndReason::Rejected(_), Some(peer)) => {
-                log::info!("{who}: {authority} {}, from {peer}, {took}", self.reason);
+                log::info!(target: target, "{who}: {authority} {}, from {peer}, {took}", self.reason);
             }
             (EndReason::Rejected(_), None) => {
-                log::info!("{who}: {authority} {}, {took}", self.reason);
+                log::info!(target: target, "{who}: {authority} {}, {took}", self.reason);
             }
             (EndReason::Answered | EndReason::Abandoned, _) => {
-                log::debug!("{who}: {authority} {}, {took}", self.reason);
+                log::debug!(target: target, "{who}: {authority} {}, {took}", self.reason);
             }
             (EndReason::Panicked, _) => log::error!(
+                target: target,
                 "{who}: {authority} {}, {took}; this is a fault of this program: report it",
                 self.reason
             ),
             (reason, _) => {
-                log::info!("{who}: {authority} {up} bytes up, {down} bytes down, {took}, {reason}");
+                log::info!(target: target, "{who}: {authority} {up} bytes up, {down} bytes down, {took}, {reason}");
             }
         }
     }

@@ -9,6 +9,7 @@ use super::issuer::Issuer;
 use super::policy::Policy;
 use super::unauthenticated::Unauthenticated;
 use crate::config::Limits;
+use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
 use crate::http::pattern::Pattern;
@@ -21,6 +22,7 @@ pub(super) struct GatewayContext {
     pub(super) sessions: RwLock<Arc<Sessions>>,
     pub(super) issuer: Issuer,
     pub(super) intercept: Vec<Pattern>,
+    pub(super) log_source: LogSource,
     /// The TLS server; `None`: http and ws.
     pub(super) tls: Option<Arc<ServerConfig>>,
     /// The TLS client that verifies intercepted targets.

@@ -51,7 +51,7 @@ pub(super) fn begin<'a>(
             Err(error) => error,
         },
     };
-    log::warn!("gateway: {authority}: interception failed: {}", error.why);
+    log::warn!(target: gateway.log_source.target(), "gateway: {authority}: interception failed: {}", error.why);
     let summary = pump.finish_with(&error.alert);
     Err(TunnelSummary {
         reason: EndReason::Broken {

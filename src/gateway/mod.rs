@@ -46,6 +46,7 @@ pub use config::{GatewayConfig, GatewayError};
 pub use identity::TlsIdentity;
 pub use sessions_file::SessionsError;
 
+use crate::control::log::LogSource;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
@@ -101,6 +102,12 @@ impl Gateway {
     /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listening.local_addr()
+    }
+
+    /// The source of its log lines.
+    #[cfg(feature = "cli")]
+    pub(crate) fn log_source(&self) -> &LogSource {
+        &self.context.log_source
     }
 
     /// The base URL for a relay on this machine: `http://` or `https://`, and the address.
@@ -204,6 +211,7 @@ pub(crate) fn start(
         sessions: RwLock::new(Arc::new(config.sessions)),
         issuer,
         intercept: config.intercept,
+        log_source: LogSource::new("gateway", own),
         tls,
         target_tls,
         resolver: Resolver::with_overrides(config.resolve),
@@ -253,8 +261,11 @@ fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayErr
 struct GatewayService(Arc<GatewayContext>);
 
 impl Service for GatewayService {
-    const LOG_NAME: &'static str = "gateway";
     const THREADS: [&'static str; 3] = ["uproxy-gwsuper", "uproxy-gwaccept", "gw"];
+
+    fn log_source(&self) -> &LogSource {
+        &self.0.log_source
+    }
 
     fn serve(
         &self,

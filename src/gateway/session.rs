@@ -108,7 +108,7 @@ fn admit(
         Ok(Handshake::Open(bearer, version)) => return Ok((ws, bearer, version)),
         Ok(Handshake::Answered(reason)) => reason,
         Err(error) => {
-            log::debug!("gateway: a connection from {peer} ended before its upgrade: {error}");
+            log::debug!(target: gateway.log_source.target(), "gateway: a connection from {peer} ended before its upgrade: {error}");
             return Err(EndReason::Abandoned);
         }
     };
@@ -223,7 +223,7 @@ fn no_request(
         let rejection = Rejection::new(400, Phase::Opening, what).detail(error.to_string());
         return reject(gateway, ws, rejection);
     }
-    log::debug!("gateway: a WebSocket from {peer} ended before its opening: {error}");
+    log::debug!(target: gateway.log_source.target(), "gateway: a WebSocket from {peer} ended before its opening: {error}");
     let code = match error {
         TunnelError::TimedOut(_) | TunnelError::PeerSilent | TunnelError::Stopped => {
             CloseCode::Away

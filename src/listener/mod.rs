@@ -148,6 +148,7 @@ pub(crate) fn start<S: Service>(
     counters: Arc<Counters>,
 ) -> io::Result<Listening> {
     let address = socket.local_addr()?;
+    let log_source = service.log_source().clone();
     let tally = Arc::new(Tally::default());
     let (thread_sender, threads) = unbounded();
     let (outcome_sender, outcomes) = unbounded();
@@ -177,7 +178,7 @@ pub(crate) fn start<S: Service>(
         .stack_size(memory::STACK)
         .spawn(move || acceptor.run())?;
     let supervisor = Supervisor {
-        log_name: S::LOG_NAME,
+        log_source,
         threads,
         outcomes,
         acceptor,

@@ -3,16 +3,17 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
+use crate::control::log::LogSource;
 use crate::control::outcome::Outcome;
 
 /// The purpose of a listener: the relay's or the gateway's connections.
 pub(crate) trait Service: Send + Sync + 'static {
-    /// The prefix of log lines about connections.
-    const LOG_NAME: &'static str;
-
     /// The names of the supervisor and the acceptor thread, and the start of each worker's name. A
     /// name has at most 15 bytes.
     const THREADS: [&'static str; 3];
+
+    /// The source of the listener's log lines.
+    fn log_source(&self) -> &LogSource;
 
     /// Serves one connection to its end. If it needs several tunnels, `report` receives the outcome
     /// of each except the last.

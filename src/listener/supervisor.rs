@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
 use super::report::Tally;
-use crate::control::log;
+use crate::control::log::{self, LogSource};
 use crate::control::outcome::Outcome;
 use crate::control::stop::Stop;
 use crate::sys::memory;
@@ -50,7 +50,7 @@ pub(super) enum LogLine {
 
 /// The state of the supervisor thread.
 pub(super) struct Supervisor {
-    pub(super) log_name: &'static str,
+    pub(super) log_source: LogSource,
     pub(super) threads: Receiver<ThreadEvent>,
     pub(super) outcomes: Receiver<LogLine>,
     pub(super) acceptor: JoinHandle<()>,
@@ -118,8 +118,8 @@ impl Supervisor {
 
     fn write(&self, line: LogLine) {
         match line {
-            LogLine::Served(outcome) => outcome.log(self.log_name),
-            LogLine::Warning(what) => log::warn!("{what}"),
+            LogLine::Served(outcome) => outcome.log(&self.log_source),
+            LogLine::Warning(what) => log::warn!(target: self.log_source.target(), "{what}"),
         }
         if self.outcomes.is_empty() {
             self.report_unlogged();
@@ -130,9 +130,10 @@ impl Supervisor {
         let lines = self.tally.unlogged.swap(0, Relaxed);
         if lines > 0 {
             log::warn!(
+                target: self.log_source.target(),
                 "{}: the log is too slow: {lines} lines about connections were dropped; read \
                  it faster, or log less",
-                self.log_name
+                self.log_source.name()
             );
         }
     }

@@ -13,7 +13,7 @@ use rustix::event::PollFlags;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::control::log;
+use crate::control::log::{self, LogSource};
 use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
@@ -56,12 +56,12 @@ impl AccessControl {
     ///
     /// # Errors
     /// The system has no random bytes for a password.
-    pub(crate) fn new(config: &Config) -> io::Result<Self> {
+    pub(super) fn new(config: &Config, source: &LogSource) -> io::Result<Self> {
         let trusted = TrustedUsers::new(None);
         let owners = if config.allow_any_user {
             None
         } else {
-            supported_owners(trusted)
+            supported_owners(trusted, source)
         };
         let password = config.listen_credential.then(Password::new).transpose()?;
         Ok(Self {
@@ -150,7 +150,7 @@ impl AccessControl {
 
 /// The source of the users of connections, if this system has one. Warns if every user can use the
 /// port, or if the answers take long.
-fn supported_owners(trusted: TrustedUsers) -> Option<SocketOwners> {
+fn supported_owners(trusted: TrustedUsers, source: &LogSource) -> Option<SocketOwners> {
     let owners = SocketOwners::new();
     let supported = owners.is_supported();
     let why = if !supported {
@@ -160,6 +160,7 @@ fn supported_owners(trusted: TrustedUsers) -> Option<SocketOwners> {
     } else {
         if !owners.has_netlink() {
             log::warn!(
+                target: source.target(),
                 "netlink is not available: /proc/net/tcp is read for the user of each client, \
                  which costs time if this machine has many connections; permit the address \
                  family AF_NETLINK"
@@ -168,6 +169,7 @@ fn supported_owners(trusted: TrustedUsers) -> Option<SocketOwners> {
         return Some(owners);
     };
     log::warn!(
+                target: source.target(),
         "{why}: every user of this machine can use the port; set --listen-credential to require \
          a password"
     );

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use crate::config::Limits;
+use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
 use crate::crypto::secret::Credentials;
@@ -33,6 +34,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(super) struct RelayContext {
     pub(super) upstream: Upstream,
+    pub(super) log_source: LogSource,
     pub(super) limits: Limits,
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,

@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-pub(crate) use access::AccessControl;
 pub(crate) use context::Upstream;
 #[cfg(feature = "cli")]
 pub(crate) use dial::{DialEvent, trace};
 
-use crate::config::Limits;
+use crate::config::Config;
+use crate::control::log::LogSource;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
@@ -39,6 +39,7 @@ use crate::listener::{self, Listening, Service, ShutdownReport};
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
+use access::AccessControl;
 use context::RelayContext;
 use origin_tls::OriginTls;
 use standby::StandbyPool;
@@ -48,6 +49,7 @@ use state::Relay;
 #[must_use = "dropping it stops the relay"]
 pub(crate) struct Running {
     listening: Listening,
+    log_source: LogSource,
     stats: StatsReader,
     userinfo: Option<String>,
 }
@@ -65,6 +67,11 @@ impl Running {
     /// The address that it listens on.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.listening.local_addr()
+    }
+
+    /// The source of its log lines.
+    pub(crate) fn log_source(&self) -> &LogSource {
+        &self.log_source
     }
 
     /// `user:password` for the proxy URL, if the relay requires a password.
@@ -102,24 +109,27 @@ impl Running {
 /// The socket has no address, or there is no descriptor or thread left.
 pub(crate) fn start(
     socket: TcpListener,
-    access: AccessControl,
+    config: &Config,
     upstream: Upstream,
     bundle: Option<PathBuf>,
-    limits: Limits,
     cap: usize,
 ) -> io::Result<Running> {
-    let limits = limits.bounded();
+    let own_address = socket.local_addr()?;
+    let log_source = LogSource::new("relay", own_address);
+    let access = AccessControl::new(config, &log_source)?;
+    let limits = config.limits.bounded();
     probe_every(&socket, limits.keepalive);
     let userinfo = access.userinfo().map(str::to_owned);
     let stop = Arc::new(Stop::new()?);
     let counters = Arc::new(Counters::default());
     let relay = Arc::new(Relay {
         access,
-        own_address: socket.local_addr()?,
+        own_address,
         standby: StandbyPool::new(limits.standby),
         origin_tls: OriginTls::new(bundle),
         context: Arc::new(RelayContext {
             upstream,
+            log_source: log_source.clone(),
             limits,
             stop: Arc::clone(&stop),
             counters: Arc::clone(&counters),
@@ -131,14 +141,18 @@ pub(crate) fn start(
     let listening = listener::start(socket, relay, cap, limits.drain_timeout, &stop, counters)?;
     Ok(Running {
         listening,
+        log_source,
         stats,
         userinfo,
     })
 }
 
 impl Service for Relay {
-    const LOG_NAME: &'static str = "relay";
     const THREADS: [&'static str; 3] = ["uproxy-super", "uproxy-accept", "tun"];
+
+    fn log_source(&self) -> &LogSource {
+        &self.context.log_source
+    }
 
     fn serve(
         &self,

@@ -171,7 +171,7 @@ impl Inner {
                 .unwrap_or_else(|_| Err(io::Error::other("the dialer panicked").into()));
             if let Err(error) = &dialed {
                 // Before the lock: the logger may take long.
-                log::debug!("relay: dialing ahead failed: {error}");
+                log::debug!(target: context.log_source.target(), "relay: dialing ahead failed: {error}");
             }
             let now = Instant::now();
             let mut state = self.lock();

@@ -58,6 +58,7 @@ impl Relay {
                     | TunnelError::Closed(_)),
                 )) => {
                     log::debug!(
+                        target: context.log_source.target(),
                         "relay: {target}: the standby connection was dead: {error}; dialing"
                     );
                 }

@@ -173,6 +173,49 @@ fn a_logger_that_never_returns_does_not_keep_the_relay_from_stopping() {
     );
 }
 
+static TARGETS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+#[test]
+fn the_target_of_a_line_is_the_relay_or_the_gateway_and_its_port() {
+    let logger = |record: &Record<'_>| {
+        let record = (record.target().to_owned(), record.args().to_string());
+        TARGETS.lock().unwrap().push(record);
+    };
+    in_host_process(
+        "the_target_of_a_line_is_the_relay_or_the_gateway_and_its_port",
+        logger,
+        |roots| {
+            let target = EchoServer::start();
+            let relays = [start(roots).unwrap(), start(roots).unwrap()];
+            let ports = relays.each_ref().map(Handle::port);
+            for relay in relays {
+                use_relay(relay.port(), &target.authority());
+                relay.shutdown(DRAIN);
+            }
+            let lines = TARGETS.lock().unwrap();
+            for port in ports {
+                let of_relay: Vec<_> = lines
+                    .iter()
+                    .filter(|(target, _)| *target == format!("upstreamproxy::relay::{port}"))
+                    .map(|(_, text)| text.as_str())
+                    .collect();
+                for part in ["listens on", "bytes up", "refused 400"] {
+                    let count = of_relay.iter().filter(|text| text.contains(part)).count();
+                    assert_eq!(count, 1, "{part}: {of_relay:#?}");
+                }
+            }
+            for (target, text) in lines.iter() {
+                for name in ["relay", "gateway"] {
+                    let prefix = format!("upstreamproxy::{name}::");
+                    let port = target.strip_prefix(&prefix).map(str::parse::<u16>);
+                    let named = text.starts_with(&format!("{name}: "));
+                    assert!(!named || matches!(port, Some(Ok(_))), "{target}: {text}");
+                }
+            }
+        },
+    );
+}
+
 static STATS: OnceLock<StatsReader> = OnceLock::new();
 static RELAY: Mutex<Option<Handle>> = Mutex::new(None);
 
