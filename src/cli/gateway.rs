@@ -132,7 +132,7 @@ fn reload(gateway: &Gateway, sessions: &Path) {
             log::info!(target: gateway.log_source().target(), "the sessions were read again");
         }
         Err(error) => {
-            log::warn!(target: gateway.log_source().target(), "the old sessions are kept: {error}")
+            log::warn!(target: gateway.log_source().target(), "the old sessions are kept: {error}");
         }
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::control::log::{self, LogSource};
+use crate::control::log;
+use crate::control::log::LogSource;
 use crate::control::rejection::Rejection;
 
 /// Who broke a tunnel.

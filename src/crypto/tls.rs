@@ -18,6 +18,7 @@ use rustls::{CertificateError, ClientConfig, NamedGroup, RootCertStore, Supporte
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 
 use crate::control::log;
+use crate::control::peer_text;
 use crate::http::authority::Host;
 
 /// The cipher suites in the order of preference. AES-128 is first: inside a tunnel the gateway
@@ -116,7 +117,11 @@ pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, 
             "check the host of the base URL",
         ),
         other => (
-            format!("is not acceptable: {other:?}").into(),
+            format!(
+                "is not acceptable: {}",
+                peer_text::bounded(format_args!("{other:?}"))
+            )
+            .into(),
             "report it to the upstream's operator, or name the CA that issued it with --upstream-ca",
         ),
     }

@@ -9,6 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::check::{Check, Step, Verdict};
 use super::far_end::FarEnd;
 use crate::config::Config;
+use crate::control::peer_text;
 use crate::control::phase::Phase;
 use crate::probe::prepared::Prepared;
 use crate::probe::problem::Problem;
@@ -161,5 +162,5 @@ fn issuer_and_expiry(der: &CertificateDer<'_>) -> Option<(String, String)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let expires = certificate.validity().not_after.to_datetime();
     let expires = format!("{} {}", expires.date(), expires.time());
-    Some((certificate.issuer().to_string(), expires))
+    Some((peer_text::bounded(certificate.issuer()), expires))
 }

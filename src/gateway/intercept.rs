@@ -18,6 +18,7 @@ use super::tls_alert;
 use crate::control::deadline::Deadline;
 use crate::control::log;
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
+use crate::control::peer_text;
 use crate::control::phase::Phase;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
@@ -103,7 +104,10 @@ fn add_tls(
         return Err(InterceptError::new(
             AlertDescription::UnrecognisedName,
             Party::Client,
-            format!("the ClientHello names {sni:?}, which is not the host of the CONNECT request"),
+            format!(
+                "the ClientHello names {:?}, which is not the host of the CONNECT request",
+                peer_text::bounded(sni)
+            ),
         ));
     }
     let name = tls::server_name(&authority.host).map_err(|_| {

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
 use super::report::Tally;
-use crate::control::log::{self, LogSource};
+use crate::control::log;
+use crate::control::log::LogSource;
 use crate::control::outcome::Outcome;
 use crate::control::stop::Stop;
 use crate::sys::memory;

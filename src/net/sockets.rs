@@ -118,8 +118,8 @@ impl SocketTable {
         self.connected(sequence)
     }
 
-    /// The socket that listens at `server`, and the socket there that is connected to `peer`, looked
-    /// up in this order.
+    /// The socket that listens at `server`, and then the socket there that is connected to `peer`.
+    /// They are looked up in this order.
     ///
     /// # Errors
     /// The kernel does not answer, or reports an error.

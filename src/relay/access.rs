@@ -13,7 +13,8 @@ use rustix::event::PollFlags;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::control::log::{self, LogSource};
+use crate::control::log;
+use crate::control::log::LogSource;
 use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;

@@ -19,6 +19,7 @@ use super::context::{RelayContext, Upstream};
 use super::rejection::DialError;
 use crate::config::Limits;
 use crate::control::deadline::Deadline;
+use crate::control::peer_text::TEXT_LIMIT;
 use crate::control::phase::Phase;
 #[cfg(feature = "cli")]
 use crate::control::rejection::Rejection;
@@ -245,10 +246,7 @@ impl<'a> Dialer<'a> {
             deadline: wait.deadline.min(Deadline::after(TEXT_TIMEOUT)),
             ..wait
         };
-        let expected = response
-            .text
-            .unwrap_or(opening::TEXT_LIMIT)
-            .min(opening::TEXT_LIMIT);
+        let expected = response.text.unwrap_or(TEXT_LIMIT).min(TEXT_LIMIT);
         // If the text is incomplete, the part that arrived is used.
         let _ = drive_until(&mut conn, &mut received, &wait, |_, received| {
             Ok((received.len() >= expected).then_some(()))

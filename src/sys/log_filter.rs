@@ -23,10 +23,19 @@ pub(crate) fn may_be_shown(metadata: &Metadata<'_>) -> bool {
     this_crate || metadata.level() <= OTHER_CRATES
 }
 
-/// The text of a record on one line: control characters are escaped.
+/// The maximum number of bytes of a line. Texts of peers in this crate's own records are much
+/// shorter; other crates log names from a handshake without a limit.
+const LINE_LIMIT: usize = 16 << 10;
+
+/// The text of a record on one line: control characters are escaped, and a text that is too long is
+/// cut.
 pub(crate) fn one_line(text: &fmt::Arguments<'_>) -> String {
     let mut line = String::new();
     for c in text.to_string().chars() {
+        if line.len() >= LINE_LIMIT {
+            line.push_str(" ... (cut)");
+            break;
+        }
         if c.is_control() {
             line.extend(c.escape_default());
         } else {
@@ -72,5 +81,7 @@ mod tests {
             one_line(&format_args!("a\n\u{1b}[31mb\u{9b}\0")),
             "a\\n\\u{1b}[31mb\\u{9b}\\u{0}"
         );
+        let long = one_line(&format_args!("{}", "x".repeat(100_000)));
+        assert!(long.len() < LINE_LIMIT + 20 && long.ends_with("(cut)"));
     }
 }

@@ -7,6 +7,7 @@ use std::{fmt, io};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::chunk::DecodeError;
+use crate::control::peer_text;
 use crate::control::phase::Phase;
 use crate::http::head::HeadError;
 use crate::net::socket_owner::ForeignOwner;
@@ -252,7 +253,7 @@ impl fmt::Display for TunnelError {
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rustls(error) => error.fmt(f),
+            Self::Rustls(error) => f.write_str(&peer_text::bounded(error)),
             Self::ServerName => f.write_str("no certificate can contain this host's name"),
             Self::TooLarge => f.write_str("a record or flight exceeds 512 KiB"),
             Self::EarlyData => f.write_str("unexpected early data"),

@@ -12,14 +12,13 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::error::{OpeningError, TunnelError};
+use crate::control::peer_text::TEXT_LIMIT;
 use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
 use crate::http::head;
 
 /// The gateway's response when it is connected to the target.
 pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
-/// The maximum number of bytes that are read of the text of a refusal.
-pub(crate) const TEXT_LIMIT: usize = 1 << 10;
 
 /// The relay's request. It contains the parsed authority, never bytes of the client's request.
 pub(crate) fn request(authority: &Authority, credentials: &Credentials) -> Zeroizing<Vec<u8>> {

@@ -433,6 +433,35 @@ fn interception_connects_only_to_the_host_of_the_connect_request() {
 }
 
 #[test]
+fn a_certificate_with_many_names_makes_no_long_log_lines() {
+    let names: Vec<_> = (0..900)
+        .map(|number| format!("{number}-{}.test", "n".repeat(50)))
+        .collect();
+    let (home, origin) = (
+        TempHome::new(),
+        HttpsOrigin::with_certificate_for(NAME, &names),
+    );
+    let ca = origin.ca_file();
+    let gateway = GatewayProcess::start(
+        &home,
+        &[
+            "--intercept",
+            "*",
+            "--resolve",
+            &origin.resolve(),
+            "--target-ca",
+            ca.to_str().unwrap(),
+        ],
+    );
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    request_over_tls(&relay, &origin.authority(), Some(NAME)).unwrap_err();
+    let log = gateway.running.stop().stderr;
+    assert!(log.contains("not valid for name"), "{log}");
+    let longest = log.lines().map(str::len).max();
+    assert!(longest.is_some_and(|length| length < 2048), "{log}");
+}
+
+#[test]
 fn a_target_that_fails_the_tls_handshake_ends_the_interception_with_a_reason() {
     let home = TempHome::new();
     let options = ["--intercept", "*", "--connect-timeout", "500ms"];

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::agent::DownloadStep;
+use crate::control::peer_text;
 use crate::crypto::tls;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
@@ -59,7 +60,10 @@ pub(super) fn failed(
 ) -> Error {
     let unreachable = |what, remedy| error(ErrorKind::Unreachable, what, remedy);
     let at_step = |cause: &dyn std::fmt::Display| {
-        format!("the CA download from {base} failed at {step}: {cause}")
+        format!(
+            "the CA download from {base} failed at {step}: {}",
+            peer_text::bounded(cause)
+        )
     };
     match cause {
         ureq::Error::Timeout(_) => unreachable(
@@ -114,7 +118,10 @@ fn tls_failed(cause: &rustls::Error, base: &BaseUrl) -> Error {
         (format!("the certificate of {base} {flaw}"), remedy)
     } else {
         (
-            format!("the TLS handshake with {base} failed: {cause}"),
+            format!(
+                "the TLS handshake with {base} failed: {}",
+                peer_text::bounded(cause)
+            ),
             "check the base URL, and whether that server uses TLS",
         )
     };

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use tungstenite::handshake::derive_accept_key;
 
 use super::stable_result;
+use crate::control::peer_text::TEXT_LIMIT;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::gateway::Sessions;
 use crate::gateway::client_hello::{self, FirstBytes};
@@ -130,7 +131,7 @@ pub(super) fn answer(bytes: &[u8]) {
         assert!(answer.status >= 200 && answer.len <= bytes.len());
     }
     let text = opening::plain_text(bytes);
-    assert!(text.len() <= opening::TEXT_LIMIT);
+    assert!(text.len() <= TEXT_LIMIT);
     assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
 }
 

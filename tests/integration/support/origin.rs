@@ -39,19 +39,21 @@ impl TestCa {
 
     /// Issues a certificate for `name`. Returns the certificate and its key as PEM.
     pub(crate) fn issue(&self, name: &str) -> (String, String) {
-        let (certificate, key) = self.certificate(name);
+        let (certificate, key) = self.certificate(&[name.to_owned()]);
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    fn certificate(&self, names: &[String]) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
+        let mut params = CertificateParams::new(names).unwrap();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, &names[0]);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    fn server(&self, name: &str) -> ServerConfig {
-        let (certificate, key) = self.certificate(name);
+    fn server(&self, names: &[String]) -> ServerConfig {
+        let (certificate, key) = self.certificate(names);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config =
             ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
@@ -80,13 +82,18 @@ impl HttpsOrigin {
 
     /// Starts an origin called `name`, with `/hello` in its directory.
     pub(crate) fn start(name: &str) -> Self {
+        Self::with_certificate_for(name, &[name.to_owned()])
+    }
+
+    /// The same with a certificate for other names.
+    pub(crate) fn with_certificate_for(name: &str, names: &[String]) -> Self {
         let ca = TestCa::new("upstreamproxy test root");
         let directory = temporary_directory();
         fs::write(directory.path().join("hello"), Self::HELLO).unwrap();
         fs::write(directory.path().join("ca.pem.private"), &ca.pem).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (config, root) = (Arc::new(ca.server(name)), directory.path().to_owned());
+        let (config, root) = (Arc::new(ca.server(names)), directory.path().to_owned());
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (config, root) = (Arc::clone(&config), root.clone());
