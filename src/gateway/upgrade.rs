@@ -35,6 +35,14 @@ pub(crate) enum UpgradeDecision {
 
 /// Decides from the request's `head`, whose bytes are `raw`.
 pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> UpgradeDecision {
+    if head.lacks_host() {
+        let what = "the request has no Host field";
+        return UpgradeDecision::Reject(
+            Rejection::new(400, Phase::Upgrade, what)
+                .remedy("every HTTP/1.1 request must have one")
+                .proxy_status("http_request_error"),
+        );
+    }
     match head.target.as_str() {
         CA_CERT_PATH | WS_PATH if head.method != "GET" => {
             let what = "this endpoint accepts only GET";
@@ -132,9 +140,9 @@ mod tests {
     #[test]
     fn the_ca_needs_no_token_and_the_tunnel_needs_one() {
         let ws = format!("GET {WS_PATH}");
-        assert_eq!(status(&format!("GET {CA_CERT_PATH}"), ""), 200);
-        assert_eq!(status(&format!("HEAD {CA_CERT_PATH}"), ""), 405);
-        assert_eq!(status("GET /", ""), 404);
+        assert_eq!(status(&format!("GET {CA_CERT_PATH}"), "Host:\r\n"), 200);
+        assert_eq!(status(&format!("HEAD {CA_CERT_PATH}"), "Host:\r\n"), 405);
+        assert_eq!(status("GET /", "Host:\r\n"), 404);
         assert_eq!(status(&ws, GOOD), 101);
         assert_eq!(status(&ws, &GOOD.replace("Bearer t", "Bearer u")), 401);
         assert_eq!(status(&ws, &GOOD.replace("Bearer t", "Basic t")), 401);
@@ -144,7 +152,14 @@ mod tests {
             "doubled"
         );
         assert_eq!(status(&ws, &format!("{GOOD}Origin: null\r\n")), 403);
-        assert_eq!(status(&ws, "Authorization: Bearer t\r\n"), 426);
+        assert_eq!(status(&ws, "Host: g\r\nAuthorization: Bearer t\r\n"), 426);
+        for fields in [
+            "",
+            "Authorization: Bearer t\r\n",
+            &GOOD.replace("Host: g", "A: b"),
+        ] {
+            assert_eq!(status(&ws, fields), 400, "{fields}");
+        }
         assert_eq!(status(&ws, &GOOD.replace("13", "8")), 426);
     }
 

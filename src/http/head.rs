@@ -9,6 +9,8 @@
 use std::fmt;
 use std::io::BufRead;
 
+use super::authority::Authority;
+
 /// The longest head in bytes, including its empty line.
 pub(crate) const HEAD_LIMIT: usize = 16 << 10;
 /// The most fields in one head. No usual client sends more in [`HEAD_LIMIT`] bytes.
@@ -148,13 +150,48 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Head
             "the head does not end at its empty line",
         ));
     }
+    let fields = Fields::new(parsed.headers);
+    check_host(&fields)?;
     let head = RequestHead {
         method: method.to_owned(),
         target: target.to_owned(),
         old: parsed.version == Some(0),
-        fields: Fields::new(parsed.headers),
+        fields,
     };
     Ok(Some((head, len)))
+}
+
+/// Rejects what [RFC 9112, section 3.2], requires a server to reject: more than one `Host`, or one
+/// that is not a host with an optional port. It may be empty.
+///
+/// [RFC 9112, section 3.2]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
+fn check_host(fields: &Fields) -> Result<(), HeadError> {
+    let mut hosts = fields.all("host");
+    let Some(host) = hosts.next() else {
+        return Ok(());
+    };
+    if hosts.next().is_some() {
+        return Err(HeadError::Malformed("the request has two Host fields"));
+    }
+    let is_valid = |text: &str| {
+        // RFC 3986, section 3.2.3: the port may be empty.
+        let text = text.strip_suffix(':').unwrap_or(text);
+        text.is_empty() || Authority::parse_or(text, 80).is_ok()
+    };
+    if str::from_utf8(host).is_ok_and(is_valid) {
+        Ok(())
+    } else {
+        Err(HeadError::Malformed("the value of Host is not a host"))
+    }
+}
+
+impl RequestHead {
+    /// Whether it has no `Host`, which every HTTP/1.1 request must have ([RFC 9112, section 3.2]).
+    ///
+    /// [RFC 9112, section 3.2]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
+    pub(crate) fn lacks_host(&self) -> bool {
+        !self.old && !self.fields.has("host")
+    }
 }
 
 /// Parses the head of the final response at the start of `bytes`, after any interim responses ([RFC
@@ -310,6 +347,44 @@ mod tests {
                 String::from_utf8_lossy(head)
             );
         }
+    }
+
+    #[test]
+    fn a_request_has_one_valid_host_at_most() {
+        let head = |host: &str| request(format!("GET / HTTP/1.1\r\n{host}\r\n").as_bytes());
+        for (host, lacks) in [
+            ("", true),
+            ("Host: a.test\r\n", false),
+            ("Host: a.test:\r\n", false),
+            ("Host: [::1]:8443\r\n", false),
+            ("Host: 192.0.2.1:80\r\n", false),
+            ("Host:\r\n", false),
+        ] {
+            let (head, _) = head(host).expect("no error").expect("whole");
+            assert_eq!(head.lacks_host(), lacks, "{host:?}");
+        }
+        for host in [
+            "Host: a\r\nHost: b\r\n",
+            "Host: a\r\nhOST: a\r\n",
+            "Host:\r\nX: 1\r\nHost:\r\n",
+            "Host: a, b\r\n",
+            "Host: a b\r\n",
+            "Host: a/b\r\n",
+            "Host: u@a\r\n",
+            "Host: a:b\r\n",
+            "Host: a:99999\r\n",
+            "Host: [::1\r\n",
+            "Host: http://a\r\n",
+        ] {
+            assert!(
+                matches!(head(host), Err(HeadError::Malformed(_))),
+                "{host:?}"
+            );
+        }
+        let (old, _) = request(b"GET / HTTP/1.0\r\n\r\n")
+            .expect("no error")
+            .expect("whole");
+        assert!(!old.lacks_host());
     }
 
     #[test]

@@ -231,6 +231,10 @@ pub(super) fn requested(
                 .field("Allow", "CONNECT"),
             error => bad_request(error.to_string()).remedy("correct the URL"),
         })?;
+        if head.lacks_host() {
+            return Err(bad_request("the request has no Host field")
+                .remedy("every HTTP/1.1 request must have one"));
+        }
         check(&target.authority, own_address)?;
         return Ok(ClientRequest::Forward(Box::new(head), Box::new(target)));
     }
@@ -241,6 +245,8 @@ pub(super) fn requested(
         return Err(bad_request("a CONNECT request has no body")
             .remedy("send the bytes after the response"));
     }
+    // A CONNECT request without Host is accepted: its target says the same, and simple clients send
+    // nothing else.
     let authority: Authority = head
         .target
         .parse()

@@ -188,7 +188,7 @@ fn one_connection_serves_many_requests_with_any_framing_of_their_bodies() {
         }
     }
     client.send(format!(
-        "HEAD http://{at}/ HTTP/1.1\r\n\r\nGET http://{at}/last HTTP/1.1\r\n\r\n"
+        "HEAD http://{at}/ HTTP/1.1\r\nHost: h\r\n\r\nGET http://{at}/last HTTP/1.1\r\nHost: h\r\n\r\n"
     ));
     let head = client.message(false).unwrap();
     assert!(
@@ -219,7 +219,7 @@ fn requests_to_several_origins_share_the_clients_connection() {
     let mut client = Http::connect(relay.port());
     for (n, origin) in [&first, &second, &second, &first].into_iter().enumerate() {
         client.send(format!(
-            "GET http://{}/{n} HTTP/1.1\r\n\r\n",
+            "GET http://{}/{n} HTTP/1.1\r\nHost: h\r\n\r\n",
             origin.authority()
         ));
         let response = client.message(true).unwrap();
@@ -259,8 +259,9 @@ fn interim_responses_and_early_final_responses_are_forwarded() {
     });
     let at = origin.authority();
     let mut client = Http::connect(relay.port());
-    let head =
-        format!("PUT http://{at}/ HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let head = format!(
+        "PUT http://{at}/ HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    );
     client.send(&head);
     assert_eq!(
         client.message(false).unwrap().start_line(),
@@ -310,7 +311,7 @@ fn after_an_upgrade_both_directions_are_a_stream() {
         stream.shutdown(Shutdown::Write)
     });
     let head = format!(
-        "GET http://{}/chat HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "GET http://{}/chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         origin.authority()
     );
     let (mut stream, response) = request(relay.port(), head.as_bytes());
@@ -388,7 +389,7 @@ fn a_part_of_a_response_never_looks_like_the_whole() {
     ];
     for (bytes, status, text, expected) in cases {
         let origin = CannedServer::start(bytes);
-        let head = format!("GET {}/ HTTP/1.1\r\n\r\n", origin.url());
+        let head = format!("GET {}/ HTTP/1.1\r\nHost: h\r\n\r\n", origin.url());
         let (mut stream, response) = request(relay.port(), head.as_bytes());
         assert_eq!(response.status, status, "{bytes:?}: {response:?}");
         let (rest, ending) = read_to_end(&mut stream);
@@ -419,8 +420,11 @@ fn requests_that_two_readers_could_read_differently_are_rejected() {
         ("Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
         ("Content-Length: -1\r\n\r\n", 400),
         ("X : 1\r\n\r\n", 400),
+        ("Host: a.test\r\n\r\n", 400),
+        ("\r\n", 400),
     ] {
-        let head = format!("POST http://{at}/ HTTP/1.1\r\n{fields}");
+        let host = if fields == "\r\n" { "" } else { "Host: h\r\n" };
+        let head = format!("POST http://{at}/ HTTP/1.1\r\n{host}{fields}");
         let (mut stream, response) = request(relay.port(), head.as_bytes());
         assert_eq!(response.status, status, "{fields:?}: {response:?}");
         assert_eq!(read_to_end(&mut stream).1, Ending::Eof, "{fields:?}");
@@ -433,8 +437,10 @@ fn requests_that_two_readers_could_read_differently_are_rejected() {
         (format!("https://localhost:{port}/"), 403),
         ("http://127.0.0.1:1/".to_owned(), 502),
     ] {
-        let (mut stream, response) =
-            request(port, format!("GET {url} HTTP/1.1\r\n\r\n").as_bytes());
+        let (mut stream, response) = request(
+            port,
+            format!("GET {url} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes(),
+        );
         assert_eq!(response.status, status, "{url}");
         let (rest, _) = read_to_end(&mut stream);
         let body = [response.early, rest].concat();
@@ -457,7 +463,7 @@ fn an_idle_tunnel_that_the_origin_has_closed_is_replaced() {
     let mut client = Http::connect(relay.port());
     for n in 1..=20 {
         client.send(format!(
-            "GET http://{}/ HTTP/1.1\r\n\r\n",
+            "GET http://{}/ HTTP/1.1\r\nHost: h\r\n\r\n",
             origin.authority()
         ));
         assert_eq!(client.message(true).unwrap().body, b"ok");
@@ -475,7 +481,7 @@ fn https_urls_are_requested_with_tls_and_verified() {
     let origin = HttpsOrigin::start("origin.test");
     let script = format!(
         "set -e; url={}; proxy=${{HTTPS_PROXY#http://}}; host=${{proxy%:*}}; port=${{proxy#*:}}
-         printf 'GET %s HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n' \"$url\" |
+         printf 'GET %s HTTP/1.1\\r\\nHost: h\\r\\nConnection: close\\r\\n\\r\\n' \"$url\" |
              curl -sS --max-time 30 telnet://$proxy",
         origin.url("/hello")
     );
@@ -513,7 +519,7 @@ fn an_https_origin_that_is_not_trusted_gets_502_with_the_reason() {
     let origin = HttpsOrigin::start("origin.test");
     let gateway = GatewayProcess::start(&home, &["--resolve", &origin.resolve()]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    let head = format!("GET {} HTTP/1.1\r\n\r\n", origin.url("/hello"));
+    let head = format!("GET {} HTTP/1.1\r\nHost: h\r\n\r\n", origin.url("/hello"));
     let (mut stream, response) = request(relay.port(), head.as_bytes());
     let (rest, _) = read_to_end(&mut stream);
     let body = String::from_utf8([response.early, rest].concat()).unwrap();
@@ -645,7 +651,12 @@ fn socks_clients_authenticate_with_the_password_of_the_proxy_url() {
 
     // The same password is required for requests in absolute-form.
     let origin = mirror();
-    let get = |field: &str| format!("GET http://{}/ HTTP/1.1\r\n{field}\r\n", origin.authority());
+    let get = |field: &str| {
+        format!(
+            "GET http://{}/ HTTP/1.1\r\nHost: h\r\n{field}\r\n",
+            origin.authority()
+        )
+    };
     let mut client = Http::connect(relay.port());
     client.send(get(""));
     let refused = client.message(true).unwrap();

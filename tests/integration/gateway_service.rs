@@ -189,8 +189,9 @@ fn repeated_wrong_tokens_leak_no_resources() {
     assert_tunnel_works(&relay, &target);
     let before = ResourceCounts::of(gateway.running.pid());
     for n in 0..1_000 {
-        let head =
-            format!("GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nAuthorization: Bearer {n}\r\n\r\n");
+        let head = format!(
+            "GET /v1/code/upstreamproxy/ws HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {n}\r\n\r\n"
+        );
         let (mut stream, answer) = request(port_of(&gateway), head.as_bytes());
         assert_eq!(answer.status, 401);
         read_to_end(&mut stream);
@@ -210,7 +211,7 @@ fn a_tls_gateway_survives_clients_that_do_not_speak_tls() {
     let gateway = GatewayProcess::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
     let before = ResourceCounts::of(gateway.running.pid());
     let others: [&[u8]; 5] = [
-        b"GET /v1/code/upstreamproxy/ca-cert HTTP/1.1\r\n\r\n",
+        b"GET /v1/code/upstreamproxy/ca-cert HTTP/1.1\r\nHost: h\r\n\r\n",
         b"\x05\x01\x00",
         &[22, 3, 1, 0xff, 0xff],
         &[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff],

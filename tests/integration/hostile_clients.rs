@@ -462,6 +462,8 @@ fn an_invalid_head_is_refused_and_nothing_is_dialled() {
         "CONNECT a.test:443 HTTP/1.1\nHost: a\n\n",
         "CONNECT a.test:443 HTTP/1.1\r\n folded\r\n\r\n",
         "CONNECT a.test:443 HTTP/1.1\r\nA : b\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test/path\r\n\r\n",
         "CONNECT a.test:443 HTTP/1.1\r\nA: \0\r\n\r\n",
         "CONNECT a.test:443 HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
         "CONNECT a.test:443 HTTP/1.1\r\nContent-Length:\r\n\r\n",
