@@ -41,6 +41,9 @@ pub struct EmbeddedOptions {
     /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list:
     /// no host.
     pub intercept: Option<Vec<Pattern>>,
+    /// Refuses every connection to a host of [`intercept`](Self::intercept) that is not TLS from its
+    /// first byte. Default false: other protocols are passed through unchanged.
+    pub require_tls: bool,
     /// Fixed addresses for names, like curl's `--resolve`. Default none.
     pub resolve: Vec<Override>,
     /// A PEM file of additional roots for verifying targets. Default none.
@@ -56,11 +59,12 @@ pub struct EmbeddedOptions {
 }
 
 impl EmbeddedOptions {
-    /// The embedded gateway that the settings `embedded`, `intercept`, `resolve`, `upstream-ca` and
-    /// `system-ca` describe. The additional roots of `config` verify targets.
+    /// The embedded gateway that the settings `embedded`, `intercept`, `require-tls`, `resolve`,
+    /// `upstream-ca` and `system-ca` describe. The additional roots of `config` verify targets.
     pub(crate) fn from_config(config: &Config) -> Self {
         Self {
             intercept: config.intercept.clone(),
+            require_tls: config.require_tls,
             resolve: config.resolve.clone(),
             target_ca: config.upstream_ca.clone(),
             system_ca: config.system_ca.clone(),
@@ -134,6 +138,7 @@ impl Embedded {
         let mut config = GatewayConfig::new(Sessions::single(credentials))
             .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
             .resolve(options.resolve)
+            .require_tls(options.require_tls)
             // It dials from the client's own machine: it reaches nothing that the client could not
             // reach directly.
             .allow_private(true)

@@ -181,6 +181,8 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   omit-variable       list: variables that are not set for children, in upper and lower case, such as http_proxy
  *   intercept           list, with embedded: targets whose TLS is intercepted: *, example.com or *.example.com, each with
  *                       or without :PORT, or none; default *:443
+ *   require-tls         switch, with embedded: refuse connections to intercepted targets that are not TLS; by default
+ *                       they are passed through
  *   resolve             list, with embedded: HOST:PORT:ADDR, use this address for this name, as in curl
  *   max-tunnels         maximum number of open tunnels, at least 1; further requests are answered 503; default what the
  *                       limits of the process allow, at most 1024

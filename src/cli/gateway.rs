@@ -86,6 +86,7 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
         .listen(gateway.listen)
         .allow_plaintext(gateway.allow_plaintext)
         .resolve(config.resolve)
+        .require_tls(config.require_tls)
         .allow_private(gateway.allow_private)
         .limits(|limits| *limits = config.limits);
     if let Some((cert, key)) = tls_cert.zip(tls_key) {

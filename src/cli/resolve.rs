@@ -248,6 +248,7 @@ mod tests {
             "allow-any-user",
             "listen-credential",
             "require",
+            "require-tls",
         ];
         let lists = ["intercept", "resolve"];
         for opt in Opt::of(Subcommand::Serve).filter(|opt| opt.in_environment) {

@@ -32,7 +32,7 @@ pub(crate) const UPSTREAM_SETTINGS: &[&str] = &[
     "keep-token",
 ];
 /// The settings that matter only with an embedded gateway.
-pub(crate) const EMBEDDED_SETTINGS: &[&str] = &["intercept", "resolve"];
+pub(crate) const EMBEDDED_SETTINGS: &[&str] = &["intercept", "require-tls", "resolve"];
 
 /// The settings of [`start`](crate::start).
 ///
@@ -82,6 +82,8 @@ pub struct Config {
     #[cfg(feature = "gateway")]
     pub(crate) intercept: Option<Vec<Pattern>>,
     #[cfg(feature = "gateway")]
+    pub(crate) require_tls: bool,
+    #[cfg(feature = "gateway")]
     pub(crate) resolve: Vec<Override>,
     pub(crate) limits: Limits,
     pub(crate) harden: bool,
@@ -122,6 +124,8 @@ impl Default for Config {
             omit_variables: Vec::new(),
             #[cfg(feature = "gateway")]
             intercept: None,
+            #[cfg(feature = "gateway")]
+            require_tls: false,
             #[cfg(feature = "gateway")]
             resolve: Vec::new(),
             limits: Limits::default(),

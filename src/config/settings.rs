@@ -160,6 +160,14 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("*:443")
         .setter(|config, value| put_some(&mut config.intercept, patterns(value))),
     #[cfg(feature = "gateway")]
+    Setting::switch("require-tls", TUNNELS)
+        .help(
+            "refuse connections to intercepted targets that are not TLS (with --embedded, or at \
+             the gateway)",
+        )
+        .default("they are passed through")
+        .setter(|config, value| put(&mut config.require_tls, switch(value))),
+    #[cfg(feature = "gateway")]
     Setting::value("resolve", "HOST:PORT:ADDR", TUNNELS)
         .repeatable()
         .help(

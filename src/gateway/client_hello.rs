@@ -1,11 +1,16 @@
-//! Classifies a client's first bytes: a TLS `ClientHello` ([RFC 8446, section 4.1.2]) or another
-//! protocol, which is passed through unchanged.
+//! Classifies a client's first bytes: a TLS `ClientHello` ([RFC 8446, section 4.1.2]), other TLS, or
+//! another protocol, which is passed through unchanged.
+//!
+//! What a TLS server could skip before a `ClientHello` counts as TLS: otherwise one record before
+//! it would switch interception off. It is refused, so that no server's tolerance matters.
 //!
 //! Without I/O, for any bytes. It extracts the server name and the ALPN list and does not take part
 //! in the handshake. `intercept` decides whether the name is acceptable (`manual/protocol.md`,
-//! Interception).
+//! Interception, has the table of first bytes).
 //!
 //! [RFC 8446, section 4.1.2]: https://www.rfc-editor.org/rfc/rfc8446#section-4.1.2
+
+use std::ops::RangeInclusive;
 
 use rustls::AlertDescription;
 use rustls::server::Acceptor;
@@ -29,6 +34,23 @@ const HANDSHAKE_HEADER: usize = 4;
 const CONTENT_HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 
+/// Any byte.
+const ANY: RangeInclusive<u8> = 0..=0xff;
+/// What the first bytes of TLS look like: one row per form, one range per byte.
+const TLS_FORMS: [&[RangeInclusive<u8>]; 7] = [
+    // A record of version 3.x: change_cipher_spec, alert, handshake, application_data, heartbeat.
+    &[20..=24, 3..=3],
+    // Not every server checks the first byte of the version: Go's crypto/tls accepts 0 to 15 in an
+    // alert and in a ClientHello. A whole ChangeCipherSpec or an empty record might be skipped.
+    &[20..=20, ANY, ANY, 0..=0, 1..=1, 1..=1],
+    &[21..=21, ANY, ANY, 0..=0, 2..=2],
+    &[22..=22, ANY, ANY, ANY, ANY, CLIENT_HELLO..=CLIENT_HELLO],
+    &[22..=22, ANY, ANY, 0..=0, 0..=0],
+    // A ClientHello in an SSL 2 record, of version 3.x or 2 (RFC 5246, appendix E.2).
+    &[0x80..=0xff, ANY, 1..=1, 3..=3],
+    &[0x80..=0xff, ANY, 1..=1, 0..=0, 2..=2],
+];
+
 /// What a client has sent so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FirstBytes {
@@ -38,7 +60,7 @@ pub(crate) enum FirstBytes {
     NotTls,
     /// A `ClientHello`.
     Hello(ClientHello),
-    /// TLS, but an invalid `ClientHello`.
+    /// TLS, but no valid `ClientHello`.
     Broken {
         /// The alert to send before closing, as a record.
         alert: Vec<u8>,
@@ -62,8 +84,10 @@ pub(crate) struct ClientHello {
 /// It may be called for every byte that arrives: until the hello is complete, it reads only the
 /// record headers.
 pub(crate) fn sniff(bytes: &[u8]) -> FirstBytes {
-    if !may_begin_a_hello(bytes) {
-        return FirstBytes::NotTls;
+    match is_tls(bytes) {
+        Some(true) => {}
+        Some(false) => return FirstBytes::NotTls,
+        None => return FirstBytes::NeedMore,
     }
     match extent(bytes) {
         Extent::Open => FirstBytes::NeedMore,
@@ -72,21 +96,30 @@ pub(crate) fn sniff(bytes: &[u8]) -> FirstBytes {
     }
 }
 
-/// Whether these bytes, however few, can be the beginning of a record with a `ClientHello`.
-fn may_begin_a_hello(bytes: &[u8]) -> bool {
-    let length = bytes.get(3..RECORD_HEADER).and_then(big_endian);
-    let fits = |(at, &byte): (usize, &u8)| match at {
-        0 => byte == CONTENT_HANDSHAKE,
-        1 => byte == 3,
-        // The third byte "MUST be ignored for all purposes" (RFC 8446, section 5.1), and some
-        // servers ignore it.
-        3 => u16::from(byte) <= FRAGMENT_LIMIT >> 8,
-        // An empty record must not bypass interception: some servers skip it and read the next one.
-        5 => byte == CLIENT_HELLO || length == Some(0),
-        _ => true,
-    };
-    let begins = bytes.iter().take(RECORD_HEADER + 1).enumerate().all(fits);
-    begins && length.is_none_or(|length| length <= usize::from(FRAGMENT_LIMIT))
+/// Classifies `bytes` of a client that sends no more.
+pub(crate) fn sniff_all(bytes: &[u8]) -> FirstBytes {
+    match sniff(bytes) {
+        FirstBytes::NeedMore if is_tls(bytes).is_some() => broken(
+            AlertDescription::DecodeError,
+            "the client ended in the middle of it",
+        ),
+        FirstBytes::NeedMore => FirstBytes::NotTls,
+        decided => decided,
+    }
+}
+
+/// Whether the bytes have one of the [`TLS_FORMS`]; `None` if that needs more bytes.
+fn is_tls(bytes: &[u8]) -> Option<bool> {
+    let mut undecided = false;
+    for form in TLS_FORMS {
+        let mut pairs = form.iter().zip(bytes);
+        let fits = pairs.all(|(range, byte)| range.contains(byte));
+        if fits && form.len() <= bytes.len() {
+            return Some(true);
+        }
+        undecided |= fits;
+    }
+    (!undecided).then_some(false)
 }
 
 /// Where the `ClientHello` at the beginning of the bytes ends.
@@ -102,9 +135,28 @@ enum Extent<'a> {
     },
 }
 
-/// Finds the end of the handshake message that begins in the first record.
+/// Finds the end of the `ClientHello` that must begin in the first record. The bytes are TLS.
 fn extent(bytes: &[u8]) -> Extent<'_> {
     let broken = |alert, reason| Extent::Broken { alert, reason };
+    match bytes {
+        // The third byte of a record "MUST be ignored for all purposes" (RFC 8446, section 5.1).
+        [CONTENT_HANDSHAKE, 3, ..] => {}
+        [0x80..=0xff, ..] => {
+            return broken(AlertDescription::ProtocolVersion, "an SSL 2 ClientHello");
+        }
+        [_, 3, ..] => {
+            return broken(
+                AlertDescription::UnexpectedMessage,
+                "another TLS record before it",
+            );
+        }
+        _ => {
+            return broken(
+                AlertDescription::ProtocolVersion,
+                "a record of an unknown version",
+            );
+        }
+    }
     let too_large = broken(AlertDescription::DecodeError, "a ClientHello over 64 KiB");
     let mut message = [0; HANDSHAKE_HEADER];
     let mut joined = 0;
@@ -146,6 +198,12 @@ fn extent(bytes: &[u8]) -> Extent<'_> {
         }
         let present = joined + fragment.len();
         joined += length;
+        if present > 0 && message[0] != CLIENT_HELLO {
+            return broken(
+                AlertDescription::UnexpectedMessage,
+                "another handshake message before it",
+            );
+        }
         if present < HANDSHAKE_HEADER {
             continue;
         }
@@ -356,20 +414,79 @@ mod tests {
         assert_eq!(alert_in(&refused), AlertDescription::DecodeError);
     }
 
+    /// The bytes of an example on the protocol page.
+    fn example(text: &str) -> Vec<u8> {
+        let hello = hello_of("registry.example", &[b"h2"], None);
+        let (header, message) = hello.split_at(RECORD_HEADER);
+        if let Some(text) = text.strip_prefix('"') {
+            return text.trim_end_matches('"').as_bytes().to_vec();
+        }
+        let bytes = text.split_whitespace().map(|word| match word {
+            "LEN" => header[3..].to_vec(),
+            "MSG" => message.to_vec(),
+            byte => vec![u8::from_str_radix(byte, 16).unwrap()],
+        });
+        bytes.collect::<Vec<_>>().concat()
+    }
+
+    /// The cells of the table behind `marker` on the protocol page, without their backticks.
+    pub(crate) fn table(marker: &str) -> Vec<Vec<&'static str>> {
+        let page = include_str!("../manual/protocol.md");
+        let (_, table) = page.split_once(marker).unwrap();
+        let lines = table.trim_start().lines();
+        let rows = lines.map_while(|line| line.strip_prefix('|')?.strip_suffix('|'));
+        let cells = |row: &'static str| row.split('|').map(|cell| cell.trim().trim_matches('`'));
+        rows.skip(2).map(|row| cells(row).collect()).collect()
+    }
+
     #[test]
-    fn other_protocols_are_distinguished_from_tls_by_their_first_bytes() {
+    fn the_first_bytes_on_the_protocol_page_have_their_results_in_every_segmentation() {
+        let rows = table("<!-- first-bytes -->");
+        assert!(rows.len() > 20);
+        for row in rows {
+            let [what, bytes, expected] = row[..] else {
+                panic!("{row:?}");
+            };
+            let bytes = example(bytes);
+            let result = |first: &FirstBytes| match first {
+                FirstBytes::NeedMore => "undecided".to_owned(),
+                FirstBytes::NotTls => "passed through".to_owned(),
+                FirstBytes::Hello(_) => "intercepted".to_owned(),
+                FirstBytes::Broken { .. } => match alert_in(first) {
+                    AlertDescription::UnexpectedMessage => "unexpected_message".to_owned(),
+                    AlertDescription::DecodeError => "decode_error".to_owned(),
+                    AlertDescription::RecordOverflow => "record_overflow".to_owned(),
+                    AlertDescription::ProtocolVersion => "protocol_version".to_owned(),
+                    other => format!("{other:?}"),
+                },
+            };
+            assert_eq!(result(&sniff_all(&bytes)), expected, "{what}");
+            let mut decided = false;
+            for end in 0..=bytes.len() {
+                let first = sniff(&bytes[..end]);
+                decided |= first != FirstBytes::NeedMore;
+                let expected = if decided { expected } else { "undecided" };
+                assert_eq!(result(&first), expected, "{what}, {end} bytes");
+                // If the client ends here, no server can receive a ClientHello.
+                let last = sniff_all(&bytes[..end]);
+                let is_hello = matches!(last, FirstBytes::Hello(_));
+                assert!(
+                    !is_hello || expected == "intercepted",
+                    "{what}, {end} bytes"
+                );
+            }
+            assert!(decided || bytes.is_empty(), "{what}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_need_few_bytes_to_be_recognised() {
         for (bytes, needed) in [
             (b"SSH-2.0-OpenSSH_9.7\r\n".as_slice(), 1),
-            (b"GET / HTTP/1.1\r\n\r\n", 1),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1),
             (b"\x05\x01\x00", 1),
-            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", 1), // PostgreSQL's own request for TLS
-            (b"\x80\x2e\x01\x03\x01", 1),             // SSL 2
-            (b"\x16\xfe\xfd\x00", 2),                 // DTLS
-            (b"\x16\x03\x01\x41", 4),                 // over 16 KiB
-            (b"\x16\x03\x01\x40\x01", 5),             // over 16 KiB
-            (b"\x16\x03\x03\x00\x50\x02", 6),         // a ServerHello
-            (b"\x15\x03\x03\x00\x02\x02\x28", 1),     // an alert
+            (b"\xff\xfd\x03", 3),             // telnet
+            (b"\x16\x01\x00\x01\x85\xa6", 6), // MySQL without TLS
+            (b"\x15\x01\x00\x00\x07", 5),     // MongoDB
         ] {
             for end in 0..=bytes.len() {
                 let expected = if end < needed {
@@ -378,36 +495,19 @@ mod tests {
                     FirstBytes::NotTls
                 };
                 assert_eq!(sniff(&bytes[..end]), expected, "{bytes:?} {end}");
+                assert_eq!(sniff_all(&bytes[..end]), FirstBytes::NotTls);
             }
         }
     }
 
     #[test]
-    fn an_unusual_hello_that_some_servers_accept_is_not_taken_for_another_protocol() {
+    fn a_client_that_ends_inside_a_hello_gets_an_alert() {
         let hello = hello_of("registry.example", &[b"h2"], None);
-        for version in [0, 5, 9, 0xff] {
-            let mut disguised = hello.clone();
-            disguised[2] = version;
-            for end in 0..disguised.len() {
-                assert_eq!(
-                    sniff(&disguised[..end]),
-                    FirstBytes::NeedMore,
-                    "{version} {end}"
-                );
-            }
-            assert!(
-                matches!(
-                    sniff(&disguised),
-                    FirstBytes::Hello(_) | FirstBytes::Broken { .. }
-                ),
-                "{version}"
-            );
+        for end in 2..hello.len() {
+            let refused = sniff_all(&hello[..end]);
+            assert_eq!(alert_in(&refused), AlertDescription::DecodeError, "{end}");
         }
-        let behind_nothing = [b"\x16\x03\x01\x00\x00", hello.as_slice()].concat();
-        let FirstBytes::Broken { reason, .. } = sniff(&behind_nothing) else {
-            panic!("passed through");
-        };
-        assert_eq!(reason, "an empty handshake record");
+        assert_eq!(sniff_all(&hello), sniff(&hello));
     }
 
     #[test]
@@ -484,7 +584,45 @@ mod tests {
         assert_eq!(error, rustls::Error::AlertReceived(expected));
     }
 
+    /// A record of TLS, or something that a careless server may take for one.
+    fn record_like() -> impl Strategy<Value = Vec<u8>> {
+        let body = proptest::collection::vec(any::<u8>(), 0..40);
+        let record = |version: BoxedStrategy<u8>| (20..=24_u8, version, any::<u8>(), body.clone());
+        let whole = |(content, major, minor, body): (u8, u8, u8, Vec<u8>)| {
+            let [high, low] = u16::try_from(body.len()).unwrap().to_be_bytes();
+            [&[content, major, minor, high, low], body.as_slice()].concat()
+        };
+        prop_oneof![
+            record(Just(3).boxed()).prop_map(whole),
+            // Any length, also one over the limit.
+            (20..=24_u8, any::<[u8; 3]>())
+                .prop_map(|(content, [minor, high, low])| vec![content, 3, minor, high, low]),
+            (any::<u8>(), any::<u8>())
+                .prop_map(|(major, minor)| { vec![21, major, minor, 0, 2, 1, 90] }),
+            (any::<u8>(), any::<u8>())
+                .prop_map(|(major, minor)| { vec![20, major, minor, 0, 1, 1] }),
+            (0x80..=0xff_u8, any::<u8>(), any::<u8>())
+                .prop_map(|(high, low, minor)| vec![high, low, 1, 3, minor, 0, 3, 0, 0, 0, 16]),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn no_records_in_front_of_a_hello_make_it_another_protocol(
+            records in proptest::collection::vec(record_like(), 1..4),
+            major in any::<u8>(),
+        ) {
+            let mut hello = hello_of("registry.example", &[b"h2"], None);
+            let bytes = [records.concat(), hello.clone()].concat();
+            let steps = (0..bytes.len()).step_by(bytes.len() / 40 + 1);
+            for end in steps.chain([bytes.len()]) {
+                prop_assert_ne!(sniff(&bytes[..end]), FirstBytes::NotTls, "{} bytes", end);
+            }
+            prop_assert_ne!(sniff_all(&bytes), FirstBytes::NotTls);
+            hello[1] = major;
+            prop_assert_ne!(sniff_all(&hello), FirstBytes::NotTls);
+        }
+
         #[test]
         fn any_bytes_give_a_result(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             sniff(&bytes);

@@ -37,6 +37,7 @@ pub struct GatewayConfig {
     pub(crate) tls: Option<TlsIdentity>,
     pub(crate) interception_ca: Option<TlsIdentity>,
     pub(crate) intercept: Vec<Pattern>,
+    pub(crate) require_tls: bool,
     pub(crate) system_ca: Option<PathBuf>,
     pub(crate) target_ca: Option<PathBuf>,
     pub(crate) resolve: Vec<Override>,
@@ -54,6 +55,7 @@ impl GatewayConfig {
             tls: None,
             interception_ca: None,
             intercept: vec![Pattern::any_on(443)],
+            require_tls: false,
             system_ca: None,
             target_ca: None,
             resolve: Vec::new(),
@@ -94,6 +96,13 @@ impl GatewayConfig {
     /// The targets whose TLS is intercepted. Default `*:443`; an empty list intercepts nothing.
     pub fn intercept(mut self, patterns: impl IntoIterator<Item = Pattern>) -> Self {
         self.intercept = patterns.into_iter().collect();
+        self
+    }
+
+    /// Refuses every connection to a target of [`intercept`](Self::intercept) that is not TLS from
+    /// its first byte. Default false: other protocols are passed through unchanged.
+    pub fn require_tls(mut self, require: bool) -> Self {
+        self.require_tls = require;
         self
     }
 

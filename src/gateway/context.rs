@@ -23,6 +23,8 @@ pub(super) struct GatewayContext {
     pub(super) issuer: Issuer,
     pub(super) intercept: Vec<Pattern>,
     pub(super) log_source: LogSource,
+    /// Refuses what is not TLS on intercepted tunnels.
+    pub(super) require_tls: bool,
     /// The TLS server; `None`: http and ws.
     pub(super) tls: Option<Arc<ServerConfig>>,
     /// The TLS client that verifies intercepted targets.

@@ -15,6 +15,7 @@ mod address_class;
 mod auth;
 mod ca_error;
 mod cert_cache;
+mod client_certificate;
 pub(crate) mod client_hello;
 mod config;
 mod context;
@@ -58,6 +59,7 @@ use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
+use client_certificate::NoClientCertificate;
 use context::GatewayContext;
 use interception_ca::InterceptionCa;
 use issuer::Issuer;
@@ -184,12 +186,13 @@ pub(crate) fn start(
         .and_then(Issuer::new)
         .map_err(|error| GatewayError::new(error.to_string()))?;
     let tls = config.tls.as_ref().map(server_config).transpose()?;
-    let target_tls = tls::client_config(roots).map_err(|error| {
+    let mut target_tls = tls::client_config(roots).map_err(|error| {
         GatewayError::new(format!(
             "targets cannot be verified: {error}; check --target-ca"
         ))
     })?;
     let failed = |what: &str, error: std::io::Error| GatewayError::new(format!("{what}: {error}"));
+    Arc::make_mut(&mut target_tls).client_auth_cert_resolver = Arc::new(NoClientCertificate);
     let socket = listener::bind(listen).map_err(|error| {
         failed(
             &format!("cannot listen on {listen} (choose another address with --listen)"),
@@ -212,6 +215,7 @@ pub(crate) fn start(
         issuer,
         intercept: config.intercept,
         log_source: LogSource::new("gateway", own),
+        require_tls: config.require_tls,
         tls,
         target_tls,
         resolver: Resolver::with_overrides(config.resolve),

@@ -3,7 +3,7 @@
 //!
 //! [RFC 8446, section 6]: https://www.rfc-editor.org/rfc/rfc8446#section-6
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::AlertDescription;
 
 use crate::tunnel::error::{TlsError, TunnelError};
 
@@ -25,13 +25,7 @@ pub(super) fn for_target(error: &TunnelError) -> AlertDescription {
         return AlertDescription::InternalError;
     };
     match error {
-        TlsError::Rustls(rustls::Error::InvalidCertificate(error)) => match error {
-            CertificateError::UnknownIssuer => AlertDescription::UnknownCA,
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                AlertDescription::CertificateExpired
-            }
-            _ => AlertDescription::BadCertificate,
-        },
+        TlsError::Rustls(rustls::Error::InvalidCertificate(error)) => error.clone().into(),
         TlsError::Rustls(rustls::Error::AlertReceived(alert)) => *alert,
         _ => AlertDescription::HandshakeFailure,
     }

@@ -5,7 +5,7 @@
 //! until they are whole records, which are decrypted in place. Handshake messages and alerts are
 //! appended to the caller's buffer in the order in which they must be sent.
 
-#[cfg(feature = "cli")]
+#[cfg(any(feature = "cli", feature = "gateway"))]
 use rustls::ProtocolVersion;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -101,7 +101,7 @@ impl Tls {
     }
 
     /// The negotiated version of TLS; `None` before it is known.
-    #[cfg(feature = "cli")]
+    #[cfg(any(feature = "cli", feature = "gateway"))]
     pub(crate) fn version(&self) -> Option<ProtocolVersion> {
         match &self.endpoint {
             Endpoint::Client(endpoint) => endpoint.protocol_version(),

@@ -2,6 +2,7 @@
 //! refused.
 
 use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +10,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::stream::Target;
 use crate::support::{
-    GatewayProcess, HttpsOrigin, RelayProcess, Running, SpeaksFirstServer, TempHome, connect,
-    finish, need_tool, upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, Running, TempHome, connect,
+    exchange, finish, need_tool, read_to_end, upstreamproxy,
 };
 
 const NAME: &str = "origin.test";
@@ -235,24 +237,207 @@ fn two_embedded_runs_at_the_same_time_do_not_interfere() {
     );
 }
 
+/// The alerts of the protocol page.
+const ALERTS: [(&str, u8); 6] = [
+    ("unexpected_message", 10),
+    ("record_overflow", 22),
+    ("handshake_failure", 40),
+    ("decode_error", 50),
+    ("protocol_version", 70),
+    ("unrecognized_name", 112),
+];
+
+/// The bytes of an example on the protocol page.
+fn example(text: &str, hello: &[u8]) -> Vec<u8> {
+    if let Some(text) = text.strip_prefix('"') {
+        return text.trim_end_matches('"').as_bytes().to_vec();
+    }
+    let bytes = text.split_whitespace().map(|word| match word {
+        "LEN" => hello[3..5].to_vec(),
+        "MSG" => hello[5..].to_vec(),
+        byte => vec![u8::from_str_radix(byte, 16).unwrap()],
+    });
+    bytes.collect::<Vec<_>>().concat()
+}
+
+/// A complete `ClientHello` without a server name.
+fn client_hello() -> Vec<u8> {
+    let provider = rustls::crypto::ring::default_provider().into();
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut client = ClientConnection::new(config.into(), address.into()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// What the target does before the client's first byte.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Before {
+    Silent,
+    Sends(&'static [u8]),
+    Ends,
+}
+
+/// How the client sends its first bytes.
+#[derive(Clone, Copy, Debug)]
+enum Sent {
+    AtOnce,
+    ByteByByte,
+    ThenEnd,
+}
+
+/// Opens a tunnel, sends `bytes`, and asserts that the gateway does what `expected` says.
+#[track_caller]
+fn assert_treated(relay: &RelayProcess, bytes: &[u8], before: Before, sent: Sent, expected: &str) {
+    let context = format!("{before:?} {sent:?} {bytes:?}");
+    let target = Target::start();
+    let (mut client, mut far) = target.tunnel(relay.port());
+    match before {
+        Before::Silent => {}
+        Before::Sends(greeting) => {
+            far.write_all(greeting).unwrap();
+            let mut received = vec![0; greeting.len()];
+            client.read_exact(&mut received).expect(&context);
+            assert_eq!(received, greeting);
+        }
+        Before::Ends => {
+            far.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Eof));
+        }
+    }
+    client.set_nodelay(true).unwrap();
+    match sent {
+        Sent::ByteByByte => {
+            for byte in bytes {
+                // The gateway may have refused the beginning already.
+                let _ = client.write_all(&[*byte]);
+            }
+        }
+        Sent::AtOnce => client.write_all(bytes).unwrap(),
+        Sent::ThenEnd => {
+            client.write_all(bytes).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+    }
+    match expected {
+        "passed through" => {
+            let mut received = vec![0; bytes.len()];
+            far.read_exact(&mut received).expect(&context);
+            assert_eq!(received, bytes, "{context}");
+        }
+        "intercepted" => {
+            let mut received = [0; 64];
+            far.read_exact(&mut received).expect(&context);
+            assert_eq!(received[..2], [22, 3], "{context}");
+            assert_ne!(
+                received[..],
+                bytes[..64],
+                "{context}: the client's own hello"
+            );
+        }
+        alert => {
+            let (received, ending) = read_to_end(&mut client);
+            let code = ALERTS.iter().find(|(name, _)| *name == alert).unwrap().1;
+            if before == Before::Ends {
+                // The end of the target was forwarded, so no alert can follow.
+                assert!(received.is_empty(), "{context}");
+            } else if !(received.is_empty() && ending == Ending::Reset) {
+                assert_eq!(received, [21, 3, 3, 0, 2, 2, code], "{context}");
+            }
+            drop(client);
+            let reached = read_to_end(&mut far).0;
+            assert!(
+                reached.is_empty(),
+                "{context}: the target received {reached:?}"
+            );
+        }
+    }
+}
+
+/// The rows of the table behind `marker` on the protocol page.
+fn table(marker: &str) -> Vec<Vec<&'static str>> {
+    let page = include_str!("../../src/manual/protocol.md");
+    let (_, table) = page.split_once(marker).unwrap();
+    let lines = table.trim_start().lines();
+    let rows = lines.map_while(|line| line.strip_prefix('|')?.strip_suffix('|'));
+    let cells = |row: &'static str| row.split('|').map(|cell| cell.trim().trim_matches('`'));
+    rows.skip(2).map(|row| cells(row).collect()).collect()
+}
+
 #[test]
-fn a_target_that_speaks_first_is_never_intercepted() {
+fn the_first_bytes_on_the_protocol_page_have_their_results_whoever_speaks_first() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &["--intercept", "*"]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
-    let target = SpeaksFirstServer::start();
-    let (mut tunnel, answer) = connect(relay.port(), &target.authority());
+    let hello = client_hello();
+    for row in table("<!-- first-bytes -->") {
+        let [_, bytes, expected] = row[..] else {
+            panic!("{row:?}");
+        };
+        let bytes = example(bytes, &hello);
+        for sent in [Sent::AtOnce, Sent::ByteByByte, Sent::ThenEnd] {
+            for before in [
+                Before::Silent,
+                Before::Sends(b"220 ready\r\n"),
+                Before::Sends(b"\n"),
+                Before::Sends(&[21, 3, 3, 0, 2, 1, 90]),
+                Before::Sends(&[22]),
+                Before::Ends,
+            ] {
+                let expected = match (expected, before, sent) {
+                    ("intercepted", Before::Silent, Sent::AtOnce | Sent::ByteByByte) => expected,
+                    // The end may arrive with the hello or after it.
+                    ("intercepted", Before::Silent, Sent::ThenEnd) => continue,
+                    ("intercepted", _, _) => "handshake_failure",
+                    _ => expected,
+                };
+                assert_treated(&relay, &bytes, before, sent, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn require_tls_refuses_everything_else_on_intercepted_targets() {
+    let home = TempHome::new();
+    let gateway = GatewayProcess::start(&home, &["--intercept", "127.0.0.1", "--require-tls"]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let hello = client_hello();
+    for row in table("<!-- first-bytes -->") {
+        let bytes = example(row[1], &hello);
+        let expected = match row[2] {
+            "passed through" => "unexpected_message",
+            other => other,
+        };
+        let sent = if bytes.is_empty() {
+            Sent::ThenEnd
+        } else {
+            Sent::AtOnce
+        };
+        assert_treated(&relay, &bytes, Before::Silent, sent, expected);
+    }
+    // Nothing of a target that speaks first reaches the client.
+    for greeting in [b"220 ready\r\n".as_slice(), &[21, 3, 3, 0, 2, 1, 90]] {
+        let target = Target::start();
+        let (mut client, mut far) = target.tunnel(relay.port());
+        far.write_all(greeting).unwrap();
+        let received = read_to_end(&mut client);
+        assert_eq!(received, (vec![21, 3, 3, 0, 2, 2, 10], Ending::Eof));
+    }
+    // A target that is not intercepted is not affected.
+    let echo = EchoServer::start();
+    let (mut client, answer) = connect(relay.port(), &format!("localhost:{}", echo.port()));
     assert_eq!(answer.status, 200);
-    let greeting = SpeaksFirstServer::GREETING.as_bytes();
-    let mut received = answer.early;
-    let early = received.len();
-    received.resize(greeting.len(), 0);
-    tunnel.read_exact(&mut received[early..]).unwrap();
-    assert_eq!(received, greeting);
-    // The start of a ClientHello. An interception would wait for the rest of it.
-    let sent = [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
-    tunnel.write_all(&sent).unwrap();
-    let mut echoed = [0; 11];
-    tunnel.read_exact(&mut echoed).unwrap();
-    assert_eq!(echoed, sent);
+    assert_eq!(
+        exchange(&mut client, b"plain".to_vec()),
+        (b"plain".to_vec(), Ending::Eof)
+    );
+    drop(client);
+    let log = gateway.running.stop().stderr;
+    assert!(log.contains("which --require-tls does not allow"), "{log}");
 }

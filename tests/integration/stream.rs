@@ -553,19 +553,6 @@ fn a_ping_is_answered_during_a_saturated_upload() {
 }
 
 #[test]
-fn a_target_that_speaks_first_is_not_taken_for_tls_whatever_the_client_answers() {
-    let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
-    let (mut client, mut far) = target.tunnel(pair.relay.port());
-    far.write_all(b"220").unwrap();
-    client.read_exact(&mut [0; 3]).unwrap();
-    // The first byte of a ClientHello.
-    client.write_all(&[0x16]).unwrap();
-    let mut byte = [0];
-    far.read_exact(&mut byte).unwrap();
-    assert_eq!(byte, [0x16]);
-}
-
-#[test]
 fn an_intercepted_target_that_does_not_answer_in_tls_gives_an_alert_and_no_panic() {
     let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
     let (mut client, mut far) = target.tunnel(pair.relay.port());
@@ -579,18 +566,6 @@ fn an_intercepted_target_that_does_not_answer_in_tls_gives_an_alert_and_no_panic
     relay.stop().succeeded();
     let finished = gateway.running.stop();
     assert!(!finished.stderr.contains("panic"), "{finished:#?}");
-}
-
-#[test]
-fn a_client_that_ends_during_an_intercepted_handshake_blocks_no_worker() {
-    let (pair, target) = (Pair::start(&[], &["--intercept", "*"]), Target::start());
-    let (mut client, mut far) = target.tunnel(pair.relay.port());
-    let part = &client_hello()[..20];
-    client.write_all(part).unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(read_to_end(&mut far), (part.to_vec(), Ending::Eof));
-    drop(far);
-    assert_eq!(read_to_end(&mut client), (Vec::new(), Ending::Eof));
 }
 
 #[test]

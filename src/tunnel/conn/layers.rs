@@ -116,6 +116,12 @@ impl Conn {
         self.decode(rest)
     }
 
+    /// Removes TLS inside the WebSocket. What it has queued remains.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn remove_inner_tls(&mut self) {
+        self.inner = None;
+    }
+
     /// Whether data can be sent: the inner TLS handshake is complete, or there is no inner TLS.
     pub(crate) fn accepts_data(&self) -> bool {
         self.inner.as_ref().is_none_or(Tls::established)

@@ -12,6 +12,8 @@ use crate::sys::memory;
 use crate::tunnel::drive::close_and_drain;
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
+#[cfg(feature = "gateway")]
+use crate::tunnel::ws_codec::WsCodec;
 
 /// How long to wait for the client or target to close after everything was delivered.
 const LAST_READ: Duration = Duration::from_secs(1);
@@ -21,14 +23,19 @@ const REMAINING_READS: usize = 32;
 
 impl Pump<'_> {
     /// Replaces the TCP side by `last`, the last bytes for the peer, and ends the tunnel cleanly:
-    /// for a refusal in the client's own protocol. Blocks.
+    /// for a refusal in the client's own protocol. What inner TLS has queued is sent before it.
+    /// Blocks.
     #[cfg(feature = "gateway")]
     pub(crate) fn finish_with(mut self: Box<Self>, last: &[u8]) -> TunnelSummary {
         self.tcp.conn.mark_eof();
         self.ws_deadline = Some(Instant::now() + self.context.limits.close_timeout);
         self.ws.drop_pending();
         self.tcp.drop_pending();
-        self.tcp.pending.extend(last);
+        // The inner TLS is not complete, so it would never accept the end.
+        self.ws.conn.remove_inner_tls();
+        if !self.codec().is_some_and(WsCodec::fin_queued) {
+            self.tcp.pending.extend(last);
+        }
         self.run()
     }
 
@@ -227,7 +234,6 @@ impl Pump<'_> {
             self.phase = PumpPhase::Closing {
                 reason,
                 until: Instant::now() + self.context.limits.close_timeout,
-                held_back: self.is_peeking(),
             };
         }
         if self.close_queued() {

@@ -101,4 +101,6 @@ mod state;
 mod timers;
 mod transfer;
 
+#[cfg_attr(not(feature = "gateway"), allow(unused_imports))]
+pub(crate) use state::Held;
 pub(crate) use state::{Pump, PumpContext};

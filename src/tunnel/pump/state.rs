@@ -7,6 +7,8 @@ use super::side::Side;
 use crate::config::Limits;
 use crate::control::metrics::Counters;
 use crate::control::outcome::EndReason;
+#[cfg(feature = "gateway")]
+use crate::control::outcome::Party;
 use crate::control::stop::Stop;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
@@ -33,9 +35,7 @@ pub(super) enum SideError {
 /// The phase of a tunnel.
 #[derive(Debug)]
 pub(super) enum PumpPhase {
-    /// The first bytes from ws are held back while they are inspected.
-    Peeking,
-    /// Data is forwarded in both directions.
+    /// No close frame was queued.
     Open,
     /// A close frame was queued.
     Closing {
@@ -43,9 +43,26 @@ pub(super) enum PumpPhase {
         reason: EndReason,
         /// When the close timeout passes.
         until: Instant,
-        /// Data from ws is still held back.
-        held_back: bool,
     },
+}
+
+/// The first bytes from ws are held back while they are inspected ([`Pump::peek`]).
+#[derive(Debug)]
+pub(super) struct Peek {
+    /// The directions that are held back.
+    pub(super) held: Held,
+    /// When the first bytes must be complete; `None` before there are any.
+    pub(super) until: Option<Instant>,
+}
+
+/// The directions whose data is held back during [`Pump::peek`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "gateway"), allow(dead_code))]
+pub(crate) enum Held {
+    /// Only from ws; what TCP sends first is forwarded.
+    FromWs,
+    /// Both.
+    Both,
 }
 
 /// When data was moved, and when memory can be released.
@@ -92,6 +109,7 @@ pub(crate) struct Pump<'a> {
     /// The WebSocket to the peer.
     pub(super) ws: Side,
     pub(super) phase: PumpPhase,
+    pub(super) peek: Option<Peek>,
     /// The end of the TCP side was forwarded, or starts the linger time.
     pub(super) tcp_finished: bool,
     /// When a refusal must have been delivered; set if the TCP side was replaced by a refusal.
@@ -127,6 +145,7 @@ impl<'a> Pump<'a> {
             tcp: Side::new(tcp, outbound),
             ws: Side::new(ws, inbound),
             phase: PumpPhase::Open,
+            peek: None,
             tcp_finished: false,
             ws_deadline: None,
             keepalive: Keepalive::new(context.limits.keepalive, now),
@@ -161,27 +180,32 @@ impl<'a> Pump<'a> {
         )
     }
 
+    /// Why TLS can no longer be added to both connections, and who is the cause.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn tls_obstacle(&self) -> Option<(Party, &'static str)> {
+        if self.down > 0 || !self.tcp.pending.is_empty() {
+            Some((Party::Target, "the target sent data before the ClientHello"))
+        } else if self.tcp.conn.peer_finished() {
+            Some((Party::Target, "the target ended before the ClientHello"))
+        } else if self.ws_has_ended() || self.is_closing() {
+            Some((Party::Client, "the client ended with its ClientHello"))
+        } else {
+            None
+        }
+    }
+
+    /// Whether nothing more arrives from ws.
+    pub(super) fn ws_has_ended(&self) -> bool {
+        self.ws.conn.peer_finished() || self.ws.conn.eof() || self.peer_close().is_some()
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.phase, PumpPhase::Closing { .. })
     }
 
     /// Whether data from ws is held back for [`Self::peek`].
     pub(super) fn is_peeking(&self) -> bool {
-        matches!(
-            self.phase,
-            PumpPhase::Peeking
-                | PumpPhase::Closing {
-                    held_back: true,
-                    ..
-                }
-        )
-    }
-
-    pub(super) fn stop_peeking(&mut self) {
-        match &mut self.phase {
-            PumpPhase::Closing { held_back, .. } => *held_back = false,
-            phase => *phase = PumpPhase::Open,
-        }
+        self.peek.is_some()
     }
 
     /// Whether the tunnel closes because of the linger timeout.

@@ -49,7 +49,7 @@ impl Pump<'_> {
     pub(super) fn next_timer(&self, draining: Option<Deadline>, now: Instant) -> Option<Instant> {
         let close_timeout = match self.phase {
             PumpPhase::Closing { until, .. } => Some(until),
-            PumpPhase::Peeking | PumpPhase::Open => None,
+            PumpPhase::Open => None,
         };
         let last_activity = self.activity.last_activity;
         let timers = [
@@ -59,6 +59,7 @@ impl Pump<'_> {
             self.silence_timer().map(|(at, _)| at),
             draining.and_then(Deadline::instant),
             self.ws_deadline.filter(|at| *at > now),
+            self.peek.as_ref().and_then(|peek| peek.until),
             self.delivery_check_due(),
         ];
         timers.into_iter().flatten().min()

@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::state::{Direction, Pump, PumpPhase, SideError};
+use super::state::{Direction, Held, Peek, Pump, SideError};
 use crate::control::deadline::Deadline;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, TunnelSummary};
@@ -35,20 +35,30 @@ impl Pump<'_> {
         self.finish(reason)
     }
 
-    /// Passes the data from ws to `decided`, without forwarding it, until that returns true. Ends
-    /// early if TCP sends data first or if a direction ends. Blocks.
+    /// Passes the first bytes from ws to `decide`, with whether ws has ended, until that returns
+    /// true. Forwards none of them before. Ends early if ws ends, if the bytes are not decided
+    /// within `limit` after the first one, or if TCP sends data and `held` includes it. Blocks.
     ///
     /// # Errors
     /// The tunnel has ended.
     #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     pub(crate) fn peek(
         mut self: Box<Self>,
-        mut decided: impl FnMut(&[u8]) -> bool,
+        held: Held,
+        limit: Duration,
+        mut decide: impl FnMut(&[u8], bool) -> bool,
     ) -> Result<Box<Self>, TunnelSummary> {
-        self.phase = PumpPhase::Peeking;
-        while self.is_peeking() {
-            if self.nothing_to_peek_at() || decided(self.ws.pending.filled()) {
-                self.stop_peeking();
+        self.peek = Some(Peek { held, until: None });
+        while let Some(peek) = &mut self.peek {
+            let now = Instant::now();
+            if !self.ws.pending.is_empty() {
+                peek.until.get_or_insert(now + limit);
+            }
+            let overdue = peek.until.is_some_and(|until| until <= now);
+            let tcp_first = held == Held::Both && !self.tcp.pending.is_empty();
+            let ended = self.ws_has_ended();
+            if decide(self.ws.pending.filled(), ended) || ended || overdue || tcp_first {
+                self.peek = None;
                 break;
             }
             match self.turn() {
@@ -61,17 +71,6 @@ impl Pump<'_> {
             }
         }
         Ok(self)
-    }
-
-    /// Whether inspecting the data from ws has no purpose: TCP sent data first, or a direction has
-    /// ended.
-    fn nothing_to_peek_at(&self) -> bool {
-        let ended = self.tcp.conn.peer_finished()
-            || self.ws.conn.peer_finished()
-            || self.peer_close().is_some();
-        // Data from TCP may have been forwarded already.
-        let tcp_sent = !self.tcp.pending.is_empty() || self.activity.last_direction.is_some();
-        ended || tcp_sent
     }
 
     /// One turn: at most one read per side, and the writes that follow. So neither side can starve
@@ -97,9 +96,7 @@ impl Pump<'_> {
             return Ok(ControlFlow::Break(reason));
         }
         self.flush()?;
-        if self.is_peeking()
-            && (self.ws.pending.len() > pending_before || self.nothing_to_peek_at())
-        {
+        if self.is_peeking() && (self.ws.pending.len() > pending_before || self.ws_has_ended()) {
             // The caller of `peek` must inspect this first.
             return Ok(ControlFlow::Continue(()));
         }
@@ -150,8 +147,11 @@ impl Pump<'_> {
     }
 
     fn can_forward_outbound(&self) -> bool {
-        // While peeking it is held back too: the caller must see that TCP sent data first.
-        let may = !self.tcp.pending.is_empty() && !self.is_peeking();
+        let held = self
+            .peek
+            .as_ref()
+            .is_some_and(|peek| peek.held == Held::Both);
+        let may = !self.tcp.pending.is_empty() && !held;
         may && self.ws.conn.flushed() && self.ws.conn.accepts_data() && !self.close_queued()
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use rustls::server::Acceptor;
 use tungstenite::handshake::derive_accept_key;
 
 use super::stable_result;
@@ -136,8 +137,18 @@ pub(super) fn answer(bytes: &[u8]) {
 }
 
 /// A client's first bytes: every segmentation and every division into records gives the same
-/// result.
+/// result, and nothing that a TLS server could accept counts as another protocol.
 pub(super) fn client_hello(bytes: &[u8]) {
+    let is_tls = match bytes {
+        [20..=24, 3, ..] | [0x80..=0xff, _, 1, 3, ..] | [0x80..=0xff, _, 1, 0, 2, ..] => true,
+        _ => reads_as_hello(bytes),
+    };
+    if is_tls {
+        assert_ne!(client_hello::sniff(bytes), FirstBytes::NotTls);
+        assert_ne!(client_hello::sniff_all(bytes), FirstBytes::NotTls);
+    }
+    let end = client_hello::sniff_all(bytes);
+    assert_ne!(end, FirstBytes::NeedMore);
     let answer = stable_result(bytes, |prefix| {
         let answer = client_hello::sniff(prefix);
         (answer != FirstBytes::NeedMore).then_some(answer)
@@ -161,6 +172,19 @@ pub(super) fn client_hello(bytes: &[u8]) {
         }
         Some(FirstBytes::NotTls | FirstBytes::NeedMore) | None => {}
     }
+}
+
+/// Whether rustls accepts the bytes as a `ClientHello`.
+fn reads_as_hello(mut bytes: &[u8]) -> bool {
+    let mut acceptor = Acceptor::default();
+    while matches!(acceptor.read_tls(&mut bytes), Ok(1..)) {
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// A result that can be compared: the types of the parsers' results do not implement `PartialEq`.
