@@ -2,7 +2,8 @@
 //! command line's.
 //!
 //! Other crates log secrets below `warn`: tungstenite logs the upgrade request with its token at
-//! `trace`.
+//! `trace`. The warnings of rustls do not name the peer; this crate reports each error of rustls in
+//! a line that does.
 
 use std::fmt;
 
@@ -14,13 +15,17 @@ const THIS_CRATE: &str = "upstreamproxy";
 /// The most detailed level of other crates that may be shown.
 const OTHER_CRATES: LevelFilter = LevelFilter::Warn;
 
-/// Whether a logger may show the record: one of this crate, or of another crate at `warn` or above.
+/// The crate whose records are never shown.
+const SILENCED_CRATE: &str = "rustls";
+
+/// Whether a logger may show the record: one of this crate, or of most other crates at `warn` or
+/// above.
 pub(crate) fn may_be_shown(metadata: &Metadata<'_>) -> bool {
-    let target = metadata.target();
-    let this_crate = target
-        .strip_prefix(THIS_CRATE)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
-    this_crate || metadata.level() <= OTHER_CRATES
+    let is_of = |name: &str| {
+        let rest = metadata.target().strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    is_of(THIS_CRATE) || (metadata.level() <= OTHER_CRATES && !is_of(SILENCED_CRATE))
 }
 
 /// The maximum number of bytes of a line. Texts of peers in this crate's own records are much
@@ -60,7 +65,7 @@ mod tests {
         for target in [
             "tungstenite::handshake",
             "ureq",
-            "rustls::client",
+            "rustls_x",
             "upstreamproxy_x",
             "",
         ] {
@@ -71,6 +76,13 @@ mod tests {
         }
         for target in ["upstreamproxy", "upstreamproxy::relay"] {
             assert!(may_be_shown(&metadata(target, Level::Trace)), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_records_of_rustls_are_never_shown() {
+        for target in ["rustls", "rustls::msgs::handshake"] {
+            assert!(!may_be_shown(&metadata(target, Level::Error)), "{target}");
         }
     }
 
