@@ -41,8 +41,8 @@ pub struct EmbeddedOptions {
     /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list:
     /// no host.
     pub intercept: Option<Vec<Pattern>>,
-    /// Refuses every connection to a host of [`intercept`](Self::intercept) that is not TLS from its
-    /// first byte. Default false: other protocols are passed through unchanged.
+    /// Refuses every connection to a host of [`intercept`](Self::intercept) that is not TLS from
+    /// its first byte. Default false: other protocols are passed through unchanged.
     pub require_tls: bool,
     /// Fixed addresses for names, like curl's `--resolve`. Default none.
     pub resolve: Vec<Override>,

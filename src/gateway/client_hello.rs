@@ -1,5 +1,5 @@
-//! Classifies a client's first bytes: a TLS `ClientHello` ([RFC 8446, section 4.1.2]), other TLS, or
-//! another protocol, which is passed through unchanged.
+//! Classifies a client's first bytes: a TLS `ClientHello` ([RFC 8446, section 4.1.2]), other TLS,
+//! or another protocol, which is passed through unchanged.
 //!
 //! What a TLS server could skip before a `ClientHello` counts as TLS: otherwise one record before
 //! it would switch interception off. It is refused, so that no server's tolerance matters.
@@ -275,7 +275,7 @@ fn broken(alert: AlertDescription, reason: &str) -> FirstBytes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
@@ -300,6 +300,19 @@ mod tests {
             client.write_tls(&mut bytes).unwrap();
         }
         bytes
+    }
+
+    /// A `ClientHello` with exactly these bytes as its server name.
+    pub(in crate::gateway) fn hello_with_name(name: Option<&str>) -> Vec<u8> {
+        let Some(name) = name else {
+            return hello_of("192.0.2.1", &[], None);
+        };
+        let placeholder = String::leak("x".repeat(name.len()));
+        let mut hello = hello_of(placeholder, &[], None);
+        let mut windows = hello.windows(name.len());
+        let at = windows.rposition(|window| window == placeholder.as_bytes());
+        hello[at.unwrap()..][..name.len()].copy_from_slice(name.as_bytes());
+        hello
     }
 
     /// `message` in handshake records of `fragment` bytes each.
@@ -430,7 +443,7 @@ mod tests {
     }
 
     /// The cells of the table behind `marker` on the protocol page, without their backticks.
-    pub(crate) fn table(marker: &str) -> Vec<Vec<&'static str>> {
+    pub(in crate::gateway) fn table(marker: &str) -> Vec<Vec<&'static str>> {
         let page = include_str!("../manual/protocol.md");
         let (_, table) = page.split_once(marker).unwrap();
         let lines = table.trim_start().lines();

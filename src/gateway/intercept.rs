@@ -127,6 +127,11 @@ impl InterceptError {
     }
 }
 
+/// Whether the server name of a `ClientHello` is `host`.
+fn names(server_name: &str, host: &Host) -> bool {
+    Host::parse(server_name).as_ref() == Ok(host)
+}
+
 /// Adds TLS to both connections of the pump: the target's first, because the client's depends on
 /// it.
 fn add_tls(
@@ -135,15 +140,17 @@ fn add_tls(
     hello: &ClientHello,
     pump: &mut Pump<'_>,
 ) -> Result<(), InterceptError> {
-    if let Some(sni) = &hello.sni
-        && Host::parse(sni).as_ref() != Ok(&authority.host)
+    if let Some(name) = hello
+        .sni
+        .as_deref()
+        .filter(|name| !names(name, &authority.host))
     {
         return Err(InterceptError::new(
             AlertDescription::UnrecognisedName,
             Party::Client,
             format!(
                 "the ClientHello names {:?}, which is not the host of the CONNECT request",
-                peer_text::bounded(sni)
+                peer_text::bounded(name)
             ),
         ));
     }
@@ -233,7 +240,7 @@ fn connect(
         if requested {
             why.push_str(
                 "; it asks for a client certificate, which cannot pass an intercepting gateway: \
-                 exclude this host from --intercept",
+                 choose --intercept patterns that do not match it",
             );
         }
         InterceptError::new(tls_alert::for_target(&error), Party::Target, why)
@@ -264,5 +271,32 @@ fn await_verdict(
         // A server may accept silently.
         Err(TunnelError::TimedOut(_)) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::client_hello::tests::{hello_with_name, table};
+
+    #[test]
+    fn the_names_on_the_protocol_page_have_their_results() {
+        let rows = table("<!-- server-names -->");
+        assert!(rows.len() > 8);
+        for row in rows {
+            let [host, name, expected] = row[..] else {
+                panic!("{row:?}");
+            };
+            let host = Host::parse(host).unwrap();
+            let hello = hello_with_name(Some(name).filter(|name| *name != "none"));
+            let FirstBytes::Hello(hello) = client_hello::sniff(&hello) else {
+                panic!("{row:?}");
+            };
+            let result = match hello.sni {
+                Some(sni) if !names(&sni, &host) => "unrecognized_name",
+                _ => "intercepted",
+            };
+            assert_eq!(result, expected, "{row:?}");
+        }
     }
 }

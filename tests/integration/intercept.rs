@@ -2,18 +2,31 @@
 //! refused.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
+use data_encoding::BASE64;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
+    SupportedProtocolVersion,
+};
+use tungstenite::Message;
+use tungstenite::client::IntoClientRequest;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use upstreamproxy::gateway::{GatewayConfig, Sessions};
+use upstreamproxy::start_gateway;
 
-use crate::stream::Target;
+use crate::stream::{Target, chunk};
 use crate::support::{
-    EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, Running, TempHome, connect,
-    exchange, finish, need_tool, read_to_end, upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, Running, SESSION, TIMEOUT,
+    TOKEN, TempHome, TestCa, connect, exchange, finish, need_tool, read_to_end, upstreamproxy,
 };
 
 const NAME: &str = "origin.test";
@@ -29,6 +42,15 @@ fn handshake(
     origin: &HttpsOrigin,
     bundle: &[u8],
 ) -> std::io::Result<(Vec<CertificateDer<'static>>, String)> {
+    handshake_with(port, &origin.authority(), bundle)
+}
+
+/// The same with another target.
+fn handshake_with(
+    port: u16,
+    target: &str,
+    bundle: &[u8],
+) -> std::io::Result<(Vec<CertificateDer<'static>>, String)> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(bundle).map_while(Result::ok));
     let config =
@@ -37,7 +59,7 @@ fn handshake(
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-    let (stream, answer) = connect(port, &origin.authority());
+    let (stream, answer) = connect(port, target);
     assert_eq!(answer.status, 200);
     let name = ServerName::try_from(NAME).unwrap();
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
@@ -370,7 +392,7 @@ fn table(marker: &str) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn the_first_bytes_on_the_protocol_page_have_their_results_whoever_speaks_first() {
+fn the_first_bytes_on_the_protocol_page_have_their_results_in_any_order() {
     let home = TempHome::new();
     let gateway = GatewayProcess::start(&home, &["--intercept", "*"]);
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
@@ -440,4 +462,221 @@ fn require_tls_refuses_everything_else_on_intercepted_targets() {
     drop(client);
     let log = gateway.running.stop().stderr;
     assert!(log.contains("which --require-tls does not allow"), "{log}");
+}
+
+/// Opens a WebSocket to the gateway and sends the opening, these messages and their end in one
+/// write.
+#[track_caller]
+fn in_one_write(gateway: &GatewayProcess, target: &Target, version_2: bool, rest: Vec<Message>) {
+    let base = gateway.base_url();
+    let mut request = format!("{}/v1/code/upstreamproxy/ws", base.replace("http:", "ws:"))
+        .into_client_request()
+        .unwrap();
+    let headers = request.headers_mut();
+    let bearer = format!("Bearer {TOKEN}").parse().unwrap();
+    headers.insert("Authorization", bearer);
+    if version_2 {
+        let protocol = "upstreamproxy.v2".parse().unwrap();
+        headers.insert("Sec-WebSocket-Protocol", protocol);
+    }
+    let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let (mut ws, _) = tungstenite::client(request, stream).unwrap();
+    let basic = BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
+    let authority = target.authority();
+    let opening =
+        format!("CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic {basic}\r\n\r\n");
+    ws.write(chunk(opening.as_bytes())).unwrap();
+    for message in rest {
+        ws.write(message).unwrap();
+    }
+    ws.flush().unwrap();
+    // Until the gateway has closed.
+    while ws.read().is_ok() {}
+}
+
+#[test]
+fn an_end_in_the_same_read_as_the_hello_does_not_bypass_interception() {
+    let home = TempHome::new();
+    let gateway = GatewayProcess::start(&home, &["--intercept", "*"]);
+    let hello = client_hello();
+    let fin = || Message::binary(vec![0x10, 1]);
+    let close = || {
+        Message::Close(Some(CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        }))
+    };
+    let alert = [21, 3, 3, 0, 2, 1, 90];
+    let both = |bytes: &[u8]| {
+        let with_fin = [&chunk(bytes).into_data()[..], &[0x10, 1]].concat();
+        Message::binary(with_fin)
+    };
+    let cases = [
+        (true, vec![chunk(&hello), fin()]),
+        (true, vec![both(&hello)]),
+        (true, vec![both(&hello), close()]),
+        (true, vec![chunk(&hello), chunk(b"and data"), fin()]),
+        (
+            true,
+            vec![chunk(&hello[..30]), chunk(&hello[30..40]), fin()],
+        ),
+        (true, vec![both(&hello[..3])]),
+        (true, vec![chunk(&alert), chunk(&hello), fin()]),
+        (true, vec![chunk(&hello), close()]),
+        (false, vec![chunk(&hello), close()]),
+        (false, vec![chunk(&hello[..30]), close()]),
+        (false, vec![chunk(&alert), chunk(&hello), close()]),
+    ];
+    for (version_2, messages) in cases {
+        let target = Target::start();
+        let shown = format!("{version_2} {messages:?}");
+        in_one_write(&gateway, &target, version_2, messages);
+        let reached = read_to_end(&mut target.accept()).0;
+        assert!(
+            reached.is_empty(),
+            "{shown}: the target received {reached:?}"
+        );
+    }
+    // Another protocol passes, also with its end.
+    let target = Target::start();
+    in_one_write(&gateway, &target, false, vec![chunk(b"plain"), close()]);
+    let reached = read_to_end(&mut target.accept());
+    assert_eq!(reached, (b"plain".to_vec(), Ending::Eof));
+}
+
+#[test]
+fn a_slow_hello_is_refused_and_a_slow_handshake_ends() {
+    let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
+    let sessions = Sessions::parse(&format!("{SESSION} {TOKEN}")).unwrap();
+    let config = GatewayConfig::new(sessions)
+        .listen("127.0.0.1:0".parse().unwrap())
+        .intercept(["*".parse().unwrap()])
+        .resolve([origin.resolve().parse().unwrap()])
+        .target_ca(origin.ca_file())
+        .allow_private(true)
+        .limits(|limits| {
+            limits.head_timeout = Duration::from_millis(300);
+            limits.connect_timeout = Duration::from_secs(1);
+        });
+    let gateway = start_gateway(config).unwrap();
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let hello = client_hello();
+    // A client that is silent for longer than that, as with a server that speaks first.
+    let quiet = Target::start();
+    let (mut patient, mut patient_far) = quiet.tunnel(relay.port());
+
+    for part in [&hello[..1], &hello[..5], &hello[..100]] {
+        let target = Target::start();
+        let (mut client, mut far) = target.tunnel(relay.port());
+        client.write_all(part).unwrap();
+        let (alert, ending) = read_to_end(&mut client);
+        assert_eq!(
+            (alert, ending),
+            (vec![21, 3, 3, 0, 2, 2, 40], Ending::Eof),
+            "{} bytes",
+            part.len()
+        );
+        drop(client);
+        assert_eq!(read_to_end(&mut far).0, b"");
+    }
+    // A client that receives the gateway's half of the handshake and stops.
+    let (mut client, answer) = connect(relay.port(), &origin.authority());
+    assert_eq!(answer.status, 200);
+    client.write_all(&hello).unwrap();
+    let (flight, ending) = read_to_end(&mut client);
+    assert_eq!((flight[0], ending), (22, Ending::Eof));
+
+    patient_far.write_all(b"220 ready").unwrap();
+    patient.read_exact(&mut [0; 9]).unwrap();
+    patient.write_all(b"EHLO x").unwrap();
+    patient_far.read_exact(&mut [0; 6]).unwrap();
+    drop((patient, patient_far));
+    relay.stop();
+    gateway.shutdown(Duration::ZERO);
+}
+
+/// A TLS server that asks for a client certificate. It echoes the first bytes. Returns its port.
+fn asks_for_certificate(
+    ca: &TestCa,
+    is_required: bool,
+    version: &'static SupportedProtocolVersion,
+    tickets: usize,
+) -> u16 {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let (certificate, key) = ca.issue(NAME);
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap())
+        .unwrap();
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    if !is_required {
+        verifier = verifier.allow_unauthenticated();
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    config.send_tls13_tickets = tickets;
+    let (target, config) = (Target::start(), Arc::new(config));
+    let port = target.authority().rsplit(':').next().unwrap().parse();
+    thread::spawn(move || {
+        loop {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = StreamOwned::new(connection, target.accept());
+            let mut bytes = [0; 64];
+            if let Ok(read) = tls.read(&mut bytes) {
+                let _ = tls.write_all(&bytes[..read]);
+                tls.conn.send_close_notify();
+                let _ = tls.flush();
+            }
+        }
+    });
+    port.unwrap()
+}
+
+#[test]
+fn a_target_that_requires_a_client_certificate_gives_its_alert_and_a_remedy() {
+    let (home, ca) = (TempHome::new(), TestCa::new("client authentication"));
+    let file = home.write("ca.pem", &ca.pem, 0o644);
+    let (tls12, tls13) = (&rustls::version::TLS12, &rustls::version::TLS13);
+    let required = [tls12, tls13].map(|version| asks_for_certificate(&ca, true, version, 2));
+    let optional = [
+        asks_for_certificate(&ca, false, tls12, 0),
+        asks_for_certificate(&ca, false, tls13, 2),
+        asks_for_certificate(&ca, false, tls13, 0),
+    ];
+    let resolve = required
+        .iter()
+        .chain(&optional)
+        .map(|port| format!("--resolve={NAME}:{port}:127.0.0.1"));
+    let target_ca = format!("--target-ca={}", file.display());
+    let options: Vec<_> = resolve.chain([target_ca]).collect();
+    let mut options: Vec<_> = options.iter().map(String::as_str).collect();
+    options.extend(["--intercept", "*"]);
+    let gateway = GatewayProcess::start(&home, &options);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let bundle = std::fs::read(relay.ready["ca_bundle"].as_str().unwrap()).unwrap();
+    let request = |port| handshake_with(relay.port(), &format!("{NAME}:{port}"), &bundle);
+    for port in required {
+        let error = request(port).unwrap_err().to_string();
+        assert!(
+            error.contains("fatal alert: CertificateRequired"),
+            "{error}"
+        );
+    }
+    for port in optional {
+        let (_, reply) = request(port).unwrap();
+        assert!(reply.starts_with("GET /hello"), "{reply}");
+    }
+    let log = gateway.running.stop().stderr;
+    let remedy = |line: &&str| {
+        line.contains("interception failed") && line.contains("asks for a client certificate")
+    };
+    assert_eq!(log.lines().filter(remedy).count(), 2, "{log}");
+    assert!(!log.contains("rustls"), "{log}");
 }
