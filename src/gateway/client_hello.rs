@@ -437,6 +437,7 @@ pub(super) mod tests {
         let bytes = text.split_whitespace().map(|word| match word {
             "LEN" => header[3..].to_vec(),
             "MSG" => message.to_vec(),
+            "PARTS" => records(message, 40),
             byte => vec![u8::from_str_radix(byte, 16).unwrap()],
         });
         bytes.collect::<Vec<_>>().concat()

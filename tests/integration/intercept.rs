@@ -274,9 +274,11 @@ fn example(text: &str, hello: &[u8]) -> Vec<u8> {
     if let Some(text) = text.strip_prefix('"') {
         return text.trim_end_matches('"').as_bytes().to_vec();
     }
+    let record = |part: &[u8]| [&[22, 3, 1, 0, part.len() as u8], part].concat();
     let bytes = text.split_whitespace().map(|word| match word {
         "LEN" => hello[3..5].to_vec(),
         "MSG" => hello[5..].to_vec(),
+        "PARTS" => hello[5..].chunks(40).flat_map(record).collect(),
         byte => vec![u8::from_str_radix(byte, 16).unwrap()],
     });
     bytes.collect::<Vec<_>>().concat()
