@@ -2,7 +2,6 @@
 //! nothing.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,19 +15,30 @@ use super::exit_status::ExitStatus;
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Why COMMAND cannot be run.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+// A name can contain any byte; a message is one line.
+#[error("{} {reason}", name.to_string_lossy().escape_debug())]
 pub(crate) struct CommandError {
     name: OsString,
     reason: NotStartable,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The rest of a sentence that begins with the name of COMMAND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum NotStartable {
+    #[error("was not found; check its name, PATH and its interpreter")]
     NotFound,
+    #[error("is a directory; name a file in it")]
     Directory,
+    #[error("is not executable; chmod +x may help")]
     NotExecutable,
+    #[error(
+        "is neither a program for this machine nor a script with a #! line; name its interpreter"
+    )]
     NotRunnable,
+    #[error("has arguments and variables that are too long; use fewer")]
     ArgumentsTooLong,
+    #[error("could not be started: no process is left; raise the limits on processes and memory")]
     CannotStart,
 }
 
@@ -60,34 +70,6 @@ impl CommandError {
             NotStartable::NotFound => ExitStatus::NOT_FOUND,
             NotStartable::CannotStart => ExitStatus::RUN_USAGE,
             _ => ExitStatus::NOT_EXECUTABLE,
-        }
-    }
-}
-
-impl fmt::Display for CommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name.to_string_lossy();
-        // A name can contain any byte; a message is one line.
-        let name = name.escape_debug();
-        match self.reason {
-            NotStartable::NotFound => write!(
-                f,
-                "{name} was not found; check its name, PATH and its interpreter"
-            ),
-            NotStartable::Directory => write!(f, "{name} is a directory; name a file in it"),
-            NotStartable::NotExecutable => write!(f, "{name} is not executable; chmod +x may help"),
-            NotStartable::NotRunnable => write!(
-                f,
-                "{name} is neither a program for this machine nor a script with a #! line; name its interpreter"
-            ),
-            NotStartable::ArgumentsTooLong => write!(
-                f,
-                "the arguments and variables of {name} are too long; use fewer"
-            ),
-            NotStartable::CannotStart => write!(
-                f,
-                "the process for {name} could not be started; raise the limits on processes and memory"
-            ),
         }
     }
 }

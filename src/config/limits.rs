@@ -14,7 +14,8 @@ pub struct Limits {
     /// Maximum number of open tunnels, at least 1; the next request is answered 503. Default
     /// `None`: what the process limits allow, at most 1024.
     pub max_tunnels: Option<usize>,
-    /// Maximum number of standby connections: WebSocket connections that a relay opens in advance.
+    /// Maximum number of standby connections, which are WebSocket connections that a relay opens in
+    /// advance.
     /// Default 8, at most 64; 0 disables them.
     ///
     /// Their number follows the CONNECT requests of the last 10 s. Each is kept for at most 45 s

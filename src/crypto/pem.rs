@@ -15,7 +15,6 @@
 //! [section 5.1]: https://www.rfc-editor.org/rfc/rfc7468#section-5.1
 
 use std::collections::HashSet;
-use std::fmt;
 
 use data_encoding::BASE64;
 use rustls_pki_types::CertificateDer;
@@ -92,36 +91,21 @@ pub(crate) fn encode(certificates: &[CertificateDer<'_>]) -> String {
 }
 
 /// Why a text is not PEM, and the number of the line (the first is 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PemError {
-    /// A block begins in this line and has no end before the next block or the end of the text.
+    #[error("the block that begins in line {line} is cut off")]
     NotEnded { line: usize },
-    /// The line ends a block that did not begin.
+    #[error("line {line} ends a block that has no beginning")]
     NotBegun { line: usize },
     /// A boundary is incomplete, or the label at the end of a block differs from the one at its
     /// start.
+    #[error("line {line} is a broken block boundary")]
     Boundary { line: usize },
-    /// A certificate begins in this line and is not base64.
+    #[error("the certificate in line {line} is not base64")]
     Base64 { line: usize },
-    /// A certificate begins in this line and is empty.
+    #[error("the certificate in line {line} is empty")]
     Empty { line: usize },
 }
-
-impl fmt::Display for PemError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotEnded { line } => write!(f, "the block that begins in line {line} is cut off"),
-            Self::NotBegun { line } => write!(f, "line {line} ends a block that has no beginning"),
-            Self::Boundary { line } => write!(f, "line {line} is a broken block boundary"),
-            Self::Base64 { line } => {
-                write!(f, "the certificate in line {line} is not base64")
-            }
-            Self::Empty { line } => write!(f, "the certificate in line {line} is empty"),
-        }
-    }
-}
-
-impl std::error::Error for PemError {}
 
 /// The certificates and the broken blocks of a text, in order.
 fn parse(text: &[u8]) -> Vec<Result<CertificateDer<'static>, PemError>> {

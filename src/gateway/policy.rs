@@ -3,7 +3,6 @@
 //! It checks addresses, not names: the addresses that a name or a literal such as `0177.0.0.1`
 //! resolves to are checked, and exactly these are dialed (`manual/protocol.md`).
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::address_class::{AddressClass, class_of, untranslated};
@@ -79,22 +78,18 @@ impl Policy {
     }
 }
 
-/// Why an address is not dialed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why an address is not dialed. The addresses are those from the lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressDenied {
     /// A special-purpose address.
+    #[error("{address} is refused: {class}")]
     Address {
-        /// The address from the lookup.
         address: IpAddr,
-        /// Its class.
         class: AddressClass,
     },
-    /// The gateway's own listener.
-    OwnListener {
-        /// The address from the lookup.
-        address: SocketAddr,
-    },
-    /// The name has no address.
+    #[error("{address} is refused: the gateway's own listener")]
+    OwnListener { address: SocketAddr },
+    #[error("the name has no address")]
     NoAddress,
 }
 
@@ -108,20 +103,6 @@ impl AddressDenied {
         }
     }
 }
-
-impl fmt::Display for AddressDenied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address { address, class } => write!(f, "{address} is refused: {class}"),
-            Self::OwnListener { address } => {
-                write!(f, "{address} is refused: the gateway's own listener")
-            }
-            Self::NoAddress => f.write_str("the name has no address"),
-        }
-    }
-}
-
-impl std::error::Error for AddressDenied {}
 
 #[cfg(test)]
 mod tests {

@@ -107,24 +107,13 @@ pub(crate) struct ResponseHead {
 }
 
 /// Why bytes are not a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadError {
     /// They do not match the grammar of RFC 9112.
+    #[error("{0}")]
     Malformed(&'static str),
-    /// More than [`HEAD_LIMIT`] bytes or [`FIELD_LIMIT`] fields.
+    #[error("the head has more than {HEAD_LIMIT} bytes or {FIELD_LIMIT} fields")]
     TooLarge,
-}
-
-impl fmt::Display for HeadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(what) => f.write_str(what),
-            Self::TooLarge => write!(
-                f,
-                "the head has more than {HEAD_LIMIT} bytes or {FIELD_LIMIT} fields"
-            ),
-        }
-    }
 }
 
 /// Parses a request head at the start of `bytes`. Returns the head and its length, or `None` if

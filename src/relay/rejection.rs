@@ -15,23 +15,19 @@ use crate::net::socket_owner::ForeignOwner;
 use crate::tunnel::error::{TlsError, TunnelError, UpgradeError, exhausted};
 
 /// Why there is no tunnel.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     /// A phase on the path to the gateway failed.
-    Path(TunnelError),
+    #[error(transparent)]
+    Path(#[from] TunnelError),
     /// The gateway answered the CONNECT request with this status, not 2xx.
+    #[error("the gateway answered {status}: {text}")]
     Refused {
         /// The status.
         status: u16,
         /// The text of the response, in printable ASCII; it may be empty.
         text: String,
     },
-}
-
-impl From<TunnelError> for DialError {
-    fn from(error: TunnelError) -> Self {
-        Self::Path(error)
-    }
 }
 
 impl DialError {

@@ -5,7 +5,6 @@
 //! secrets.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
@@ -19,30 +18,15 @@ use zeroize::Zeroizing;
 use crate::control::log;
 
 /// Why a file was not read.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// The operating system reported an error.
-    Io(io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// It is a directory, a device, a FIFO or a socket.
+    #[error("it is not a regular file")]
     NotRegular,
-    /// It has more bytes than this limit.
+    #[error("it is larger than {limit} bytes")]
     TooLarge { limit: usize },
-}
-
-impl From<io::Error> for ReadError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::NotRegular => f.write_str("it is not a regular file"),
-            Self::TooLarge { limit } => write!(f, "it is larger than {limit} bytes"),
-        }
-    }
 }
 
 /// Opens a regular file for reading. Symbolic links are followed.

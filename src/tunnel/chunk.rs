@@ -3,7 +3,6 @@
 //!
 //! Without I/O: every input gives a chunk or an error. WebSocket framing is in [`super::frame`].
 
-use std::fmt;
 use std::ops::Range;
 
 /// The maximum size of the data that a sender puts into one chunk, in bytes.
@@ -146,30 +145,20 @@ fn varint(bytes: &[u8]) -> Result<(u64, usize), DecodeError> {
 }
 
 /// Why a message is not a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
-    /// A field is longer than the rest of the message.
+    #[error("a protobuf field exceeds its message")]
     Truncated,
-    /// A varint has more than ten bytes.
+    #[error("a protobuf varint has more than ten bytes")]
     Varint,
     /// A field number is 0 or has more than 29 bits.
+    #[error("a protobuf field number is out of range")]
     FieldNumber,
     /// A group is not balanced, or nested too deeply.
+    #[error("a protobuf group is not balanced")]
     Group,
-    /// A wire type does not exist.
+    #[error("a protobuf wire type does not exist")]
     WireType,
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Truncated => "a protobuf field exceeds its message",
-            Self::Varint => "a protobuf varint has more than ten bytes",
-            Self::FieldNumber => "a protobuf field number is out of range",
-            Self::Group => "a protobuf group is not balanced",
-            Self::WireType => "a protobuf wire type does not exist",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Errors carry data, not sentences. A caller decides by variant; `Display` is for log lines.
 
-use std::{fmt, io};
+use std::io;
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
@@ -13,124 +13,150 @@ use crate::http::head::HeadError;
 use crate::net::socket_owner::ForeignOwner;
 
 /// Why a tunnel failed, before or during its stream.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum TunnelError {
     /// A system call on the socket failed.
-    Io(io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// The process at the upstream's port belongs to another user.
-    ForeignOwner(ForeignOwner),
+    #[error(transparent)]
+    ForeignOwner(#[from] ForeignOwner),
     /// The peer closed the connection in the middle of an exchange.
+    #[error("the connection ended early")]
     ConnectionEnded,
-    /// TLS failed.
-    Tls(TlsError),
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// The bytes are not an HTTP message head.
-    Http(HeadError),
-    /// The response to the WebSocket upgrade cannot be used.
-    Upgrade(UpgradeError),
-    /// The CONNECT exchange inside the WebSocket cannot be used.
-    Opening(OpeningError),
-    /// The peer violated RFC 6455 or the tunnel protocol.
-    WebSocket(ProtocolError),
+    #[error(transparent)]
+    Http(#[from] HeadError),
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    #[error(transparent)]
+    Opening(#[from] OpeningError),
+    #[error("WebSocket: {0}")]
+    WebSocket(#[from] ProtocolError),
     /// The peer closed the WebSocket with this code before the stream ended.
+    #[error("the WebSocket was closed {}", .0.map_or("without a code".to_owned(), |code| format!("with code {code}")))]
     Closed(Option<u16>),
     /// The phase took too long.
+    #[error("timed out in {0}")]
     TimedOut(Phase),
     /// Nothing was received for three keepalive intervals.
+    #[error("no sign of life for three keepalive intervals")]
     PeerSilent,
     /// The client disconnected before its tunnel was open.
+    #[error("the client disconnected")]
     ClientLeft,
     /// A stop was requested before the tunnel was open.
+    #[error("stopped")]
     Stopped,
 }
 
 /// Why TLS failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// rustls reports an error; certificates that cannot be verified are among them.
-    Rustls(rustls::Error),
-    /// The host cannot be the name in a certificate.
+    #[error("{}", peer_text::bounded(.0))]
+    Rustls(#[from] rustls::Error),
+    #[error("no certificate can contain this host's name")]
     ServerName,
-    /// A record or a handshake flight exceeds 512 KiB.
+    #[error("a record or flight exceeds 512 KiB")]
     TooLarge,
-    /// The peer sent early data, which no configuration of this crate permits.
+    /// No configuration of this crate permits early data.
+    #[error("unexpected early data")]
     EarlyData,
     /// rustls reports received data while data is being encrypted. `Tls::decrypt` leaves no whole
     /// record behind, so this is a defect of this crate.
+    #[error("unexpected data while encrypting")]
     UnexpectedData,
 }
 
 /// Why the response to a WebSocket upgrade cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UpgradeError {
     /// 401, 403 or 407.
+    #[error("the upstream does not accept this session's token")]
     Unauthorized,
     /// 3xx.
+    #[error(
+        "the upstream redirects, and a redirect is not followed: it would send the token to another server"
+    )]
     Redirect,
     /// 404.
+    #[error("the upstream has no tunnel endpoint at this base URL")]
     NotFound,
     /// 2xx: the response of a web page.
+    #[error("the upstream answered with a page instead of switching to WebSocket")]
     Page,
     /// 429 or 5xx.
+    #[error("the upstream answered the upgrade with an error of its own")]
     Unavailable,
     /// Another status that is not 101.
+    #[error("the upstream did not switch to WebSocket")]
     NotSwitched,
     /// A 101 without `Upgrade: websocket` and `Connection: upgrade`.
+    #[error("the upstream's 101 response does not switch to WebSocket")]
     NotWebSocket,
-    /// `Sec-WebSocket-Accept` does not match the key.
+    #[error("the upstream's Sec-WebSocket-Accept is wrong")]
     WrongAccept,
-    /// `Sec-WebSocket-Extensions` has an extension that was not offered.
+    #[error("the upstream chose a WebSocket extension that was not offered")]
     Extension,
-    /// `Sec-WebSocket-Protocol` has a subprotocol that was not offered.
+    #[error("the upstream chose a WebSocket subprotocol that was not offered")]
     Subprotocol,
 }
 
 /// Why the CONNECT exchange inside the WebSocket cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OpeningError {
-    /// The method is not CONNECT.
     #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
+    #[error("the opening is not a CONNECT request")]
     NotConnect,
-    /// The request target is not an authority.
     #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
+    #[error("the target of the opening is not an authority")]
     NoAuthority,
-    /// The response is a 101.
+    #[error("the gateway answered the opening with a 101")]
     SwitchedProtocols,
-    /// The gateway sent data before the request.
+    #[error("the gateway sent data before the opening")]
     EarlyResponse,
 }
 
 /// How the peer violated RFC 6455 or the tunnel protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProtocolError {
-    /// An unassigned opcode.
+    #[error("an unassigned opcode")]
     Opcode,
-    /// A reserved bit is set.
+    #[error("a reserved bit is set")]
     ReservedBit,
     /// A frame of the client without a mask, or one of the server with a mask.
+    #[error("wrong masking for this direction")]
     Masking,
-    /// The most significant bit of a 64-bit length is set.
+    #[error("a length over 63 bits")]
     Length,
-    /// A control frame that is fragmented or has more than 125 bytes of payload.
+    #[error("a control frame that is fragmented or over 125 bytes")]
     ControlFrame,
-    /// A continuation frame outside a message.
+    #[error("a continuation frame outside a message")]
     Continuation,
-    /// A new message before the end of a fragmented one.
+    #[error("a new message inside a fragmented one")]
     Interleaved,
     /// A close payload of one byte, with a code that must not be sent, or with a reason that is
     /// not UTF-8.
+    #[error("a close payload that is not allowed")]
     ClosePayload,
     /// A close with code 1000 or 1001 before the end of a fragmented message.
+    #[error("a close in the middle of a message")]
     CloseInMessage,
-    /// A text message.
+    #[error("a text message, only binary ones are allowed")]
     Text,
     /// A message that is not a chunk.
-    Chunk(DecodeError),
-    /// A message over the size limit.
+    #[error(transparent)]
+    Chunk(#[from] DecodeError),
+    #[error("a message over 1 MiB")]
     TooLarge,
     /// The budget that all tunnels of this relay or gateway share for fragmented messages is used
     /// up.
+    #[error("no memory is left for fragmented messages")]
     NoBudget,
-    /// Data after `fin`.
+    #[error("data after fin")]
     DataAfterFin,
 }
 
@@ -175,140 +201,14 @@ pub(crate) fn exhausted(error: &io::Error) -> bool {
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-impl From<io::Error> for TunnelError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<ForeignOwner> for TunnelError {
-    fn from(error: ForeignOwner) -> Self {
-        Self::ForeignOwner(error)
-    }
-}
-
 impl From<rustls::Error> for TunnelError {
     fn from(error: rustls::Error) -> Self {
-        Self::Tls(TlsError::Rustls(error))
-    }
-}
-
-impl From<TlsError> for TunnelError {
-    fn from(error: TlsError) -> Self {
-        Self::Tls(error)
-    }
-}
-
-impl From<HeadError> for TunnelError {
-    fn from(error: HeadError) -> Self {
-        Self::Http(error)
-    }
-}
-
-impl From<UpgradeError> for TunnelError {
-    fn from(error: UpgradeError) -> Self {
-        Self::Upgrade(error)
-    }
-}
-
-impl From<OpeningError> for TunnelError {
-    fn from(error: OpeningError) -> Self {
-        Self::Opening(error)
-    }
-}
-
-impl From<ProtocolError> for TunnelError {
-    fn from(error: ProtocolError) -> Self {
-        Self::WebSocket(error)
+        Self::Tls(error.into())
     }
 }
 
 impl From<DecodeError> for TunnelError {
     fn from(error: DecodeError) -> Self {
-        Self::WebSocket(ProtocolError::Chunk(error))
-    }
-}
-
-impl fmt::Display for TunnelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::ForeignOwner(error) => error.fmt(f),
-            Self::ConnectionEnded => f.write_str("the connection ended early"),
-            Self::Tls(error) => write!(f, "TLS: {error}"),
-            Self::Http(error) => error.fmt(f),
-            Self::Upgrade(error) => error.fmt(f),
-            Self::Opening(error) => error.fmt(f),
-            Self::WebSocket(error) => write!(f, "WebSocket: {error}"),
-            Self::Closed(Some(code)) => write!(f, "the WebSocket was closed with code {code}"),
-            Self::Closed(None) => f.write_str("the WebSocket was closed without a code"),
-            Self::PeerSilent => f.write_str("no sign of life for three keepalive intervals"),
-            Self::TimedOut(phase) => write!(f, "timed out in {phase}"),
-            Self::ClientLeft => f.write_str("the client disconnected"),
-            Self::Stopped => f.write_str("stopped"),
-        }
-    }
-}
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rustls(error) => f.write_str(&peer_text::bounded(error)),
-            Self::ServerName => f.write_str("no certificate can contain this host's name"),
-            Self::TooLarge => f.write_str("a record or flight exceeds 512 KiB"),
-            Self::EarlyData => f.write_str("unexpected early data"),
-            Self::UnexpectedData => f.write_str("unexpected data while encrypting"),
-        }
-    }
-}
-
-impl fmt::Display for UpgradeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unauthorized => "the upstream does not accept this session's token",
-            Self::Redirect => {
-                "the upstream redirects, and a redirect is not followed: it would send the token to another server"
-            }
-            Self::NotFound => "the upstream has no tunnel endpoint at this base URL",
-            Self::Page => "the upstream answered with a page instead of switching to WebSocket",
-            Self::Unavailable => "the upstream answered the upgrade with an error of its own",
-            Self::NotSwitched => "the upstream did not switch to WebSocket",
-            Self::NotWebSocket => "the upstream's 101 response does not switch to WebSocket",
-            Self::WrongAccept => "the upstream's Sec-WebSocket-Accept is wrong",
-            Self::Extension => "the upstream chose a WebSocket extension that was not offered",
-            Self::Subprotocol => "the upstream chose a WebSocket subprotocol that was not offered",
-        })
-    }
-}
-
-impl fmt::Display for OpeningError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotConnect => "the opening is not a CONNECT request",
-            Self::NoAuthority => "the target of the opening is not an authority",
-            Self::SwitchedProtocols => "the gateway answered the opening with a 101",
-            Self::EarlyResponse => "the gateway sent data before the opening",
-        })
-    }
-}
-
-impl fmt::Display for ProtocolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Opcode => "an unassigned opcode",
-            Self::ReservedBit => "a reserved bit is set",
-            Self::Masking => "wrong masking for this direction",
-            Self::Length => "a length over 63 bits",
-            Self::ControlFrame => "a control frame that is fragmented or over 125 bytes",
-            Self::Continuation => "a continuation frame outside a message",
-            Self::Interleaved => "a new message inside a fragmented one",
-            Self::ClosePayload => "a close payload that is not allowed",
-            Self::CloseInMessage => "a close in the middle of a message",
-            Self::Text => "a text message, only binary ones are allowed",
-            Self::Chunk(error) => return error.fmt(f),
-            Self::TooLarge => "a message over 1 MiB",
-            Self::NoBudget => "no memory is left for fragmented messages",
-            Self::DataAfterFin => "data after fin",
-        })
+        Self::WebSocket(error.into())
     }
 }
