@@ -10,199 +10,99 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::config::{
-    BaseUrl, Config, Environment, Limits, SessionId, Source, UPSTREAM_SETTINGS, When,
-};
+use crate::config::{Config, Environment, When};
 use crate::control::log;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};
-use crate::gateway::{self, Gateway, GatewayConfig, GatewayError, Sessions};
-use crate::http::pattern::Pattern;
-use crate::net::address_override::Override;
+use crate::gateway::{self, Gateway, GatewayConfig, Sessions};
 use crate::setup::{capacity, hardening, roots};
 use crate::sys::memory;
 
-/// Settings of the gateway of [`start_embedded`](crate::start_embedded).
-///
-/// # Example
-/// ```
-/// use upstreamproxy::EmbeddedOptions;
-///
-/// let options = EmbeddedOptions {
-///     intercept: Some(vec!["*.example.com".parse()?]),
-///     ..EmbeddedOptions::default()
-/// };
-/// # let _ = options;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct EmbeddedOptions {
-    /// The hosts whose TLS is intercepted. Default `None`: every host on port 443. An empty list:
-    /// no host.
-    pub intercept: Option<Vec<Pattern>>,
-    /// Refuses every connection to a host of [`intercept`](Self::intercept) that is not TLS from
-    /// its first byte. Default false: other protocols are passed through unchanged.
-    pub require_tls: bool,
-    /// Fixed addresses for names, like curl's `--resolve`. Default none.
-    pub resolve: Vec<Override>,
-    /// A PEM file of additional roots for verifying targets. Default none.
-    pub target_ca: Option<PathBuf>,
-    /// The PEM file of base roots for verifying targets. Default `None`: the file that
-    /// `SSL_CERT_FILE` in [`inherited`](Self::inherited) names, else the distribution's.
-    pub system_ca: Option<PathBuf>,
-    /// The environment that `SSL_CERT_FILE` is read from. Default `None`: the environment of this
-    /// process.
-    pub inherited: Option<Environment>,
-    /// Bounds in count and time.
-    pub limits: Limits,
-}
-
-impl EmbeddedOptions {
-    /// The embedded gateway that the settings `embedded`, `intercept`, `require-tls`, `resolve`,
-    /// `upstream-ca` and `system-ca` describe. The additional roots of `config` verify targets.
-    pub(crate) fn from_config(config: &Config) -> Self {
-        Self {
-            intercept: config.intercept.clone(),
-            require_tls: config.require_tls,
-            resolve: config.resolve.clone(),
-            target_ca: config.upstream_ca.clone(),
-            system_ca: config.system_ca.clone(),
-            inherited: Some(config.inherited.clone()),
-            limits: config.limits,
-        }
-    }
-}
+/// How long the gateway's ends of tunnels get to finish after the relay has stopped.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// A gateway inside this process. Dropping it resets its open tunnels and removes its private
 /// directory.
 #[derive(Debug)]
 pub(crate) struct Embedded {
-    base_url: BaseUrl,
-    session_id: SessionId,
-    cap: usize,
     // Before the directory: the gateway must have stopped when its directory is removed.
-    gateway: Option<Gateway>,
-    directory: PrivateDirectory,
+    _gateway: Gateway,
+    _directory: PrivateDirectory,
 }
 
 impl Embedded {
-    /// Starts the gateway on loopback, and points `config` to it.
+    /// Starts the gateway on loopback, and points `config` to it: base URL, session and token file,
+    /// and the bundle's path in the private directory unless a path is set.
     ///
     /// # Errors
     /// No private directory, no randomness, or a setting that the gateway cannot use.
-    pub(crate) fn start_for(config: &mut Config, options: EmbeddedOptions) -> Result<Self, Error> {
+    pub(crate) fn start_for(config: &mut Config) -> Result<Self, Error> {
         if config.harden {
             // The token is generated here. If this fails, the token stage reports it.
             let _ = hardening::protect();
         }
-        let embedded = Self::start(options)?;
-        embedded.configure(config);
-        Ok(embedded)
-    }
-
-    fn start(options: EmbeddedOptions) -> Result<Self, Error> {
-        let failed = |what: &str, error: io::Error| {
-            Error::new(
-                Stage::Gate,
-                ErrorKind::Io,
-                format!("the embedded gateway: {what}: {error}"),
-                "check that TMPDIR is a writable directory",
-            )
-            .caused_by(error)
+        let failed = |kind, what: &str, error: io::Error, remedy| {
+            let what = format!("the embedded gateway: {what}: {error}");
+            Error::new(Stage::Gate, kind, what, remedy).caused_by(error)
         };
-        let no_random = |error: io::Error| {
-            let what = format!("the embedded gateway: no random bytes: {error}");
+        let no_file = |error| {
+            let remedy = "check that TMPDIR is a writable directory";
+            failed(ErrorKind::Io, "no private directory", error, remedy)
+        };
+        let no_random = |error| {
             let remedy = "check that getrandom(2) is permitted";
-            Error::new(Stage::Gate, ErrorKind::Internal, what, remedy).caused_by(error)
+            failed(ErrorKind::Internal, "no random bytes", error, remedy)
         };
-        let base_roots = base_roots(options.system_ca.as_ref(), options.inherited)?;
-        let roots = match &options.target_ca {
-            Some(file) => roots::with_further(&base_roots, file, "--upstream-ca")?,
-            None => base_roots,
-        };
-        let directory = PrivateDirectory::create()
-            .map_err(|error| failed("cannot create the private directory", error))?;
-        let token = random::hex::<32>().map_err(&no_random)?;
-        let session_id = format!("embedded-{}", *random::hex::<8>().map_err(&no_random)?);
-        let session_id: SessionId = session_id
-            .parse()
-            .map_err(|error| failed("the session ID", io::Error::other(error)))?;
-        write_token(&directory.token_file(), &token)
-            .map_err(|error| failed("the token file", error))?;
+        let roots = roots::connection_roots(config, &roots::base_roots(config)?)?;
+        let directory = PrivateDirectory::create().map_err(no_file)?;
+        let token = random::hex::<32>().map_err(no_random)?;
+        let session_id = format!("embedded-{}", *random::hex::<8>().map_err(no_random)?);
+        write_token(&directory.token_file(), &token).map_err(no_file)?;
         let credentials = Credentials {
-            session_id: session_id.to_string(),
+            session_id: session_id.clone(),
             token: Secret::from_zeroizing(token),
         };
-        let cap = capacity::tunnels(options.limits.max_tunnels, true);
-        let mut config = GatewayConfig::new(Sessions::single(credentials))
+        let cap = capacity::tunnels(config.limits.max_tunnels, true);
+        let settings = GatewayConfig::new(Sessions::single(credentials))
             .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
-            .resolve(options.resolve)
-            .require_tls(options.require_tls)
+            .resolve(config.resolve.iter().cloned())
+            .intercept(config.intercept.iter().cloned())
+            .require_tls(config.require_tls)
             // It dials from the client's own machine: it reaches nothing that the client could not
             // reach directly.
             .allow_private(true)
-            .limits(|limits| *limits = options.limits);
-        if let Some(patterns) = options.intercept {
-            config = config.intercept(patterns);
-        }
-        let gateway = gateway::start(config, &roots, cap).map_err(|error| {
-            Error::new(
-                Stage::Gate,
-                ErrorKind::InvalidSetting,
-                format!("the embedded gateway: {error}"),
-                "correct that setting",
-            )
-            .caused_by(error)
-        })?;
-        let base_url = gateway.base_url().parse();
-        Ok(Self {
-            base_url: base_url.map_err(|error| failed("the base URL", io::Error::other(error)))?,
-            session_id,
-            cap,
-            gateway: Some(gateway),
-            directory,
-        })
-    }
+            .limits(|limits| {
+                *limits = config.limits;
+                limits.drain_timeout = DRAIN;
+            });
+        let gateway = gateway::start(settings, &roots, cap)
+            .map_err(|error| error.within(Stage::Gate, "the embedded gateway"))?;
 
-    /// Sets base URL, session and token file, and the bundle's path in the private directory unless
-    /// a path is set.
-    fn configure(&self, config: &mut Config) {
+        // Also: unusable values that these replace no longer matter.
+        config.embedded = true;
         config.when = When::Always;
-        config.base_url = Some(self.base_url.clone());
-        config.session_id = Some(self.session_id.clone());
+        config.base_url = gateway.base_url().parse().ok();
+        config.session_id = session_id.parse().ok();
         config.token = None;
         config.token_fd = None;
         config.keep_token = false;
-        config.token_file = self.directory.token_file();
-        config
-            .ca_bundle
-            .get_or_insert_with(|| self.directory.0.join("ca-bundle.crt"));
+        config.token_file = directory.token_file();
+        let bundle = || directory.0.join("ca-bundle.crt");
+        config.ca_bundle.get_or_insert_with(bundle);
         config.upstream_ca = None;
-        config.limits.max_tunnels = Some(self.cap);
-        // Unusable values that these have replaced no longer matter.
-        for setting in UPSTREAM_SETTINGS {
-            config.record(setting, Source::Host, Ok(()));
-        }
+        config.limits.max_tunnels = Some(cap);
+        Ok(Self {
+            _gateway: gateway,
+            _directory: directory,
+        })
     }
 }
-
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        if let Some(gateway) = self.gateway.take() {
-            gateway.shutdown(DRAIN);
-        }
-    }
-}
-
-/// How long the gateway's ends of tunnels get to finish after the relay has stopped.
-const DRAIN: Duration = Duration::from_secs(1);
 
 /// Starts a gateway: the server end for relays on other machines.
 ///
 /// Blocks for file access, not for the network: it reads the root certificates, binds the address,
-/// starts the threads and returns. It does not fail
-/// open.
+/// starts the threads and returns. It does not fail open.
 ///
 /// # Errors
 /// A setting cannot be used, no root certificates are found, or the address cannot be bound.
@@ -223,8 +123,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// gateway.shutdown(Duration::from_secs(10));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
-    let roots = target_roots(&config).map_err(|error| GatewayError::new(error.to_string()))?;
+pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, Error> {
+    let roots = target_roots(&config)
+        .map_err(|error| error.within(Stage::Gateway, "targets cannot be verified"))?;
     let cap = capacity::tunnels(config.limits.max_tunnels, false);
     let gateway = gateway::start(config, &roots, cap)?;
     // Hundreds of certificates were parsed and dropped.
@@ -235,42 +136,23 @@ pub fn start_gateway(config: GatewayConfig) -> Result<Gateway, GatewayError> {
 
 /// The roots that verify targets, found as the relay finds its base roots.
 fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let base_roots = match base_roots(config.system_ca.as_ref(), None) {
-        // An image without root certificates: only the CA in --target-ca is trusted.
-        Err(error) if config.system_ca.is_none() && config.target_ca.is_some() => {
-            log::debug!(
-                "{}; targets are verified by --target-ca alone",
-                error.what()
-            );
+    let found = roots::base_roots(&Config {
+        system_ca: config.system_ca.clone(),
+        inherited: Environment::of_process(),
+        ..Config::default()
+    });
+    let Some(file) = &config.target_ca else {
+        return found;
+    };
+    let base_roots = match found {
+        // An image without root certificates: only the CA in `target_ca` is trusted.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            log::debug!("{}; targets are verified by target-ca alone", error.what());
             Vec::new()
-        }
-        Err(error) if config.system_ca.is_none() => {
-            let remedy = "install its ca-certificates package, or name a PEM file of root certificates with SSL_CERT_FILE or --target-ca";
-            return Err(Error::new(
-                error.stage(),
-                error.kind(),
-                error.what(),
-                remedy,
-            ));
         }
         found => found?,
     };
-    match &config.target_ca {
-        Some(file) => roots::with_further(&base_roots, file, "--target-ca"),
-        None => Ok(base_roots),
-    }
-}
-
-/// The base roots, as the relay finds its own.
-fn base_roots(
-    system_ca: Option<&PathBuf>,
-    inherited: Option<Environment>,
-) -> Result<Vec<CertificateDer<'static>>, Error> {
-    roots::base_roots(&Config {
-        system_ca: system_ca.cloned(),
-        inherited: inherited.unwrap_or_else(Environment::of_process),
-        ..Config::default()
-    })
+    roots::with_further(&base_roots, file, "target-ca (--target-ca)")
 }
 
 fn write_token(path: &Path, token: &str) -> io::Result<()> {

@@ -20,10 +20,12 @@ pub enum Stage {
     Relay,
     /// Deleting the token file.
     Burn,
+    /// Not a stage of a relay: starting a gateway, or reading its sessions.
+    Gateway,
 }
 
 impl Stage {
-    /// Every stage, in the order in which they run.
+    /// Every stage of a relay, in the order in which they run.
     pub const ALL: &'static [Self] = &[Self::Gate, Self::Token, Self::Ca, Self::Relay, Self::Burn];
 
     /// The name that logs, `doctor` and the JSON output use.
@@ -34,6 +36,7 @@ impl Stage {
             Self::Ca => "ca",
             Self::Relay => "relay",
             Self::Burn => "burn",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -74,6 +77,12 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// Why a text is not a base URL, a session ID, a pattern or an override. It does not contain the
+/// text, which may hold a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ValueError(pub(crate) &'static str);
+
 /// A stage of the lifecycle failed. [`Display`](fmt::Display) prints what failed, where, and what
 /// to do.
 ///
@@ -91,7 +100,8 @@ pub enum ErrorKind {
 /// assert_eq!((error.stage(), error.kind()), (Stage::Gate, ErrorKind::InvalidSetting));
 /// eprintln!("{}; {}", error.what(), error.remedy());
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{what}{}{remedy}", if remedy.is_empty() { "" } else { "; " })]
 pub struct Error {
     stage: Stage,
     kind: ErrorKind,
@@ -124,6 +134,18 @@ impl Error {
         self
     }
 
+    /// The error of the stage of which this one is a part: `part` is what failed.
+    #[cfg(feature = "gateway")]
+    #[must_use]
+    pub(crate) fn within(self, stage: Stage, part: &str) -> Self {
+        let what = format!("{part}: {}", self.what);
+        Self {
+            stage,
+            what,
+            ..self
+        }
+    }
+
     /// The stage that failed.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -150,23 +172,5 @@ impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
         (self.stage, self.kind, &self.what, &self.remedy)
             == (other.stage, other.kind, &other.what, &other.remedy)
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        if self.remedy.is_empty() {
-            return Ok(());
-        }
-        write!(f, "; {}", self.remedy)
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn StdError + 'static))
     }
 }

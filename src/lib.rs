@@ -66,8 +66,8 @@
 //! # Errors
 //! [`start`] does not fail: it returns [`Started::Disabled`] with an [`Error`] that names the
 //! stage, an [`ErrorKind`] to match on, what failed and what to do. [`start_gateway`] does not fail
-//! open: it returns a [`GatewayError`](gateway::GatewayError). Errors of one tunnel go to its
-//! client and to the log.
+//! open: it returns an [`Error`] of [`Stage::Gateway`]. Errors of one tunnel go to its client and
+//! to the log.
 //!
 //! # Log levels
 //! The library writes to the [`log`](https://docs.rs/log) crate; without a logger nothing is
@@ -154,7 +154,7 @@ pub use config::Config;
 pub use control::metrics::{Stats, StatsReader};
 pub use control::stop::Abort;
 #[cfg(feature = "gateway")]
-pub use embedded::{EmbeddedOptions, start_gateway};
+pub use embedded::start_gateway;
 pub use error::{Error, ErrorKind, Stage};
 pub use listener::ShutdownReport;
 #[cfg(feature = "gateway")]

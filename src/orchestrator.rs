@@ -24,7 +24,7 @@ use crate::control::stop::Abort;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::crypto::tls;
 #[cfg(feature = "gateway")]
-use crate::embedded::{Embedded, EmbeddedOptions};
+use crate::embedded::Embedded;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::listener::{self, ShutdownReport};
@@ -168,8 +168,7 @@ impl OwnedGateway {
     pub(crate) fn start_for(config: &mut Config) -> Result<Self, Error> {
         #[cfg(feature = "gateway")]
         if config.uses_embedded_gateway() {
-            let options = EmbeddedOptions::from_config(config);
-            return Embedded::start_for(config, options).map(|gateway| Self(Some(gateway)));
+            return Embedded::start_for(config).map(|gateway| Self(Some(gateway)));
         }
         let _ = config;
         Ok(Self::default())
@@ -187,8 +186,7 @@ impl OwnedGateway {
 
 /// Runs the five stages and returns with a listening relay, or with the reason why proxying is off.
 ///
-/// If the setting `embedded` is on (`UPSTREAMPROXY_EMBEDDED`), this is [`start_embedded`] with the
-/// options in `config`.
+/// If the setting `embedded` is on (`UPSTREAMPROXY_EMBEDDED`), this is [`start_embedded`].
 ///
 /// Blocks the calling thread for the time of set-up: file access, and one HTTPS download that is
 /// bounded by [`Limits::ca_timeout`](crate::config::Limits::ca_timeout) (5 s by default). Another
@@ -211,17 +209,18 @@ impl OwnedGateway {
 pub fn start(config: &Config) -> Started {
     #[cfg(feature = "gateway")]
     if config.uses_embedded_gateway() {
-        return start_embedded(config, EmbeddedOptions::from_config(config));
+        return start_embedded(config);
     }
     supervised(|stage| set_up(config, stage))
 }
 
 /// Runs the five stages in front of a gateway inside this process: no upstream is needed.
 ///
-/// The gateway listens on loopback with a session, a token and a CA of its own, which replace those
-/// of `config` (base URL, session, token file, upstream CA, and the CA bundle unless a path is
-/// set). The handle owns it: the gateway stops after the relay. [`When::Never`] still means that
-/// nothing starts.
+/// The gateway listens on loopback with a session, a token and a CA of its own: base URL, session
+/// ID, token and token file of `config` are ignored, and the CA bundle is temporary unless
+/// [`Config::ca_bundle`] is set. [`Config::intercept`], [`Config::resolve`],
+/// [`Config::upstream_ca`], [`Config::system_ca`] and the limits apply to the gateway. The handle
+/// owns it: the gateway stops after the relay. [`When::Never`] still means that nothing starts.
 ///
 /// Blocks, and reports failures, as [`start`] does.
 ///
@@ -230,10 +229,10 @@ pub fn start(config: &Config) -> Started {
 /// use std::process::Command;
 /// use std::time::Duration;
 ///
-/// use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+/// use upstreamproxy::{Config, start_embedded};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let relay = start_embedded(&Config::from_env(), EmbeddedOptions::default()).into_result()?;
+/// let relay = start_embedded(&Config::from_env()).into_result()?;
 /// let mut command = Command::new("sh");
 /// command.args(["-c", "echo $HTTPS_PROXY"]);
 /// relay.apply_to(&mut command);
@@ -244,14 +243,14 @@ pub fn start(config: &Config) -> Started {
 /// # }
 /// ```
 #[cfg(feature = "gateway")]
-pub fn start_embedded(config: &Config, options: EmbeddedOptions) -> Started {
+pub fn start_embedded(config: &Config) -> Started {
     supervised(|stage| {
         if config.when == When::Never {
             // The gate says so; a gateway would be started for nothing.
             return set_up(config, stage);
         }
         let mut config = config.clone();
-        let gateway = Embedded::start_for(&mut config, options)?;
+        let gateway = Embedded::start_for(&mut config)?;
         let mut handle = set_up(&config, stage)?;
         handle.gateway = OwnedGateway(Some(gateway));
         Ok(handle)
@@ -367,7 +366,7 @@ pub(crate) fn upstream(
                 Stage::Ca,
                 ErrorKind::Tls,
                 error.to_string(),
-                "name usable roots with --system-ca or --upstream-ca",
+                "name usable roots with system-ca (--system-ca) or upstream-ca (--upstream-ca)",
             )
         })?;
     let owner = (!base.secure()).then(|| UpstreamOwner::new(config.upstream_uid));
@@ -387,7 +386,7 @@ pub(crate) fn upstream(
 }
 
 const LISTEN_REMEDY: &str =
-    "choose another address or port with --listen, or port 0 for a free one";
+    "choose another address or port with listen (--listen), or port 0 for a free one";
 
 /// Binds the relay's address.
 pub(crate) fn bind(config: &Config) -> Result<TcpListener, Error> {
@@ -428,8 +427,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// assert_eq!(relay.proxy_url(), format!("http://{}", relay.local_addr()));
     /// # Ok::<(), upstreamproxy::Disabled>(())
@@ -453,8 +452,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// let pem = std::fs::read_to_string(relay.ca_bundle()).unwrap();
     /// assert!(pem.contains("-----BEGIN CERTIFICATE-----"));
@@ -473,8 +472,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// if let Some(relay) = started.ok() {
     ///     let variables = relay.env();
     ///     assert!(variables.iter().any(|(name, _)| name == "HTTPS_PROXY"));
@@ -489,8 +488,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// use upstreamproxy::config::Environment;
     ///
@@ -510,8 +509,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// let mut command = std::process::Command::new("git");
     /// relay.apply_to(command.args(["clone", "https://example.com/repository.git"]));
@@ -539,8 +538,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// let stats = relay.stats();
     /// println!("{} tunnels open, {} refused", stats.live, stats.refused);
@@ -567,8 +566,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// use std::time::Duration;
     ///
@@ -593,8 +592,8 @@ impl Handle {
     ///
     /// # Example
     /// ```
-    /// # use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
-    /// # let started = start_embedded(&Config::from_env(), EmbeddedOptions::default());
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
     /// # let relay = started.into_result()?;
     /// let report = relay.shutdown(std::time::Duration::from_secs(10));
     /// assert_eq!((report.ended, report.cut), (0, 0), "no tunnel was open");

@@ -4,20 +4,20 @@ use std::ffi::{OsStr, c_int};
 use std::os::unix::ffi::OsStrExt;
 
 use super::codes::{ApiError, ERROR_SETTING, ERROR_VALUE, OK};
-use crate::config::{Config, Environment, SettingError};
+use crate::config::{Config, Environment};
 
 /// Sets the setting called `name`.
 pub(super) fn set(config: &mut Config, name: &[u8], value: &[u8]) -> Result<c_int, ApiError> {
     config
         .set(OsStr::from_bytes(name), OsStr::from_bytes(value))
         .map(|()| OK)
-        .map_err(|error| match error {
-            SettingError::Unknown(_) => {
-                let known: Vec<&str> = Config::setting_names().collect();
-                let text = format!("{error}; the settings are {}", known.join(", "));
-                ApiError::new(ERROR_SETTING, text)
+        .map_err(|error| {
+            if !error.is_unknown() {
+                return ApiError::new(ERROR_VALUE, error.to_string());
             }
-            SettingError::Unusable(error) => ApiError::new(ERROR_VALUE, error.to_string()),
+            let known: Vec<&str> = Config::setting_names().collect();
+            let text = format!("{error}; the settings are {}", known.join(", "));
+            ApiError::new(ERROR_SETTING, text)
         })
 }
 
@@ -38,7 +38,6 @@ mod tests {
 
     use super::super::codes::ERROR_VALUE;
     use super::*;
-    use crate::embedded::EmbeddedOptions;
 
     fn set(config: &mut Config, name: &str, value: &str) -> Result<c_int, ApiError> {
         super::set(config, name.as_bytes(), value.as_bytes())
@@ -106,10 +105,9 @@ mod tests {
             set(&mut config, name, value).unwrap();
         }
         assert!(config.uses_embedded_gateway());
-        let options = EmbeddedOptions::from_config(&config);
-        assert_eq!(options.intercept.map(|patterns| patterns.len()), Some(2));
-        assert_eq!(options.resolve.len(), 1);
-        assert_eq!(options.target_ca, Some("/roots".into()));
+        assert_eq!(config.intercept.len(), 2);
+        assert_eq!(config.resolve.len(), 1);
+        assert_eq!(config.upstream_ca, Some("/roots".into()));
         set(&mut config, "when", "never").unwrap();
         assert!(!config.uses_embedded_gateway());
     }

@@ -87,6 +87,7 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
         .allow_plaintext(gateway.allow_plaintext)
         .resolve(config.resolve)
         .require_tls(config.require_tls)
+        .intercept(config.intercept)
         .allow_private(gateway.allow_private)
         .limits(|limits| *limits = config.limits);
     if let Some((cert, key)) = tls_cert.zip(tls_key) {
@@ -94,9 +95,6 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     }
     if let Some((cert, key)) = ca_cert.zip(ca_key) {
         settings = settings.interception_ca(identity(&cert, &key)?);
-    }
-    if let Some(patterns) = config.intercept {
-        settings = settings.intercept(patterns);
     }
     if let Some(file) = target_ca {
         settings = settings.target_ca(file);
@@ -107,7 +105,7 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
 /// Reads a certificate and its key.
 fn identity(cert: &Path, key: &Path) -> Result<TlsIdentity, String> {
     let (cert_pem, key_pem) = (read_text(cert)?, read_text(key)?);
-    Ok(TlsIdentity::from_pem(cert_pem.expose(), key_pem))
+    Ok(TlsIdentity::from_secret(cert_pem.expose(), key_pem))
 }
 
 /// Reads a whole file, which may be a private key. A FIFO is accepted, for example a process

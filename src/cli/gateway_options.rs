@@ -71,7 +71,6 @@ mod tests {
     use super::super::args::{Invocation, UsageError, parse};
     use super::super::program_options::Options;
     use super::*;
-    use crate::embedded::EmbeddedOptions;
 
     type Environ<'a> = &'a [(&'a str, &'a str)];
 
@@ -89,11 +88,10 @@ mod tests {
         let line = "doctor --embedded --intercept none --resolve a.example:443:192.0.2.1 \
              --resolve b.example:443:192.0.2.1 --upstream-ca /ca --idle-timeout 9";
         let config = resolve(line, &[]).unwrap().config;
-        let options = EmbeddedOptions::from_config(&config);
-        assert_eq!(options.intercept, Some(Vec::new()));
-        assert_eq!(options.resolve.len(), 2);
-        assert_eq!(options.target_ca, Some(PathBuf::from("/ca")));
-        assert_eq!(options.limits.idle_timeout, Duration::from_secs(9));
+        assert_eq!(config.intercept, Vec::new());
+        assert_eq!(config.resolve.len(), 2);
+        assert_eq!(config.upstream_ca, Some(PathBuf::from("/ca")));
+        assert_eq!(config.limits.idle_timeout, Duration::from_secs(9));
     }
 
     #[test]
@@ -127,7 +125,7 @@ mod tests {
             let Options {
                 gateway, config, ..
             } = options.unwrap();
-            assert_eq!(config.intercept.as_ref().map(Vec::len), Some(2));
+            assert_eq!(config.intercept.len(), 2);
             format!(
                 "{gateway:?} {:?} {:?} {:?}",
                 config.intercept, config.resolve, config.limits

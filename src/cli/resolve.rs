@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use log::LevelFilter;
 
 use crate::config::{
-    Config, EMBEDDED_SETTINGS, Environment, Source, Subcommand, UPSTREAM_SETTINGS, UnusableSetting,
+    Config, EMBEDDED_SETTINGS, Environment, SettingError, Source, Subcommand, UPSTREAM_SETTINGS,
 };
 
 use super::args::{Arguments, UsageError};
@@ -59,7 +59,7 @@ impl Options {
     }
 
     /// An error, if a value cannot be used and `counts`.
-    fn refuse(&self, counts: impl Fn(&UnusableSetting) -> bool) -> Result<(), String> {
+    fn refuse(&self, counts: impl Fn(&SettingError) -> bool) -> Result<(), String> {
         match self.config.unusable.iter().find(|problem| counts(problem)) {
             Some(problem) => Err(problem.to_string()),
             None => Ok(()),
@@ -69,8 +69,7 @@ impl Options {
     /// What is wrong with the options of the subcommand together.
     fn check(&self, arguments: &Arguments) -> Result<(), String> {
         let subcommand = arguments.subcommand;
-        let is_option =
-            |problem: &UnusableSetting| Opt::long(subcommand, problem.setting).is_some();
+        let is_option = |problem: &SettingError| Opt::long(subcommand, problem.setting).is_some();
         match subcommand {
             Subcommand::Run if arguments.command.is_empty() => Err("COMMAND is missing".to_owned()),
             Subcommand::Run | Subcommand::Serve | Subcommand::Doctor => self.check_session(),

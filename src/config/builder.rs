@@ -15,13 +15,13 @@ use crate::net::address_override::Override;
 use super::environment::Environment;
 use super::limits::Limits;
 use super::session_id::SessionId;
-use super::setting::{Source, UnusableSetting};
+use super::setting::{SettingError, Source};
 use super::when::{Cancel, When};
 
 /// The base URL if the two switches opened the gate and no base URL is given.
-pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
+pub(crate) const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 /// The token file, unless another one is given.
-pub const DEFAULT_TOKEN_FILE: &str = "/run/ccr/session_token";
+pub(crate) const DEFAULT_TOKEN_FILE: &str = "/run/ccr/session_token";
 
 /// The settings that matter only without an embedded gateway, which replaces them.
 pub(crate) const UPSTREAM_SETTINGS: &[&str] = &[
@@ -80,7 +80,7 @@ pub struct Config {
     pub(crate) listen_credential: bool,
     pub(crate) omit_variables: Vec<String>,
     #[cfg(feature = "gateway")]
-    pub(crate) intercept: Option<Vec<Pattern>>,
+    pub(crate) intercept: Vec<Pattern>,
     #[cfg(feature = "gateway")]
     pub(crate) require_tls: bool,
     #[cfg(feature = "gateway")]
@@ -90,7 +90,7 @@ pub struct Config {
     pub(crate) cancel: Cancel,
     pub(crate) inherited: Environment,
     /// Every value that cannot be used; see [`Config::unusable`].
-    pub(crate) unusable: Vec<UnusableSetting>,
+    pub(crate) unusable: Vec<SettingError>,
     /// Where the values that are not defaults come from, by the name of the setting.
     pub(crate) sources: BTreeMap<&'static str, Source>,
 }
@@ -123,7 +123,7 @@ impl Default for Config {
             listen_credential: false,
             omit_variables: Vec::new(),
             #[cfg(feature = "gateway")]
-            intercept: None,
+            intercept: vec![Pattern::any_on(443)],
             #[cfg(feature = "gateway")]
             require_tls: false,
             #[cfg(feature = "gateway")]
@@ -144,8 +144,8 @@ impl Config {
         self.with("when", |config| config.when = when)
     }
 
-    /// The base URL of the upstream. Default [`DEFAULT_BASE_URL`], but only if the two switches of
-    /// the session opened the gate.
+    /// The base URL of the upstream. Default `https://api.anthropic.com`, but only if the two
+    /// switches of the session opened the gate.
     pub fn base_url(self, base_url: BaseUrl) -> Self {
         self.with("base-url", |config| config.base_url = Some(base_url))
     }
@@ -155,15 +155,15 @@ impl Config {
         self.with("session-id", |config| config.session_id = Some(session_id))
     }
 
-    /// The session token itself. Then no token file is read or deleted. Default: the token is in
-    /// [`Config::token_file`].
-    pub fn token(mut self, token: impl Into<Secret>) -> Self {
-        self.token = Some(token.into());
+    /// The session token itself, whose buffer is wiped when it is no longer needed. Then no token
+    /// file is read or deleted. Default: the token is in [`Config::token_file`].
+    pub fn token(mut self, token: String) -> Self {
+        self.token = Some(Secret::new(token));
         self
     }
 
-    /// The file with the session token. Default [`DEFAULT_TOKEN_FILE`], or the credential
-    /// `upstreamproxy-token` of the systemd service.
+    /// The file with the session token. Default `/run/ccr/session_token`, or the
+    /// credential `upstreamproxy-token` of the systemd service.
     ///
     /// The path `-` is standard input. A FIFO is read once, within 10 s. A symbolic link is
     /// followed if its target is below the same directory; then the file is never deleted.
@@ -183,8 +183,8 @@ impl Config {
         self.with("keep-token", |config| config.keep_token = keep)
     }
 
-    /// A PEM file with additional roots for connections to the upstream (CA download and wss).
-    /// Default none.
+    /// A PEM file with additional roots for connections to the upstream (CA download and wss); with
+    /// an embedded gateway, for verifying targets. Default none.
     pub fn upstream_ca(self, path: impl Into<PathBuf>) -> Self {
         self.with("upstream-ca", |config| {
             config.upstream_ca = Some(path.into());
@@ -244,6 +244,31 @@ impl Config {
         })
     }
 
+    /// With an embedded gateway: the targets whose TLS is intercepted. Default `*:443`; an empty
+    /// list intercepts nothing.
+    #[cfg(feature = "gateway")]
+    pub fn intercept(self, patterns: impl IntoIterator<Item = Pattern>) -> Self {
+        self.with("intercept", |config| {
+            config.intercept = patterns.into_iter().collect();
+        })
+    }
+
+    /// With an embedded gateway: refuses every connection to a host of
+    /// [`intercept`](Self::intercept) that is not TLS from its first byte. Default false: other
+    /// protocols are passed through unchanged.
+    #[cfg(feature = "gateway")]
+    pub fn require_tls(self, require: bool) -> Self {
+        self.with("require-tls", |config| config.require_tls = require)
+    }
+
+    /// With an embedded gateway: fixed addresses for names, like curl's `--resolve`. Default none.
+    #[cfg(feature = "gateway")]
+    pub fn resolve(self, overrides: impl IntoIterator<Item = Override>) -> Self {
+        self.with("resolve", |config| {
+            config.resolve = overrides.into_iter().collect();
+        })
+    }
+
     /// Changes the limits in count and time. An unusable limit in the environment still counts; use
     /// [`Config::set`] to replace it.
     pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
@@ -296,7 +321,7 @@ impl Config {
         &mut self,
         setting: &'static str,
         source: Source,
-        result: Result<(), UnusableSetting>,
+        result: Result<(), SettingError>,
     ) {
         self.unusable.retain(|problem| problem.setting != setting);
         match result {
@@ -313,7 +338,7 @@ impl Config {
     /// The values that cannot be used, without those of settings that do not matter.
     ///
     /// The gate is Disabled by them once its switches are on.
-    pub(crate) fn unusable(&self) -> impl Iterator<Item = &UnusableSetting> {
+    pub(crate) fn unusable(&self) -> impl Iterator<Item = &SettingError> {
         let ignored = if self.embedded {
             UPSTREAM_SETTINGS
         } else {

@@ -12,19 +12,18 @@ mod settings;
 mod value;
 mod when;
 
-pub use crate::crypto::secret::Secret;
-pub use crate::http::base_url::{BaseUrl, BaseUrlError};
-pub use builder::{Config, DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE};
+pub use crate::error::ValueError;
+pub use crate::http::base_url::BaseUrl;
+pub use builder::Config;
 pub use environment::Environment;
 pub use limits::Limits;
-pub use session_id::{SessionId, SessionIdError};
-pub use setting::{SettingError, UnusableSetting};
+pub use session_id::SessionId;
+pub use setting::SettingError;
 pub use when::{Cancel, When};
 
+pub(crate) use builder::{DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE};
 #[cfg(feature = "cli")]
-pub(crate) use builder::EMBEDDED_SETTINGS;
-#[cfg(any(feature = "cli", feature = "gateway"))]
-pub(crate) use builder::UPSTREAM_SETTINGS;
+pub(crate) use builder::{EMBEDDED_SETTINGS, UPSTREAM_SETTINGS};
 pub(crate) use setting::Source;
 #[cfg(feature = "cli")]
 pub(crate) use setting::{Setting, Spec, Subcommand};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::error::ValueError;
+
 /// The longest session ID. It is sent in a header next to the token; real IDs have about forty
 /// characters.
 const LENGTH_LIMIT: usize = 256;
@@ -17,7 +19,7 @@ const LENGTH_LIMIT: usize = 256;
 /// ```
 /// let id: upstreamproxy::config::SessionId = " session-1\n".parse()?;
 /// assert_eq!(id.as_str(), "session-1");
-/// # Ok::<(), upstreamproxy::config::SessionIdError>(())
+/// # Ok::<(), upstreamproxy::config::ValueError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(String);
@@ -30,18 +32,20 @@ impl SessionId {
 }
 
 impl FromStr for SessionId {
-    type Err = SessionIdError;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, SessionIdError> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let id = text.trim();
         if id.is_empty() {
-            Err(SessionIdError::Empty)
+            Err(ValueError("it is empty"))
         } else if id.len() > LENGTH_LIMIT {
-            Err(SessionIdError::TooLong)
+            Err(ValueError("it is longer than 256 bytes"))
         } else if id.contains(':') {
-            Err(SessionIdError::Colon)
+            Err(ValueError("it contains a colon"))
         } else if !id.bytes().all(|b| b.is_ascii_graphic()) {
-            Err(SessionIdError::Character)
+            Err(ValueError(
+                "it contains a character that is not visible ASCII",
+            ))
         } else {
             Ok(Self(id.to_owned()))
         }
@@ -49,9 +53,9 @@ impl FromStr for SessionId {
 }
 
 impl TryFrom<&str> for SessionId {
-    type Error = SessionIdError;
+    type Error = ValueError;
 
-    fn try_from(text: &str) -> Result<Self, SessionIdError> {
+    fn try_from(text: &str) -> Result<Self, ValueError> {
         text.parse()
     }
 }
@@ -61,33 +65,6 @@ impl fmt::Display for SessionId {
         f.write_str(&self.0)
     }
 }
-
-/// Why a text is not a [`SessionId`]. It does not contain the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SessionIdError {
-    /// Nothing but white space.
-    Empty,
-    /// Longer than 256 bytes.
-    TooLong,
-    /// A colon.
-    Colon,
-    /// A character that is not visible ASCII.
-    Character,
-}
-
-impl fmt::Display for SessionIdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("it is empty"),
-            Self::TooLong => write!(f, "it is longer than {LENGTH_LIMIT} bytes"),
-            Self::Colon => f.write_str("it contains a colon"),
-            Self::Character => f.write_str("it contains a character that is not visible ASCII"),
-        }
-    }
-}
-
-impl std::error::Error for SessionIdError {}
 
 #[cfg(test)]
 mod tests {
@@ -101,15 +78,28 @@ mod tests {
         }
         let too_long = "i".repeat(LENGTH_LIMIT + 1);
         for (text, error) in [
-            (" ", SessionIdError::Empty),
-            (too_long.as_str(), SessionIdError::TooLong),
-            ("a:x", SessionIdError::Colon),
-            ("a x", SessionIdError::Character),
-            ("a\r\nX", SessionIdError::Character),
-            ("\u{feff}a", SessionIdError::Character),
-            ("a\u{7f}", SessionIdError::Character),
+            (" ", "it is empty"),
+            (too_long.as_str(), "it is longer than 256 bytes"),
+            ("a:x", "it contains a colon"),
+            ("a x", "it contains a character that is not visible ASCII"),
+            (
+                "a\r\nX",
+                "it contains a character that is not visible ASCII",
+            ),
+            (
+                "\u{feff}a",
+                "it contains a character that is not visible ASCII",
+            ),
+            (
+                "a\u{7f}",
+                "it contains a character that is not visible ASCII",
+            ),
         ] {
-            assert_eq!(text.parse::<SessionId>(), Err(error), "{text:?}");
+            assert_eq!(
+                text.parse::<SessionId>(),
+                Err(ValueError(error)),
+                "{text:?}"
+            );
         }
     }
 }

@@ -3,8 +3,7 @@
 //! The settings of the library are the table `settings::SETTINGS`. The command line adds a table
 //! of its own options, with the same kind of row.
 
-use std::ffi::{OsStr, OsString};
-use std::fmt;
+use std::ffi::OsStr;
 use std::ops::Deref;
 
 use super::environment::Environment;
@@ -163,14 +162,14 @@ impl<T> Setting<T> {
         target: &mut T,
         value: &OsStr,
         source: &Source,
-    ) -> Result<(), UnusableSetting> {
+    ) -> Result<(), SettingError> {
         let set = if value.is_empty() {
             // In the environment an empty value counts as unset; elsewhere it is a mistake.
             Err("has an empty value".to_owned())
         } else {
             (self.set)(target, value)
         };
-        set.map_err(|problem| UnusableSetting {
+        set.map_err(|problem| SettingError {
             setting: self.spec.name,
             name: source.name_of(self.spec.name),
             problem,
@@ -209,11 +208,13 @@ impl Source {
     }
 }
 
-/// A value that a setting cannot have. It does not contain the value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A value that a setting cannot have, or a setting that does not exist. It does not contain the
+/// value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} {problem}")]
 #[non_exhaustive]
-pub struct UnusableSetting {
-    /// The setting, whatever the source of its value.
+pub struct SettingError {
+    /// The setting, whatever the source of its value; empty: there is no such setting.
     pub(crate) setting: &'static str,
     /// The name of the flag, variable or setting that had the value.
     pub name: String,
@@ -221,35 +222,9 @@ pub struct UnusableSetting {
     pub problem: String,
 }
 
-impl fmt::Display for UnusableSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.problem)
+impl SettingError {
+    /// Whether [`Config::set`](crate::Config::set) knows no setting of this name.
+    pub fn is_unknown(&self) -> bool {
+        self.setting.is_empty()
     }
 }
-
-impl std::error::Error for UnusableSetting {}
-
-/// Why [`Config::set`](crate::Config::set) did not set a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SettingError {
-    /// There is no setting of this name.
-    Unknown(OsString),
-    /// The setting cannot have this value.
-    Unusable(UnusableSetting),
-}
-
-impl fmt::Display for SettingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(name) => write!(
-                f,
-                "there is no setting {}",
-                name.as_encoded_bytes().escape_ascii()
-            ),
-            Self::Unusable(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for SettingError {}

@@ -158,7 +158,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
              example.com or *.example.com, each with or without :PORT, or none; repeatable",
         )
         .default("*:443")
-        .setter(|config, value| put_some(&mut config.intercept, patterns(value))),
+        .setter(|config, value| put(&mut config.intercept, patterns(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("require-tls", TUNNELS)
         .help(
@@ -256,12 +256,14 @@ impl Config {
     ) -> Result<(), SettingError> {
         let name = name.as_ref();
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
-            return Err(SettingError::Unknown(name.to_owned()));
+            return Err(SettingError {
+                setting: "",
+                name: name.as_encoded_bytes().escape_ascii().to_string(),
+                problem: "is not the name of a setting".to_owned(),
+            });
         };
         let source = Source::Host;
-        setting
-            .set(self, value.as_ref(), &source)
-            .map_err(SettingError::Unusable)?;
+        setting.set(self, value.as_ref(), &source)?;
         self.record(setting.name, source, Ok(()));
         Ok(())
     }
@@ -367,9 +369,10 @@ mod tests {
         let error = config.set("keepalive", "canary").unwrap_err().to_string();
         assert!(error.starts_with("keepalive is not a duration"), "{error}");
         assert_eq!(config.limits.keepalive, Duration::from_secs(25));
-        assert_eq!(
-            config.set("colour", "red"),
-            Err(SettingError::Unknown("colour".into()))
+        let unknown = config.set("colour", "red").unwrap_err();
+        assert!(
+            unknown.is_unknown() && unknown.name == "colour",
+            "{unknown}"
         );
         assert!(config.set("keepalive", "").is_err());
     }

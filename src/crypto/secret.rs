@@ -13,12 +13,12 @@ use zeroize::Zeroizing;
 
 /// A session token, in memory only. `Debug` shows a placeholder, and dropping it wipes the memory.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
+pub(crate) struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes the buffer of `text` over, and wipes it when the secret is dropped. Copies that the
     /// caller has made before are not wiped.
-    pub fn new(text: String) -> Self {
+    pub(crate) fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
@@ -35,12 +35,6 @@ impl Secret {
     /// Whether `candidate` equals this secret. The time depends on the lengths only.
     pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(candidate).into()
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self::new(text)
     }
 }
 

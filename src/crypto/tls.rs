@@ -102,7 +102,7 @@ pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, 
     match error {
         CertificateError::UnknownIssuer => (
             "was not issued by a CA that is trusted here".into(),
-            "if the upstream has its own CA, name its certificate with --upstream-ca",
+            "if the upstream has its own CA, name its certificate with upstream-ca (--upstream-ca)",
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
             format!("has expired by this machine's clock, which shows {today}").into(),
@@ -122,7 +122,7 @@ pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, 
                 peer_text::bounded(format_args!("{other:?}"))
             )
             .into(),
-            "report it to the upstream's operator, or name the CA that issued it with --upstream-ca",
+            "report it to the upstream's operator, or name the CA that issued it with upstream-ca (--upstream-ca)",
         ),
     }
 }
@@ -263,7 +263,7 @@ pub(super) mod tests {
             (
                 CertificateError::UnknownIssuer,
                 "trusted here",
-                "--upstream-ca",
+                "upstream-ca (--upstream-ca)",
             ),
             (CertificateError::Expired, "has expired by", "clock"),
             (CertificateError::NotValidYet, "is not valid yet", "clock"),

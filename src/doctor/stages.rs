@@ -117,7 +117,7 @@ fn can_write(place: &Path) -> Result<(), Error> {
             Stage::Ca,
             ErrorKind::Io,
             format!("this user cannot write the CA bundle to the directory {there}: {errno}"),
-            "make it writable, or set another path with --ca-bundle",
+            "make it writable, or set another path with ca-bundle (--ca-bundle)",
         )
     })
 }

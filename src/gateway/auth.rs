@@ -24,7 +24,7 @@ use crate::crypto::secret::{Credentials, Secret};
 ///
 /// let sessions = Sessions::parse("# ID and token\nsession-1 a-long-random-token\n")?;
 /// # let _ = sessions;
-/// # Ok::<(), upstreamproxy::gateway::SessionsError>(())
+/// # Ok::<(), upstreamproxy::Error>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Sessions(Vec<Credentials>);

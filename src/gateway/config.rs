@@ -1,6 +1,5 @@
 //! The settings of a gateway.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -139,22 +138,3 @@ impl GatewayConfig {
         self
     }
 }
-
-/// Why a gateway cannot be started. [`Display`](fmt::Display) prints what failed and what to do, in
-/// one sentence; it never contains a secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayError(String);
-
-impl GatewayError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
-    }
-}
-
-impl fmt::Display for GatewayError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for GatewayError {}

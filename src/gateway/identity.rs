@@ -38,10 +38,14 @@ impl TlsIdentity {
     /// and an unencrypted key as PKCS #8, PKCS #1 or SEC 1.
     ///
     /// The texts are checked when the gateway starts.
-    pub fn from_pem(cert_pem: impl Into<String>, key_pem: impl Into<Secret>) -> Self {
+    pub fn from_pem(cert_pem: impl Into<String>, key_pem: String) -> Self {
+        Self::from_secret(cert_pem, Secret::new(key_pem))
+    }
+
+    pub(crate) fn from_secret(cert_pem: impl Into<String>, key_pem: Secret) -> Self {
         Self {
             cert_pem: cert_pem.into(),
-            key_pem: key_pem.into(),
+            key_pem,
         }
     }
 

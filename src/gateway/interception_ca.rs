@@ -272,7 +272,7 @@ pub(super) mod tests {
     fn refusal(cert_pem: &str, key_pem: &str) -> String {
         match load(cert_pem, key_pem) {
             Ok(_) => panic!("accepted"),
-            Err(error) => error.to_string(),
+            Err(error) => error.at_start().to_string(),
         }
     }
 

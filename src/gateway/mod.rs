@@ -31,21 +31,19 @@ mod tls_alert;
 mod unauthenticated;
 pub(crate) mod upgrade;
 
-use std::fmt;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use std::{fmt, io};
 
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 
-pub use crate::http::authority::{Authority, AuthorityError, Host};
 pub use crate::http::pattern::Pattern;
-pub use crate::net::address_override::{Override, OverrideError};
+pub use crate::net::address_override::Override;
 pub use auth::Sessions;
-pub use config::{GatewayConfig, GatewayError};
+pub use config::GatewayConfig;
 pub use identity::TlsIdentity;
-pub use sessions_file::SessionsError;
 
 use crate::control::log::LogSource;
 use crate::control::metrics::{Counters, Stats, StatsReader};
@@ -54,11 +52,13 @@ use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::{tls, tls_server};
+use crate::error::{Error, ErrorKind, Stage};
 use crate::http::response;
 use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
+use ca_error::CaError;
 use client_certificate::NoClientCertificate;
 use context::GatewayContext;
 use interception_ca::InterceptionCa;
@@ -170,44 +170,37 @@ pub(crate) fn start(
     config: GatewayConfig,
     roots: &[CertificateDer<'_>],
     cap: usize,
-) -> Result<Gateway, GatewayError> {
+) -> Result<Gateway, Error> {
     let listen = config.listen;
     if !listen.ip().is_loopback() && config.tls.is_none() && !config.allow_plaintext {
-        return Err(GatewayError::new(format!(
-            "other machines can reach {listen}, and tokens would cross the network in plaintext; \
-             set --tls-cert and --tls-key, or --allow-plaintext"
-        )));
+        let what = format!(
+            "other machines can reach {listen}, and tokens would cross the network in plaintext"
+        );
+        return Err(invalid(what, TLS_REMEDY));
     }
     let ca = match &config.interception_ca {
         Some(identity) => InterceptionCa::load(identity),
         None => InterceptionCa::generate(),
     };
-    let issuer = ca
-        .and_then(Issuer::new)
-        .map_err(|error| GatewayError::new(error.to_string()))?;
+    let issuer = ca.and_then(Issuer::new).map_err(CaError::at_start)?;
     let tls = config.tls.as_ref().map(server_config).transpose()?;
     let mut target_tls = tls::client_config(roots).map_err(|error| {
-        GatewayError::new(format!(
-            "targets cannot be verified: {error}; check --target-ca"
-        ))
+        let what = format!("targets cannot be verified: {error}");
+        invalid(what, "check target-ca (--target-ca)").caused_by(error)
     })?;
-    let failed = |what: &str, error: std::io::Error| GatewayError::new(format!("{what}: {error}"));
     Arc::make_mut(&mut target_tls).client_auth_cert_resolver = Arc::new(NoClientCertificate);
+    let no_descriptor = |error: io::Error| {
+        let what = format!("cannot start the gateway: {error}");
+        let remedy = "raise this user's limits on processes and open files";
+        Error::new(Stage::Gateway, ErrorKind::ResourceLimit, what, remedy).caused_by(error)
+    };
     let socket = listener::bind(listen).map_err(|error| {
-        failed(
-            &format!("cannot listen on {listen} (choose another address with --listen)"),
-            error,
-        )
+        let what = format!("cannot listen on {listen}: {error}");
+        let remedy = "choose another address with listen (--listen)";
+        Error::new(Stage::Gateway, ErrorKind::AddressUnavailable, what, remedy).caused_by(error)
     })?;
-    let own = socket
-        .local_addr()
-        .map_err(|error| failed("the listener has no address", error))?;
-    let stop = Stop::new().map_err(|error| {
-        failed(
-            "no descriptor is left (raise the limit on open files)",
-            error,
-        )
-    })?;
+    let own = socket.local_addr().map_err(no_descriptor)?;
+    let stop = Stop::new().map_err(no_descriptor)?;
     let stop = Arc::new(stop);
     let counters = Arc::new(Counters::default());
     let context = Arc::new(GatewayContext {
@@ -239,27 +232,33 @@ pub(crate) fn start(
         &stop,
         counters,
     )
-    .map_err(|error| failed("cannot start the gateway's threads", error))?;
+    .map_err(no_descriptor)?;
     Ok(Gateway { listening, context })
 }
 
 /// The configuration of the gateway's TLS server.
-fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, GatewayError> {
+fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, Error> {
     let chain = identity.certificates().map_err(|error| {
-        GatewayError::new(format!(
-            "--tls-cert contains no usable certificate: {error}; provide it in PEM"
-        ))
+        let what = format!("the TLS certificate cannot be read: {error}");
+        invalid(what, "provide it in PEM with tls-cert (--tls-cert)")
     })?;
     let key = identity.key().ok_or_else(|| {
-        GatewayError::new(
-            "--tls-key contains no private key in PEM; provide one without a password",
-        )
+        let remedy = "provide one without a password with tls-key (--tls-key)";
+        invalid("the TLS key contains no private key in PEM", remedy)
     })?;
     tls_server::server_config(chain, key).map_err(|error| {
-        GatewayError::new(format!(
-            "--tls-cert and --tls-key do not belong together or cannot be used: {error}"
-        ))
+        let what = format!(
+            "the TLS certificate and key do not belong together or cannot be used: {error}"
+        );
+        invalid(what, "provide two that belong together").caused_by(error)
     })
+}
+
+const TLS_REMEDY: &str =
+    "set tls-cert (--tls-cert) and tls-key (--tls-key), or allow-plaintext (--allow-plaintext)";
+
+fn invalid(what: impl Into<String>, remedy: &str) -> Error {
+    Error::new(Stage::Gateway, ErrorKind::InvalidSetting, what, remedy)
 }
 
 struct GatewayService(Arc<GatewayContext>);

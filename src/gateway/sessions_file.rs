@@ -3,15 +3,15 @@
 //! It does not check credentials (`auth`), and does not decide when the file is read again (`cli`).
 
 use std::collections::HashSet;
-use std::fmt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use zeroize::Zeroizing;
 
 use super::auth::Sessions;
 use crate::control::log;
 use crate::crypto::secret::{Credentials, Secret};
+use crate::error::{Error, ErrorKind, Stage};
 use crate::sys::files::{self, ReadError};
 
 /// The maximum size of a sessions file: about 10,000 sessions with long tokens. It bounds the
@@ -29,17 +29,14 @@ impl Sessions {
     /// # Errors
     /// As for [`parse`](Self::parse), or the file cannot be read, is not a regular file, or has
     /// more than 4 MiB.
-    pub fn load(path: &Path) -> Result<Self, SessionsError> {
-        let at = |problem| SessionsError {
-            path: Some(path.to_owned()),
-            problem,
-        };
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let at = |error: SessionsError| error.at(&format!("sessions file {}", path.display()));
         let text = read_file(path).map_err(at)?;
         let text = std::str::from_utf8(&text).map_err(|error| {
             let valid = text.get(..error.valid_up_to()).unwrap_or_default();
-            at(SessionsProblem::Line {
-                number: valid.split(|&byte| byte == b'\n').count(),
-            })
+            at(SessionsError::Line(
+                valid.split(|&byte| byte == b'\n').count(),
+            ))
         })?;
         parse_lines(text).map_err(at)
     }
@@ -49,15 +46,12 @@ impl Sessions {
     /// # Errors
     /// An invalid line, a repeated ID, or no session at all: a file that is read while it is being
     /// written must not lock out every client.
-    pub fn parse(text: &str) -> Result<Self, SessionsError> {
-        parse_lines(text).map_err(|problem| SessionsError {
-            path: None,
-            problem,
-        })
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        parse_lines(text).map_err(|error| error.at("sessions"))
     }
 }
 
-fn parse_lines(text: &str) -> Result<Sessions, SessionsProblem> {
+fn parse_lines(text: &str) -> Result<Sessions, SessionsError> {
     let mut sessions: Vec<Credentials> = Vec::new();
     let mut known = HashSet::new();
     for (line, number) in text.lines().zip(1..) {
@@ -67,14 +61,14 @@ fn parse_lines(text: &str) -> Result<Sessions, SessionsProblem> {
         }
         let mut words = line.split_ascii_whitespace();
         let (Some(id), Some(token), None) = (words.next(), words.next(), words.next()) else {
-            return Err(SessionsProblem::Line { number });
+            return Err(SessionsError::Line(number));
         };
         // In `Basic`, the first colon ends the ID.
         if !is_visible_ascii(id) || !is_visible_ascii(token) || id.contains(':') {
-            return Err(SessionsProblem::Line { number });
+            return Err(SessionsError::Line(number));
         }
         if !known.insert(id) {
-            return Err(SessionsProblem::Twice { number });
+            return Err(SessionsError::Twice(number));
         }
         sessions.push(Credentials {
             session_id: id.to_owned(),
@@ -82,7 +76,7 @@ fn parse_lines(text: &str) -> Result<Sessions, SessionsProblem> {
         });
     }
     if sessions.is_empty() {
-        return Err(SessionsProblem::Empty);
+        return Err(SessionsError::Empty);
     }
     Ok(Sessions::new(sessions))
 }
@@ -92,7 +86,7 @@ fn is_visible_ascii(word: &str) -> bool {
 }
 
 /// Reads a regular file. Symbolic links are followed.
-fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsProblem> {
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsError> {
     let file = files::open_regular(path)?;
     let mode = file.metadata().map_err(ReadError::Io)?.permissions().mode();
     if mode & READABLE_BY_OTHERS != 0 {
@@ -104,60 +98,43 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SessionsProblem> {
     Ok(files::read_limited(&file, FILE_LIMIT)?)
 }
 
-/// Why sessions cannot be used. [`Display`](fmt::Display) prints the file, the line number and what
-/// to do, never the content of a line.
-#[derive(Debug)]
-pub struct SessionsError {
-    path: Option<PathBuf>,
-    problem: SessionsProblem,
-}
-
-#[derive(Debug)]
-enum SessionsProblem {
-    Unreadable(ReadError),
-    Line { number: usize },
-    Twice { number: usize },
+/// Why sessions cannot be used. It contains nothing of a line.
+#[derive(Debug, thiserror::Error)]
+enum SessionsError {
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
+    #[error("line {0} is not `SESSION_ID TOKEN`")]
+    Line(usize),
+    #[error("line {0} repeats a session ID")]
+    Twice(usize),
+    #[error("there is no session")]
     Empty,
 }
 
-impl From<ReadError> for SessionsProblem {
-    fn from(error: ReadError) -> Self {
-        Self::Unreadable(error)
+impl SessionsError {
+    /// The error for a host; `place` is what was read.
+    fn at(self, place: &str) -> Error {
+        let (kind, remedy) = match &self {
+            Self::Unreadable(ReadError::Io(_)) => {
+                (ErrorKind::Io, "make it readable for the gateway")
+            }
+            Self::Unreadable(ReadError::NotRegular) => (ErrorKind::Io, "name a regular file"),
+            Self::Unreadable(ReadError::TooLarge { .. }) => {
+                (ErrorKind::InvalidData, "check that it is the right file")
+            }
+            Self::Line(_) => (
+                ErrorKind::InvalidData,
+                "write two words of visible ASCII, the first without a colon",
+            ),
+            Self::Twice(_) => (ErrorKind::InvalidData, "keep one of the lines"),
+            Self::Empty => (
+                ErrorKind::InvalidData,
+                "write one `SESSION_ID TOKEN` per line",
+            ),
+        };
+        Error::new(Stage::Gateway, kind, format!("{place}: {self}"), remedy).caused_by(self)
     }
 }
-
-impl fmt::Display for SessionsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.path {
-            Some(path) => write!(f, "sessions file {}: ", path.display())?,
-            None => f.write_str("sessions: ")?,
-        }
-        match &self.problem {
-            SessionsProblem::Unreadable(error) => {
-                let remedy = match error {
-                    ReadError::Io(_) => "make it readable for the gateway",
-                    ReadError::NotRegular => "name a regular file",
-                    ReadError::TooLarge { .. } => "check that it is the right file",
-                };
-                write!(f, "{error}; {remedy}")
-            }
-            SessionsProblem::Line { number } => write!(
-                f,
-                "line {number} is not `SESSION_ID TOKEN`; write two words of visible ASCII, the first \
-                 without a colon"
-            ),
-            SessionsProblem::Twice { number } => write!(
-                f,
-                "line {number} repeats a session ID; keep one of the lines"
-            ),
-            SessionsProblem::Empty => {
-                f.write_str("there is no session; write one `SESSION_ID TOKEN` per line")
-            }
-        }
-    }
-}
-
-impl std::error::Error for SessionsError {}
 
 #[cfg(test)]
 mod tests {

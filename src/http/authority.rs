@@ -11,6 +11,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::error::ValueError;
+
 /// The longest name in presentation form without its final dot ([RFC 1035, section 2.3.4]).
 ///
 /// [RFC 1035, section 2.3.4]: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4
@@ -18,9 +20,14 @@ const NAME_LIMIT: usize = 253;
 /// The longest label of a name, from the same section.
 const LABEL_LIMIT: usize = 63;
 
+const BRACKETS: ValueError =
+    ValueError("an IPv6 address needs brackets, and only an IPv6 address may have them");
+pub(super) const NAME: ValueError = ValueError("the host is not a name that can be looked up");
+const PORT: ValueError = ValueError("the port is missing or not a number from 1 to 65535");
+
 /// The host of an authority.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Host {
+pub(crate) enum Host {
     /// A registered name: lower case, no final dot.
     Name(String),
     /// An address literal.
@@ -29,16 +36,16 @@ pub enum Host {
 
 impl Host {
     /// Parses a host without a port: a name, an IPv4 address, or an IPv6 address in brackets.
-    pub fn parse(text: &str) -> Result<Self, AuthorityError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ValueError> {
         if let Some(inner) = text.strip_prefix('[') {
-            let inner = inner.strip_suffix(']').ok_or(AuthorityError::Brackets)?;
+            let inner = inner.strip_suffix(']').ok_or(BRACKETS)?;
             // `Ipv6Addr` rejects a zone, as it should: a zone means nothing on another machine.
             return Ipv6Addr::from_str(inner)
                 .map(|address| Self::Address(address.into()))
-                .map_err(|_| AuthorityError::Brackets);
+                .map_err(|_| BRACKETS);
         }
         if text.contains([':', ']']) {
-            return Err(AuthorityError::Brackets);
+            return Err(BRACKETS);
         }
         // Remove the final dot first: otherwise `192.0.2.1.` would be parsed as a name and print as
         // an address.
@@ -53,7 +60,7 @@ impl Host {
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
         if name.len() > NAME_LIMIT || !name.split('.').all(label_fits) {
-            return Err(AuthorityError::Name);
+            return Err(NAME);
         }
         Ok(Self::Name(name.to_ascii_lowercase()))
     }
@@ -71,21 +78,21 @@ impl fmt::Display for Host {
 
 /// A host and a port, as in a CONNECT request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Authority {
+pub(crate) struct Authority {
     /// The host.
-    pub host: Host,
+    pub(crate) host: Host,
     /// The TCP port, never 0.
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 impl FromStr for Authority {
-    type Err = AuthorityError;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, AuthorityError> {
-        let (host, port) = text.rsplit_once(':').ok_or(AuthorityError::Port)?;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (host, port) = text.rsplit_once(':').ok_or(PORT)?;
         Ok(Self {
             host: Host::parse(host)?,
-            port: parse_port(port).ok_or(AuthorityError::Port)?,
+            port: parse_port(port)?,
         })
     }
 }
@@ -98,7 +105,7 @@ impl fmt::Display for Authority {
 
 impl Authority {
     /// Parses `host` or `host:port`.
-    pub(crate) fn parse_or(text: &str, default_port: u16) -> Result<Self, AuthorityError> {
+    pub(crate) fn parse_or(text: &str, default_port: u16) -> Result<Self, ValueError> {
         let (host, port) = split_port(text)?;
         Ok(Self {
             host: Host::parse(host)?,
@@ -121,55 +128,26 @@ impl Authority {
 
 /// Splits `host` or `host:port`. A colon inside the brackets of an IPv6 address does not begin a
 /// port.
-pub(crate) fn split_port(text: &str) -> Result<(&str, Option<u16>), AuthorityError> {
+pub(crate) fn split_port(text: &str) -> Result<(&str, Option<u16>), ValueError> {
     match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            Ok((host, Some(parse_port(port).ok_or(AuthorityError::Port)?)))
-        }
+        Some((host, port)) if !port.contains(']') => Ok((host, Some(parse_port(port)?))),
         _ => Ok((text, None)),
     }
 }
 
 /// Parses a port from 1 to 65535: decimal digits without a sign or a leading zero.
-pub(crate) fn parse_port(text: &str) -> Option<u16> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if !digits || text.starts_with('0') {
-        return None;
+pub(crate) fn parse_port(text: &str) -> Result<u16, ValueError> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) || text.starts_with('0') {
+        return Err(PORT);
     }
-    text.parse().ok()
+    text.parse().map_err(|_| PORT)
 }
-
-/// Why a text is not an authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum AuthorityError {
-    /// The port is missing, or not a number from 1 to 65535.
-    Port,
-    /// Brackets that do not hold an IPv6 address, or an IPv6 address without them.
-    Brackets,
-    /// A name that is empty, too long, or contains a byte that is not allowed in a host name.
-    Name,
-}
-
-impl fmt::Display for AuthorityError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Port => "the port is missing or not a number from 1 to 65535",
-            Self::Brackets => {
-                "an IPv6 address needs brackets, and only an IPv6 address may have them"
-            }
-            Self::Name => "the host is not a name that can be looked up",
-        })
-    }
-}
-
-impl std::error::Error for AuthorityError {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<String, AuthorityError> {
+    fn parse(text: &str) -> Result<String, ValueError> {
         text.parse::<Authority>().map(|a| a.to_string())
     }
 
@@ -177,7 +155,7 @@ mod tests {
     fn an_address_with_a_final_dot_is_that_address() {
         let address = Host::Address("192.0.2.1".parse().unwrap());
         assert_eq!(Host::parse("192.0.2.1."), Ok(address));
-        assert_eq!(Host::parse("192.0.2.1.."), Err(AuthorityError::Name));
+        assert_eq!(Host::parse("192.0.2.1.."), Err(NAME));
     }
 
     #[test]

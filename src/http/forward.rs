@@ -4,8 +4,9 @@
 //! [RFC 9110, section 7.6]: https://www.rfc-editor.org/rfc/rfc9110#section-7.6
 //! [RFC 9112, section 3.2]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
 
-use super::authority::{Authority, AuthorityError};
+use super::authority::Authority;
 use super::head::{Fields, RequestHead, ResponseHead};
+use crate::error::ValueError;
 
 /// Fields that concern one connection only, also if `Connection` does not list them. Transfer-
 /// Encoding frames the body, which is forwarded as it is, so it stays.
@@ -51,7 +52,7 @@ pub(crate) enum AbsoluteTargetError {
     #[error("the URL contains a user name or a password")]
     Userinfo,
     #[error("the host of the URL cannot be used: {0}")]
-    Authority(AuthorityError),
+    Authority(ValueError),
     #[error("the URL contains a character that must be escaped")]
     Character,
 }

@@ -2,7 +2,8 @@
 
 use std::str::FromStr;
 
-use crate::http::authority::{Authority, AuthorityError, Host, split_port};
+use crate::error::ValueError;
+use crate::http::authority::{Authority, Host, NAME, split_port};
 
 /// A pattern for authorities: `*`, `example.com`, `*.example.com` (subdomains only) or an address,
 /// each with `:PORT` or for any port.
@@ -21,7 +22,8 @@ enum HostPattern {
 
 impl Pattern {
     /// All hosts on one port.
-    pub fn any_on(port: u16) -> Self {
+    #[cfg(feature = "gateway")]
+    pub(crate) fn any_on(port: u16) -> Self {
         Self {
             host: HostPattern::Any,
             port: Some(port),
@@ -29,7 +31,7 @@ impl Pattern {
     }
 
     /// Whether the pattern matches `authority`.
-    pub fn matches(&self, authority: &Authority) -> bool {
+    pub(crate) fn matches(&self, authority: &Authority) -> bool {
         let host = match (&self.host, &authority.host) {
             (HostPattern::Any, _) => true,
             (HostPattern::Exactly(host), asked) => host == asked,
@@ -43,16 +45,16 @@ impl Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = AuthorityError;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, AuthorityError> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let (host, port) = split_port(text)?;
         let host = if host == "*" {
             HostPattern::Any
         } else if let Some(zone) = host.strip_prefix("*.") {
             match Host::parse(zone)? {
                 Host::Name(zone) => HostPattern::Below(zone),
-                Host::Address(_) => return Err(AuthorityError::Name),
+                Host::Address(_) => return Err(NAME),
             }
         } else {
             HostPattern::Exactly(Host::parse(host)?)

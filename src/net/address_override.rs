@@ -1,75 +1,50 @@
 //! `HOST:PORT:ADDR`: a fixed address for a name, as with curl's `--resolve`.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::http::authority::{AuthorityError, Host, parse_port};
+use crate::error::ValueError;
+use crate::http::authority::{Host, parse_port};
 
 /// A fixed address for a host and a port, as in `--resolve HOST:PORT:ADDR`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// The host that a client requests.
-    pub host: Host,
-    /// The port that the override applies to.
-    pub port: u16,
-    /// The address to use.
-    pub address: IpAddr,
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+    pub(crate) address: IpAddr,
 }
 
 impl FromStr for Override {
-    type Err = OverrideError;
+    type Err = ValueError;
 
     /// Parses `HOST:PORT:ADDR` as curl does. An IPv6 HOST is in brackets, an IPv6 ADDR may be.
-    fn from_str(text: &str) -> Result<Self, OverrideError> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        const FORM: ValueError = ValueError("it is not of the form HOST:PORT:ADDR");
         // A colon inside brackets belongs to the address.
         let host_end = if text.starts_with('[') {
             text.find(']').map(|at| at + 1)
         } else {
             text.find(':')
         };
-        let (host, rest) = text.split_at(host_end.ok_or(OverrideError::Form)?);
+        let (host, rest) = text.split_at(host_end.ok_or(FORM)?);
         let (port, address) = rest
             .strip_prefix(':')
             .and_then(|rest| rest.split_once(':'))
-            .ok_or(OverrideError::Form)?;
+            .ok_or(FORM)?;
         let bare = address
             .strip_prefix('[')
             .and_then(|inner| inner.strip_suffix(']'));
         Ok(Self {
-            host: Host::parse(host).map_err(OverrideError::Host)?,
-            port: parse_port(port).ok_or(OverrideError::Host(AuthorityError::Port))?,
+            host: Host::parse(host)?,
+            port: parse_port(port)?,
             address: match bare {
                 Some(inner) => inner.parse::<Ipv6Addr>().map(IpAddr::V6),
                 None => address.parse(),
             }
-            .map_err(|_| OverrideError::Address)?,
+            .map_err(|_| ValueError("the part after HOST:PORT: is not an IP address"))?,
         })
     }
 }
-
-/// Why a text is not an [`Override`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OverrideError {
-    /// It does not have three parts.
-    Form,
-    /// The first two parts are not a host and a port.
-    Host(AuthorityError),
-    /// The last part is not an IP address.
-    Address,
-}
-
-impl fmt::Display for OverrideError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Form => f.write_str("it is not of the form HOST:PORT:ADDR"),
-            Self::Host(error) => error.fmt(f),
-            Self::Address => f.write_str("the part after HOST:PORT: is not an IP address"),
-        }
-    }
-}
-
-impl std::error::Error for OverrideError {}
 
 #[cfg(test)]
 mod tests {

@@ -197,7 +197,7 @@ pub(crate) struct ForeignOwner(u32);
 
 impl ForeignOwner {
     /// What to do about it.
-    pub(crate) const REMEDY: &str = "if that is the gateway's user, set --upstream-uid; if not, \
+    pub(crate) const REMEDY: &str = "if that is the gateway's user, set upstream-uid (--upstream-uid); if not, \
                                      stop that user's process, and start the gateway";
 }
 

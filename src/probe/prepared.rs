@@ -70,7 +70,7 @@ pub(crate) fn session(config: &Config) -> Result<Session, Error> {
             Stage::Gate,
             ErrorKind::SwitchedOff,
             reason,
-            "set both switches, or pass --when always with a base URL",
+            "set both switches, or set when (--when) to always and give a base URL",
         )),
     }
 }

@@ -111,7 +111,7 @@ impl AccessControl {
         };
         let what = "this proxy serves only the user who started it, and root";
         Err(Rejection::new(403, Phase::Head, what)
-            .remedy("run the tool as that user, or set --allow-any-user")
+            .remedy("run the tool as that user, or set allow-any-user (--allow-any-user)")
             .proxy_status("http_request_denied")
             .detail(detail)
             .into())
@@ -170,9 +170,9 @@ fn supported_owners(trusted: TrustedUsers, source: &LogSource) -> Option<SocketO
         return Some(owners);
     };
     log::warn!(
-                target: source.target(),
-        "{why}: every user of this machine can use the port; set --listen-credential to require \
-         a password"
+        target: source.target(),
+        "{why}: every user of this machine can use the port; set listen-credential \
+         (--listen-credential) to require a password"
     );
     supported.then_some(owners)
 }

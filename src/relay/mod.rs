@@ -167,7 +167,7 @@ impl Service for Relay {
         let what = "upstreamproxy has no tunnel free";
         response::closing(
             &Rejection::new(503, Phase::Head, what)
-                .remedy("try again in a moment, or raise --max-tunnels")
+                .remedy("try again in a moment, or raise max-tunnels (--max-tunnels)")
                 .proxy_status("connection_limit_reached")
                 .field("Retry-After", "1"),
         )

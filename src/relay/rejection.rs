@@ -142,7 +142,7 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
         .complete(),
         (Phase::Connect, _) if error.is_timeout() => new(
             "the upstream did not answer",
-            "check the network, or raise --connect-timeout",
+            "check the network, or raise connect-timeout (--connect-timeout)",
             "connection_timeout",
         ),
         (Phase::Connect, TunnelError::Io(error))

@@ -31,7 +31,8 @@ const NAME_LIMIT: u32 = 256;
 /// # Errors
 /// The configured path does not name a file, or there is no usable home directory.
 pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
-    const REMEDY: &str = "set HOME to your home directory, or name a file with --ca-bundle";
+    const REMEDY: &str =
+        "set HOME to your home directory, or name a file with ca-bundle (--ca-bundle)";
     let fault = |what: String| Error::new(Stage::Ca, ErrorKind::InvalidSetting, what, REMEDY);
     if let Some(path) = &config.ca_bundle {
         let path = std::path::absolute(path)
@@ -120,9 +121,9 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
     let remedy = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on that disk",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "make that path writable, or name another one with --ca-bundle"
+            "make that path writable, or name another one with ca-bundle (--ca-bundle)"
         }
-        _ => "correct that path, or name another one with --ca-bundle",
+        _ => "correct that path, or name another one with ca-bundle (--ca-bundle)",
     };
     let what = format!("{what} {} cannot be written: {error}", path.display());
     Error::new(Stage::Ca, ErrorKind::Io, what, remedy)

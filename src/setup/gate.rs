@@ -84,8 +84,8 @@ fn base_url(config: &Config) -> Result<BaseUrl, Error> {
         // Without the switches, nothing shows which upstream the token is for, so no default
         // receives it.
         (None, _) => Err(fault(
-            "no base URL is given, and with --when always there is no default",
-            "set ANTHROPIC_BASE_URL or --base-url",
+            "no base URL is given, and if when (--when) is always there is no default",
+            "set ANTHROPIC_BASE_URL or base-url (--base-url)",
         )),
     }
 }
@@ -95,7 +95,7 @@ fn session_id(config: &Config) -> Result<String, Error> {
         Some(id) => Ok(id.to_string()),
         None => Err(fault(
             "no session ID is given",
-            "set CLAUDE_CODE_REMOTE_SESSION_ID or --session-id",
+            "set CLAUDE_CODE_REMOTE_SESSION_ID or session-id (--session-id)",
         )),
     }
 }
@@ -111,7 +111,7 @@ fn check_listen(config: &Config) -> Result<(), Error> {
             config.listen,
             source.name_of("listen")
         ),
-        "listen on 127.0.0.1, or set --allow-non-loopback",
+        "listen on 127.0.0.1, or set allow-non-loopback (--allow-non-loopback)",
     ))
 }
 

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::control::log;
-use crate::crypto::pem;
+use crate::crypto::pem::{self, PemError};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::sys::files::{self, ReadError};
 
@@ -27,49 +27,57 @@ const SYSTEM_BUNDLES: [&str; 6] = [
 ];
 /// The largest file of roots that is read. A distribution's file has about 256 KiB.
 const FILE_LIMIT: usize = 16 * 1024 * 1024;
-const NO_CERTIFICATE: &str = "it contains no certificate";
 
-/// The base roots: those of `--system-ca`, else of the inherited `SSL_CERT_FILE`, else of the
-/// distribution.
+/// Why a file has no usable roots.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RootsError {
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    #[error("it contains no certificate")]
+    Empty,
+}
+
+impl RootsError {
+    fn at(self, setting: &str, file: &Path, remedy: &str) -> Error {
+        let what = format!("{setting} {}: {self}", file.display());
+        Error::new(Stage::Ca, ErrorKind::InvalidSetting, what, remedy).caused_by(self)
+    }
+}
+
+/// The base roots: those of the setting `system-ca`, else of the inherited `SSL_CERT_FILE`, else of
+/// the distribution.
 pub(crate) fn base_roots(config: &Config) -> Result<Vec<CertificateDer<'static>>, Error> {
     base_roots_among(config, &SYSTEM_BUNDLES)
 }
 
 /// The roots that this program's own connections to the upstream trust: `base_roots` and those of
-/// `--upstream-ca`.
+/// the setting `upstream-ca`.
 pub(crate) fn connection_roots(
     config: &Config,
     base_roots: &[CertificateDer<'static>],
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
     match &config.upstream_ca {
-        Some(file) => with_further(base_roots, file, "--upstream-ca"),
+        Some(file) => with_further(base_roots, file, "upstream-ca (--upstream-ca)"),
         None => Ok(base_roots.to_vec()),
     }
 }
 
-/// `roots` and those in the PEM file that `option` names.
+/// `roots` and those in the PEM file that `setting` names.
 ///
 /// # Errors
 /// The file cannot be read, contains no certificate, or contains a broken one.
 pub(crate) fn with_further(
     roots: &[CertificateDer<'static>],
     file: &Path,
-    option: &str,
+    setting: &str,
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let fault = |why: String| {
-        let what = format!("{option} {}: {why}", file.display());
-        Error::new(
-            Stage::Ca,
-            ErrorKind::InvalidSetting,
-            what,
-            "name a PEM file of CA certificates",
-        )
+    let read = || match pem::certificates(&read_file(file)?)? {
+        further if further.is_empty() => Err(RootsError::Empty),
+        further => Ok(further),
     };
-    let text = read_file(file).map_err(|error| fault(error.to_string()))?;
-    let further = pem::certificates(&text).map_err(|error| fault(error.to_string()))?;
-    if further.is_empty() {
-        return Err(fault(NO_CERTIFICATE.into()));
-    }
+    let further = read().map_err(|e| e.at(setting, file, "name a PEM file of CA certificates"))?;
     Ok(pem::merge(&[roots.to_vec(), further]))
 }
 
@@ -77,12 +85,9 @@ fn base_roots_among(
     config: &Config,
     system_bundles: &[&str],
 ) -> Result<Vec<CertificateDer<'static>>, Error> {
-    const REMEDY: &str = "name a PEM file of root certificates with --system-ca";
     if let Some(file) = &config.system_ca {
-        return roots_in(file).map_err(|error| {
-            let what = format!("--system-ca {}: {error}", file.display());
-            Error::new(Stage::Ca, ErrorKind::InvalidSetting, what, REMEDY)
-        });
+        let remedy = "name a PEM file of root certificates";
+        return roots_in(file).map_err(|e| e.at("system-ca (--system-ca)", file, remedy));
     }
     if let Some(file) = config.inherited.lookup("SSL_CERT_FILE").map(Path::new) {
         match roots_in(file) {
@@ -103,7 +108,7 @@ fn base_roots_among(
         Stage::Ca,
         ErrorKind::NotFound,
         "no root certificates were found on this system",
-        "install its ca-certificates package, or name a PEM file of root certificates with --system-ca",
+        "install its ca-certificates package, or name a PEM file of root certificates with SSL_CERT_FILE, the setting system-ca (--system-ca) or, for a gateway, target-ca (--target-ca)",
     ))
 }
 
@@ -111,15 +116,14 @@ fn base_roots_among(
 ///
 /// # Errors
 /// The file cannot be read, or contains no usable certificate.
-pub(super) fn roots_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read_file(file).map_err(|error| error.to_string())?;
-    let (mut roots, broken) = pem::readable_certificates(&text);
+pub(super) fn roots_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
+    let (mut roots, broken) = pem::readable_certificates(&read_file(file)?);
     let readable = roots.len();
     // Some tools refuse a whole bundle because of one broken block.
     roots.retain(|root| is_one_sequence(root));
     let unusable = broken.len() + readable - roots.len();
     if roots.is_empty() {
-        return Err(NO_CERTIFICATE.into());
+        return Err(RootsError::Empty);
     }
     if unusable > 0 {
         let file = file.display();

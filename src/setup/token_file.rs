@@ -45,8 +45,7 @@ const FILE_NOATIME: OFlags = FILE.union(OFlags::NOATIME);
 #[cfg(not(target_os = "linux"))]
 const FILE_NOATIME: OFlags = FILE;
 
-const NAME_ANOTHER: &str =
-    "name a regular file that this user can read with UPSTREAMPROXY_TOKEN_FILE or --token-file";
+const NAME_ANOTHER: &str = "name a regular file that this user can read with UPSTREAMPROXY_TOKEN_FILE or token-file (--token-file)";
 
 /// A session token that was read from a file, and the file.
 pub(crate) struct TokenFile {
@@ -267,7 +266,7 @@ fn missing(path: &Path) -> Error {
             "the token file {} does not exist (an earlier start may have consumed it)",
             path.display()
         ),
-        "provide a fresh token for each start, or name another file with UPSTREAMPROXY_TOKEN_FILE or --token-file",
+        "provide a fresh token for each start, or name another file with UPSTREAMPROXY_TOKEN_FILE or token-file (--token-file)",
     )
 }
 

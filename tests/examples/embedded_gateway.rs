@@ -19,10 +19,10 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+use upstreamproxy::{Config, start_embedded};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let relay = start_embedded(&Config::from_env(), EmbeddedOptions::default()).into_result()?;
+    let relay = start_embedded(&Config::from_env()).into_result()?;
     println!("proxy: {}", relay.proxy_url());
     println!("CA bundle: {}", relay.ca_bundle().display());
 

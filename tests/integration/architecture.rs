@@ -517,6 +517,40 @@ fn the_bodies_of_the_fuzz_targets_are_not_part_of_the_program() {
     assert!(root.text.contains(declaration));
 }
 
+/// The flags in `code` that do not follow the name of their setting: not `NAME (--NAME)`.
+fn unnamed_flags(code: &str) -> Vec<String> {
+    let flags = code.match_indices("--").filter_map(|(at, _)| {
+        let rest = &code[at + 2..];
+        let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '-')?;
+        let before_is_text = code[..at].ends_with([' ', '(', '"']);
+        (before_is_text && end > 1 && !rest.starts_with('-')).then(|| (at, &rest[..end]))
+    });
+    flags
+        .filter(|(at, name)| !code[..*at].ends_with(&format!("{name} (")))
+        .map(|(_, name)| name.to_owned())
+        .collect()
+}
+
+#[test]
+fn messages_of_the_library_name_settings_and_not_only_flags() {
+    assert_eq!(
+        unnamed_flags("\"set listen (--listen) or --when x\""),
+        ["when"]
+    );
+    let of_the_binary = ["cli", "bench", "doctor"];
+    let library = sources().into_iter().filter(|source| {
+        let help = source.name == "config/settings";
+        !of_the_binary.contains(&source.top_module()) && !help
+    });
+    let found: Vec<String> = library
+        .flat_map(|source| {
+            let flags = unnamed_flags(&source.code()).into_iter();
+            flags.map(move |flag| format!("{}: --{flag}", source.name))
+        })
+        .collect();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 #[test]
 fn only_the_command_line_handles_signals() {
     let found = files_that_mention(&["signal_hook"], |source| source.top_module() == "cli");

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+use upstreamproxy::{Config, start_embedded};
 
 use crate::support::{
     Ending, ResourceCounts, TempHome, TestCa, connect, exchange, finish_within, pattern,
@@ -60,12 +60,8 @@ fn host() {
 
 /// Starts a gateway and a relay, sends bytes both ways through a tunnel, and stops everything.
 fn start_and_stop(target: &str, roots: &Path) {
-    let options = EmbeddedOptions {
-        system_ca: Some(roots.to_owned()),
-        ..EmbeddedOptions::default()
-    };
     let config = Config::default().system_ca(roots);
-    let relay = start_embedded(&config, options).into_result().unwrap();
+    let relay = start_embedded(&config).into_result().unwrap();
     let (mut tunnel, answer) = connect(relay.port(), target);
     assert_eq!(answer.status, 200, "{answer:?}");
     let sent = pattern(LENGTH);

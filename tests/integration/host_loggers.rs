@@ -5,14 +5,14 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use log::{LevelFilter, Log, Metadata, Record};
-use upstreamproxy::{Config, Disabled, EmbeddedOptions, Handle, StatsReader, start_embedded};
+use upstreamproxy::{Config, Disabled, Handle, StatsReader, start_embedded};
 
 use crate::support::{
     EchoServer, Ending, TempHome, TestCa, connect, exchange, finish_within, pattern,
@@ -71,12 +71,8 @@ fn in_host_process(test: &str, logger: fn(&Record<'_>), host: fn(&Path)) {
 }
 
 fn start(roots: &Path) -> Result<Handle, Disabled> {
-    let options = EmbeddedOptions {
-        system_ca: Some(PathBuf::from(roots)),
-        ..EmbeddedOptions::default()
-    };
     let config = Config::default().system_ca(roots);
-    start_embedded(&config, options).into_result()
+    start_embedded(&config).into_result()
 }
 
 /// One tunnel, and one request that is refused.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
-use upstreamproxy::{Config, EmbeddedOptions, start_embedded};
+use upstreamproxy::{Config, start_embedded};
 
 use crate::support::{
     EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, TIMEOUT,
@@ -566,15 +566,11 @@ fn half_a_head_followed_by_a_half_close_is_answered() {
 fn the_whole_head_has_one_deadline_even_for_slow_clients() {
     let home = TempHome::new();
     let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
-    let options = EmbeddedOptions {
-        system_ca: Some(roots.clone()),
-        ..EmbeddedOptions::default()
-    };
     let config = Config::default()
         .harden(false)
         .system_ca(roots)
         .limits(|limits| limits.head_timeout = Duration::from_millis(200));
-    let relay = start_embedded(&config, options).into_result().unwrap();
+    let relay = start_embedded(&config).into_result().unwrap();
     let mut silent = open_connection(relay.port());
     let (received, ending) = read_to_end(&mut silent);
     assert!(
