@@ -218,9 +218,12 @@ pub fn start(config: &Config) -> Started {
 ///
 /// The gateway listens on loopback with a session, a token and a CA of its own: base URL, session
 /// ID, token and token file of `config` are ignored, and the CA bundle is temporary unless
-/// [`Config::ca_bundle`] is set. [`Config::intercept`], [`Config::resolve`],
-/// [`Config::upstream_ca`], [`Config::system_ca`] and the limits apply to the gateway. The handle
-/// owns it: the gateway stops after the relay. [`When::Never`] still means that nothing starts.
+/// [`Config::ca_bundle`] is set. [`When::Never`] still means that nothing starts.
+///
+/// The gateway has no type of options. Its settings are those of [`Config`]:
+/// [`intercept`](Config::intercept), [`resolve`](Config::resolve),
+/// [`upstream_ca`](Config::upstream_ca), [`system_ca`](Config::system_ca) and
+/// [`limits`](Config::limits). The handle owns the gateway, which stops after the relay.
 ///
 /// Blocks, and reports failures, as [`start`] does.
 ///
@@ -243,6 +246,7 @@ pub fn start(config: &Config) -> Started {
 /// # }
 /// ```
 #[cfg(feature = "gateway")]
+#[doc(alias = "EmbeddedOptions")]
 pub fn start_embedded(config: &Config) -> Started {
     supervised(|stage| {
         if config.when == When::Never {
