@@ -138,7 +138,7 @@ pub(crate) fn warn_of_unknown(omitted: &[String]) {
     };
     for name in omitted.iter().filter(|name| !known(name)) {
         log::warn!(
-            "--omit-variable {name}: no variable of this name is set; the README lists them"
+            "omit-variable (--omit-variable) {name}: no variable of this name is set; the README lists them"
         );
     }
 }
