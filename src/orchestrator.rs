@@ -221,9 +221,10 @@ pub fn start(config: &Config) -> Started {
 /// [`Config::ca_bundle`] is set. [`When::Never`] still means that nothing starts.
 ///
 /// The gateway has no type of options. Its settings are those of [`Config`]:
-/// [`intercept`](Config::intercept), [`resolve`](Config::resolve),
-/// [`upstream_ca`](Config::upstream_ca), [`system_ca`](Config::system_ca) and
-/// [`limits`](Config::limits). The handle owns the gateway, which stops after the relay.
+/// [`intercept`](Config::intercept), [`require_tls`](Config::require_tls),
+/// [`resolve`](Config::resolve), [`upstream_ca`](Config::upstream_ca),
+/// [`system_ca`](Config::system_ca) and [`limits`](Config::limits). The handle owns the gateway,
+/// which stops after the relay.
 ///
 /// Blocks, and reports failures, as [`start`] does.
 ///

@@ -111,7 +111,7 @@ impl InterceptError {
     /// `--require-tls` is set, and `by` speaks another protocol.
     fn not_tls(by: Party) -> Self {
         let why = format!(
-            "the {} speaks another protocol than TLS, which --require-tls does not allow",
+            "the {} speaks another protocol than TLS, which require-tls (--require-tls) does not allow",
             by.name()
         );
         Self::new(AlertDescription::UnexpectedMessage, by, why)
@@ -240,7 +240,7 @@ fn connect(
         if requested {
             why.push_str(
                 "; it asks for a client certificate, which cannot pass an intercepting gateway: \
-                 choose --intercept patterns that do not match it",
+                 choose patterns of intercept (--intercept) that do not match it",
             );
         }
         InterceptError::new(tls_alert::for_target(&error), Party::Target, why)

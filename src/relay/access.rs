@@ -171,8 +171,8 @@ fn supported_owners(trusted: TrustedUsers, source: &LogSource) -> Option<SocketO
     };
     log::warn!(
         target: source.target(),
-        "{why}: every user of this machine can use the port; set listen-credential \
-         (--listen-credential) to require a password"
+        "{why}: every user of this machine can use the port; set \
+         listen-credential (--listen-credential) to require a password"
     );
     supported.then_some(owners)
 }
