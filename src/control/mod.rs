@@ -1,5 +1,5 @@
 //! What the threads of one relay or gateway share: stop signal, deadlines, phases, rejections,
-//! outcomes, counters.
+//! outcomes, counters, shares.
 
 pub(crate) mod deadline;
 pub(crate) mod log;
@@ -8,4 +8,6 @@ pub(crate) mod outcome;
 pub(crate) mod peer_text;
 pub(crate) mod phase;
 pub(crate) mod rejection;
+#[cfg_attr(not(feature = "gateway"), allow(dead_code))]
+pub(crate) mod shares;
 pub(crate) mod stop;

@@ -1,15 +1,17 @@
 //! Authentication of relays: the bearer token of the upgrade ([RFC 6750, section 2.1]) and the
 //! credentials of the CONNECT request ([RFC 7617, section 2]), checked against the sessions.
 //!
-//! Every check compares with every session and does not return early, so that its duration reveals
-//! neither which sessions exist nor how much of a token was correct. `sessions_file` reads the
-//! sessions.
+//! A check takes the same time for any number of sessions. Tokens are found by a hash with a random
+//! key and then compared in constant time, so the duration reveals neither which sessions exist nor
+//! how much of a token was correct. `sessions_file` reads the sessions.
 //!
 //! [RFC 6750, section 2.1]: https://www.rfc-editor.org/rfc/rfc6750#section-2.1
 //! [RFC 7617, section 2]: https://www.rfc-editor.org/rfc/rfc7617#section-2
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
 use data_encoding::BASE64;
-use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::crypto::secret::{Credentials, Secret};
@@ -27,7 +29,14 @@ use crate::crypto::secret::{Credentials, Secret};
 /// # Ok::<(), upstreamproxy::Error>(())
 /// ```
 #[derive(Debug, Default)]
-pub struct Sessions(Vec<Credentials>);
+pub struct Sessions {
+    /// Its random key makes the hash of a token unpredictable.
+    hasher: RandomState,
+    /// The tokens by their hash. Several sessions may share a token.
+    tokens: HashMap<u64, Vec<Secret>>,
+    /// The tokens by session ID.
+    by_id: HashMap<String, Secret>,
+}
 
 /// Proof that an upgrade had the token of a session. The CONNECT request must have the same token.
 ///
@@ -36,53 +45,73 @@ pub struct Sessions(Vec<Credentials>);
 #[derive(Debug)]
 pub(crate) struct Bearer(Secret);
 
+impl Bearer {
+    /// A number that identifies the holder of the token among those that `hasher` was used for.
+    pub(super) fn party(&self, hasher: &RandomState) -> u64 {
+        hasher.hash_one(self.0.expose().as_bytes())
+    }
+}
+
 impl Sessions {
-    pub(super) fn new(sessions: Vec<Credentials>) -> Self {
-        Self(sessions)
+    pub(super) fn new(sessions: impl IntoIterator<Item = Credentials>) -> Self {
+        let mut all = Self::default();
+        for Credentials { session_id, token } in sessions {
+            let hash = all.hasher.hash_one(token.expose().as_bytes());
+            let same_hash = all.tokens.entry(hash).or_default();
+            if !same_hash
+                .iter()
+                .any(|known| known.matches(token.expose().as_bytes()))
+            {
+                same_hash.push(token.clone());
+            }
+            all.by_id.insert(session_id, token);
+        }
+        all
     }
 
     /// The single session of an embedded gateway.
     pub(crate) fn single(credentials: Credentials) -> Self {
-        Self(vec![credentials])
+        Self::new([credentials])
     }
 
     /// The number of sessions.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.by_id.len()
+    }
+
+    /// Whether there is more than one token, so that their holders compete for the gateway.
+    pub(super) fn several_parties(&self) -> bool {
+        self.tokens.len() > 1
     }
 
     /// Checks the `Authorization` of the upgrade: `Bearer TOKEN` with the token of any session.
     pub(crate) fn bearer(&self, header_value: &[u8]) -> Option<Bearer> {
         let token = after_scheme(header_value, "Bearer")?;
-        let mut proof = None;
-        for session in &self.0 {
-            if session.token.matches(token) {
-                proof = Some(Bearer(session.token.clone()));
-            }
-        }
-        proof
+        let same_hash = self.tokens.get(&self.hasher.hash_one(token))?;
+        let known = same_hash.iter().find(|known| known.matches(token))?;
+        Some(Bearer(known.clone()))
     }
 
-    /// Checks the `Proxy-Authorization` of the CONNECT request, `Basic BASE64(ID:TOKEN)`. Returns
-    /// the session ID if the token is that of the session and that of the upgrade.
-    pub(crate) fn basic(&self, header_value: &[u8], upgrade: &Bearer) -> Option<&str> {
-        let encoded = after_scheme(header_value, "Basic")?;
-        let pair = Zeroizing::new(BASE64.decode(encoded).ok()?);
+    /// Checks the `Proxy-Authorization` of the CONNECT request, `Basic BASE64(ID:TOKEN)`: whether
+    /// the token is that of the session and that of the upgrade.
+    pub(crate) fn basic(&self, header_value: &[u8], upgrade: &Bearer) -> bool {
+        let Some(encoded) = after_scheme(header_value, "Basic") else {
+            return false;
+        };
+        let Ok(pair) = BASE64.decode(encoded).map(Zeroizing::new) else {
+            return false;
+        };
         let mut parts = pair.splitn(2, |&byte| byte == b':');
-        let (id, token) = (parts.next()?, parts.next()?);
-        let same_as_upgrade = upgrade.0.matches(token);
-        let mut found = None;
-        for session in &self.0 {
-            // The token is compared for every session, so that an unknown ID takes as long as a
-            // known one.
-            let right_token = session.token.matches(token);
-            let right_id = bool::from(session.session_id.as_bytes().ct_eq(id));
-            if right_token & right_id & same_as_upgrade {
-                found = Some(session.session_id.as_str());
-            }
-        }
-        found
+        let (Some(id), Some(token)) = (parts.next(), parts.next()) else {
+            return false;
+        };
+        let session = std::str::from_utf8(id)
+            .ok()
+            .and_then(|id| self.by_id.get(id));
+        // An unknown session has a comparison too, so that it takes as long as a known one.
+        let of_session = session.unwrap_or(&upgrade.0).matches(token);
+        session.is_some() & of_session & upgrade.0.matches(token)
     }
 }
 
@@ -160,8 +189,7 @@ mod tests {
         };
         let sessions = Sessions::single(credentials.clone());
         let bearer = sessions.bearer(credentials.bearer().as_bytes()).unwrap();
-        let id = sessions.basic(credentials.basic().as_bytes(), &bearer);
-        assert_eq!(id, Some("s-9"));
+        assert!(sessions.basic(credentials.basic().as_bytes(), &bearer));
     }
 
     #[test]
@@ -170,20 +198,20 @@ mod tests {
         let one = sessions.bearer(b"Bearer canary-one").unwrap();
         let two = sessions.bearer(b"Bearer canary-two").unwrap();
         let check = |id, token, upgrade| sessions.basic(basic(id, token).as_bytes(), upgrade);
-        assert_eq!(check("s-1", "canary-one", &one), Some("s-1"));
-        assert_eq!(check("s-2", "canary-two", &two), Some("s-2"));
+        assert!(check("s-1", "canary-one", &one));
+        assert!(check("s-2", "canary-two", &two));
         // Two sessions share this token.
-        assert_eq!(check("s-3", "canary-one", &one), Some("s-3"));
+        assert!(check("s-3", "canary-one", &one));
         // Correct, but not the token of the upgrade.
-        assert_eq!(check("s-2", "canary-two", &one), None);
-        assert_eq!(check("s-1", "canary-one", &two), None);
+        assert!(!check("s-2", "canary-two", &one));
+        assert!(!check("s-1", "canary-one", &two));
         // Incorrect.
-        assert_eq!(check("s-1", "canary-two", &two), None);
-        assert_eq!(check("s-2", "canary-one", &one), None);
-        assert_eq!(check("s-4", "canary-one", &one), None);
-        assert_eq!(check("S-1", "canary-one", &one), None);
-        assert_eq!(check("", "canary-one", &one), None);
-        assert_eq!(check("s-1", "", &one), None);
+        assert!(!check("s-1", "canary-two", &two));
+        assert!(!check("s-2", "canary-one", &one));
+        assert!(!check("s-4", "canary-one", &one));
+        assert!(!check("S-1", "canary-one", &one));
+        assert!(!check("", "canary-one", &one));
+        assert!(!check("s-1", "", &one));
     }
 
     #[test]
@@ -192,9 +220,9 @@ mod tests {
         let one = sessions.bearer(b"Bearer canary-one").unwrap();
         let good = basic("s-1", "canary-one");
         let encoded = good.strip_prefix("Basic ").unwrap();
-        assert!(sessions.basic(good.as_bytes(), &one).is_some());
+        assert!(sessions.basic(good.as_bytes(), &one));
         let lower = format!("basic {encoded}");
-        assert!(sessions.basic(lower.as_bytes(), &one).is_some());
+        assert!(sessions.basic(lower.as_bytes(), &one));
         for value in [
             "",
             "Basic",
@@ -207,8 +235,30 @@ mod tests {
             &format!("Basic {}", encoded.trim_end_matches('=')),
             &format!("Basic {}", BASE64.encode(b"s-1")),
         ] {
-            assert!(sessions.basic(value.as_bytes(), &one).is_none(), "{value}");
+            assert!(!sessions.basic(value.as_bytes(), &one), "{value}");
         }
+    }
+
+    #[test]
+    fn sessions_that_share_a_token_are_one_party_whatever_their_number() {
+        let text = |n: usize, token: &dyn Fn(usize) -> String| {
+            let lines: Vec<_> = (0..n).map(|i| format!("s-{i} {}", token(i))).collect();
+            lines.join("\n")
+        };
+        let same = Sessions::parse(&text(1000, &|_| "canary".into())).unwrap();
+        assert!(!same.several_parties());
+        assert_eq!(same.tokens.values().map(Vec::len).sum::<usize>(), 1);
+        let many = Sessions::parse(&text(1000, &|i| format!("canary-{i}"))).unwrap();
+        assert!(many.several_parties());
+        // A check compares with the tokens of one hash, not with all.
+        assert!(many.tokens.values().all(|same_hash| same_hash.len() == 1));
+        let hasher = RandomState::new();
+        let party = |token: &str| {
+            let bearer = many.bearer(format!("Bearer {token}").as_bytes()).unwrap();
+            bearer.party(&hasher)
+        };
+        assert_eq!(party("canary-7"), party("canary-7"));
+        assert_ne!(party("canary-7"), party("canary-8"));
     }
 
     #[test]
@@ -216,7 +266,7 @@ mod tests {
         let one = sessions().bearer(b"Bearer canary-one").unwrap();
         let later = Sessions::parse("s-1 canary-new").unwrap();
         let opening = basic("s-1", "canary-one");
-        assert!(later.basic(opening.as_bytes(), &one).is_none());
+        assert!(!later.basic(opening.as_bytes(), &one));
     }
 
     #[test]

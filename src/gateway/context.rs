@@ -1,5 +1,6 @@
 //! What every thread of one gateway shares.
 
+use std::hash::RandomState;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::{ClientConfig, ServerConfig};
@@ -7,12 +8,13 @@ use rustls::{ClientConfig, ServerConfig};
 use super::auth::Sessions;
 use super::issuer::Issuer;
 use super::policy::Policy;
-use super::unauthenticated::Unauthenticated;
 use crate::config::Limits;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
+use crate::control::shares::Shares;
 use crate::control::stop::Stop;
 use crate::http::pattern::Pattern;
+use crate::listener::EvictableList;
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
@@ -31,7 +33,11 @@ pub(super) struct GatewayContext {
     pub(super) target_tls: Arc<ClientConfig>,
     pub(super) resolver: Resolver,
     pub(super) policy: Policy,
-    pub(super) unauthenticated: Unauthenticated,
+    /// The connections that have no tunnel yet. Every other connection holds a share of `tunnels`.
+    pub(super) waiting: EvictableList,
+    pub(super) tunnels: Shares,
+    /// Makes the numbers of parties from tokens, also across a reload of the sessions.
+    pub(super) party_hasher: RandomState,
     pub(super) limits: Limits,
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,

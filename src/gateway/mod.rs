@@ -6,10 +6,9 @@
 //!
 //! [`manual::protocol`]: crate::manual::protocol
 
-// `session` serves one connection: `upgrade` decides about its request head (`unauthenticated`
-// limits the connections before that), `auth` checks its credentials, `target` dials what `policy`
-// permits, and `intercept` adds TLS with the certificates of `issuer`. It never uses the relay's
-// code.
+// `session` serves one connection: `upgrade` decides about its request head, `auth` checks its
+// credentials, `target` dials what `policy` permits, and `intercept` adds TLS with the certificates
+// of `issuer`. It never uses the relay's code.
 
 mod address_class;
 mod auth;
@@ -28,9 +27,9 @@ mod session;
 mod sessions_file;
 mod target;
 mod tls_alert;
-mod unauthenticated;
 pub(crate) mod upgrade;
 
+use std::hash::RandomState;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -50,11 +49,12 @@ use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
+use crate::control::shares::Shares;
 use crate::control::stop::{Abort, Stop};
 use crate::crypto::{tls, tls_server};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::response;
-use crate::listener::{self, Eviction, Listening, Service, ShutdownReport};
+use crate::listener::{self, EvictableList, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
@@ -64,7 +64,10 @@ use context::GatewayContext;
 use interception_ca::InterceptionCa;
 use issuer::Issuer;
 use policy::Policy;
-use unauthenticated::Unauthenticated;
+
+/// How long a connection cannot be evicted at most after it was accepted, and again after its
+/// upgrade.
+const GRACE: Duration = Duration::from_millis(300);
 
 /// A running gateway. Dropping it stops it: it waits up to
 /// [`Limits::drain_timeout`](crate::config::Limits::drain_timeout) for open tunnels (10 s by
@@ -216,12 +219,14 @@ pub(crate) fn start(
             allow_private: config.allow_private,
             own: Some(own),
         },
-        unauthenticated: Unauthenticated::default(),
+        waiting: EvictableList::new(GRACE),
+        tunnels: Shares::new(cap),
+        party_hasher: RandomState::new(),
         limits: config.limits.bounded(),
         stop: Arc::clone(&stop),
         counters: Arc::clone(&counters),
         pool: Pool::default(),
-        budget: Budget::default(),
+        budget: Budget::new(cap),
     });
     let service = Arc::new(GatewayService(Arc::clone(&context)));
     let listening = listener::start(
@@ -289,6 +294,6 @@ impl Service for GatewayService {
     }
 
     fn make_room(&self) -> Eviction {
-        self.0.unauthenticated.evict_oldest()
+        self.0.waiting.evict(&self.0.tunnels)
     }
 }

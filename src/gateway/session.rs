@@ -1,8 +1,8 @@
 //! One relay connection from accept to its outcome: TLS, upgrade, CONNECT request, target, pump
 //! (`manual/protocol.md`).
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::server::UnbufferedServerConnection;
@@ -18,6 +18,7 @@ use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
+use crate::control::shares::Share;
 use crate::http::authority::Authority;
 use crate::http::head::{self, HeadError};
 use crate::http::response;
@@ -41,7 +42,7 @@ pub(super) fn serve(gateway: &GatewayContext, connection: TcpStream, peer: Socke
     let mut target = None;
     // The stack of a handshake is returned while the stream is silent.
     let result = memory::in_own_frame(|| open(gateway, connection, peer, &mut target)).map(
-        |(authority, pump)| {
+        |(authority, pump, _share)| {
             let mut patterns = gateway.intercept.iter();
             let ready = if patterns.any(|pattern| pattern.matches(&authority)) {
                 memory::in_own_frame(|| intercept::begin(gateway, &authority, pump))
@@ -54,16 +55,22 @@ pub(super) fn serve(gateway: &GatewayContext, connection: TcpStream, peer: Socke
     Outcome::new(since, target, result).with_peer(peer)
 }
 
-/// Everything before the stream.
+/// Everything before the stream. Until the tunnel has its share, the connection can be evicted.
 fn open<'a>(
     gateway: &'a GatewayContext,
     connection: TcpStream,
     peer: SocketAddr,
     target: &mut Option<String>,
-) -> Result<(Authority, Box<Pump<'a>>), EndReason> {
+) -> Result<(Authority, Box<Pump<'a>>, Share), EndReason> {
+    let connection = Arc::new(connection);
+    let mut waiting = gateway.waiting.add(&connection);
     let mut received = Buffer::new(&gateway.pool);
     let (mut ws, bearer, version) = admit(gateway, connection, peer, &mut received)?;
-    let codec = WsCodec::new(Role::Server, version, &gateway.budget);
+    let holder = bearer.party(&gateway.party_hasher);
+    let competes = gateway.sessions().several_parties();
+    let party = competes.then_some(holder);
+    waiting.set_party(holder);
+    let codec = WsCodec::new(Role::Server, version, &gateway.budget.of(party));
     let request = ws
         .add_websocket(codec, &mut received)
         .and_then(|()| read_request(gateway, &mut ws, &mut received));
@@ -74,10 +81,14 @@ fn open<'a>(
     received.consume(request.len);
     let authority = request.authority.clone();
     *target = Some(authority.to_string());
-    let tcp = authorize(gateway, &request, &bearer)
-        .map_err(EndReason::from)
-        .and_then(|session| target::dial(gateway, &authority, session, ws.socket()));
-    let tcp = match tcp {
+    let share = authorize(gateway, &request, &bearer)
+        .and_then(|()| gateway.tunnels.take(party, 1).ok_or_else(share_used_up));
+    let share = match share {
+        Ok(share) => share,
+        Err(rejection) => return Err(reject(gateway, ws, rejection)),
+    };
+    drop(waiting);
+    let tcp = match target::dial(gateway, &authority, holder, ws.socket()) {
         Ok(tcp) => tcp,
         Err(EndReason::Rejected(rejection)) => return Err(reject(gateway, ws, *rejection)),
         Err(reason) => return Err(reason),
@@ -91,18 +102,17 @@ fn open<'a>(
     };
     let outbound = Buffer::new(&gateway.pool);
     let pump = Pump::new(Role::Server, tcp, ws, outbound, received, shared);
-    Ok((authority, pump))
+    Ok((authority, pump, share))
 }
 
 /// Makes the connection a WebSocket if its token is known. Otherwise the peer has received its
 /// response when this returns.
 fn admit(
     gateway: &GatewayContext,
-    connection: TcpStream,
+    connection: Arc<TcpStream>,
     peer: SocketAddr,
     received: &mut Buffer,
 ) -> Result<(Conn, Bearer, Version), EndReason> {
-    let _unauthenticated = gateway.unauthenticated.add(&connection);
     let mut ws = Conn::new(connection, &gateway.pool);
     let answered = match handshake(gateway, &mut ws, received) {
         Ok(Handshake::Open(bearer, version)) => return Ok((ws, bearer, version)),
@@ -192,23 +202,40 @@ fn invalid_head(error: HeadError) -> Rejection {
 }
 
 /// Waits for the CONNECT request. The peer is authenticated and may wait for minutes, as long as it
-/// answers pings.
+/// answers pings. But a message that has begun must be complete soon.
 fn read_request(
     gateway: &GatewayContext,
     ws: &mut Conn,
     received: &mut Buffer,
 ) -> Result<ConnectRequest, TunnelError> {
-    let wait = WaitContext {
-        stop: &gateway.stop,
-        client: None,
-        deadline: Deadline::after(gateway.limits.standby_timeout),
-        phase: Phase::Opening,
-        keepalive: gateway.limits.keepalive,
-        drains: false,
-    };
-    drive_until(ws, received, &wait, |_, received| {
-        ConnectRequest::read(received.filled())
-    })
+    let standby = Deadline::after(gateway.limits.standby_timeout);
+    let mut has_begun = false;
+    loop {
+        let deadline = if has_begun {
+            standby.min(Deadline::after(gateway.limits.head_timeout))
+        } else {
+            standby
+        };
+        let wait = WaitContext {
+            stop: &gateway.stop,
+            client: None,
+            deadline,
+            phase: Phase::Opening,
+            keepalive: gateway.limits.keepalive,
+            drains: false,
+        };
+        let request = drive_until(ws, received, &wait, |ws, received| {
+            if let Some(request) = ConnectRequest::read(received.filled())? {
+                return Ok(Some(Some(request)));
+            }
+            let begun = !received.is_empty() || ws.has_partial_input();
+            Ok((begun != has_begun).then_some(None))
+        })?;
+        match request {
+            Some(request) => return Ok(request),
+            None => has_begun = !has_begun,
+        }
+    }
 }
 
 /// Ends a WebSocket on which no valid CONNECT request arrived.
@@ -236,26 +263,29 @@ fn no_request(
     EndReason::Abandoned
 }
 
-/// Checks that the session of the CONNECT request has the token of the upgrade. Returns a hash of
-/// the session ID, which identifies the session to the resolver.
+/// Checks that the session of the CONNECT request has the token of the upgrade.
 fn authorize(
     gateway: &GatewayContext,
     request: &ConnectRequest,
     bearer: &Bearer,
-) -> Result<u64, Rejection> {
+) -> Result<(), Rejection> {
     let sessions = gateway.sessions();
-    let known = request
-        .authorization
-        .as_ref()
-        .and_then(|value| sessions.basic(value, bearer));
-    if let Some(session) = known {
-        let mut hasher = DefaultHasher::new();
-        session.hash(&mut hasher);
-        return Ok(hasher.finish());
+    let authorization = request.authorization.as_ref();
+    if authorization.is_some_and(|value| sessions.basic(value, bearer)) {
+        return Ok(());
     }
     let what = "the session of the opening does not have the token of the upgrade";
     Err(Rejection::new(407, Phase::Opening, what)
         .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\""))
+}
+
+/// The rejection of a session that has as many tunnels as it may have beside the others.
+fn share_used_up() -> Rejection {
+    let what = "this session has its share of the gateway's tunnels";
+    Rejection::new(503, Phase::Opening, what)
+        .remedy("try again when one of them has ended")
+        .proxy_status("connection_limit_reached")
+        .field("Retry-After", "1")
 }
 
 /// Answers the CONNECT request with a rejection, and closes the WebSocket.

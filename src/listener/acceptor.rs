@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
+use super::evictable::Eviction;
 use super::lingering_close::LingeringClose;
-use super::service::{Eviction, Service};
+use super::service::Service;
 use super::slot::Slot;
 use super::supervisor::LogLine;
 use super::workers::{Accepted, WorkerPool};
@@ -25,7 +26,13 @@ use crate::net::wait::wait;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a connection waits for the slot of an evicted one. The acceptor waits with it, so the
 /// time is short.
-const SLOT_TIMEOUT: Duration = Duration::from_millis(500);
+const SLOT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an evicted connection may keep its slot before another one is evicted. On a busy
+/// machine its worker may be late.
+const EVICTION_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest time from the moment when a worker frees its slot to the moment when it waits for
+/// the next connection. Starting another thread may be impossible.
+const START_OF_IDLE: Duration = Duration::from_millis(10);
 /// The shortest time between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -57,12 +64,20 @@ impl<S: Service> Acceptor<S> {
             match accept(&self.socket) {
                 Ok((connection, peer)) => {
                     back_off = BACK_OFF.0;
+                    let wait = if slot.is_some() {
+                        Duration::ZERO
+                    } else {
+                        START_OF_IDLE
+                    };
                     match slot.or_else(|| self.wait_for_slot()) {
-                        Some(slot) => self.serve(Accepted {
-                            connection,
-                            peer,
-                            slot,
-                        }),
+                        Some(slot) => self.serve(
+                            Accepted {
+                                connection,
+                                peer,
+                                slot,
+                            },
+                            wait,
+                        ),
                         None => self.refuse(connection),
                     }
                     self.refused.drain();
@@ -90,28 +105,28 @@ impl<S: Service> Acceptor<S> {
 
     /// A slot that becomes free soon, because the service evicts a connection.
     fn wait_for_slot(&self) -> Option<Slot> {
-        let until = Instant::now() + SLOT_TIMEOUT;
-        let mut eviction = Eviction::None;
-        while self.stop.requested().is_none() && Instant::now() < until {
+        let mut now = Instant::now();
+        let (until, mut next_eviction) = (now + SLOT_TIMEOUT, now);
+        while self.stop.requested().is_none() && now < until {
             // If a connection has ended by itself, none needs to be evicted.
             if let Some(slot) = self.slot() {
                 return Some(slot);
             }
-            if eviction != Eviction::Made {
-                eviction = self.service.make_room();
+            if next_eviction <= now {
+                next_eviction = match self.service.make_room() {
+                    Eviction::None => return None,
+                    Eviction::NotBefore(time) => time,
+                    Eviction::Made => now + EVICTION_TIMEOUT,
+                };
             }
-            let wake = match eviction {
-                Eviction::None => return None,
-                Eviction::NotBefore(time) => until.min(time),
-                Eviction::Made => until,
-            };
-            thread::park_timeout(wake.saturating_duration_since(Instant::now()));
+            thread::park_timeout(until.min(next_eviction).saturating_duration_since(now));
+            now = Instant::now();
         }
         self.slot()
     }
 
-    fn serve(&mut self, accepted: Accepted) {
-        if let Err((error, connection)) = self.workers.serve(accepted) {
+    fn serve(&mut self, accepted: Accepted, wait: Duration) {
+        if let Err((error, connection)) = self.workers.serve(accepted, wait) {
             self.warn(&format!(
                 "cannot start a thread for a connection: {error}; responding with status 503"
             ));

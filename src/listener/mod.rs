@@ -1,10 +1,12 @@
 //! Accepts connections, for the relay and for the gateway, and serves each on its own named thread.
 //!
 //! A connection needs a slot; their number is limited. `acceptor` accepts and survives every error,
-//! `workers` are the threads that serve connections, `lingering_close` holds connections that were
-//! refused, and `supervisor` joins all workers. A [`Service`] decides what a connection means.
+//! `evictable` lists the connections that may be closed for others, `workers` are the threads that
+//! serve connections, `lingering_close` holds connections that were refused, and `supervisor` joins
+//! all workers. A [`Service`] decides what a connection means.
 
 mod acceptor;
+mod evictable;
 mod lingering_close;
 mod report;
 mod service;
@@ -33,9 +35,8 @@ use report::Tally;
 use supervisor::{FLUSH_TIME, Supervisor};
 use workers::{Events, WorkerPool};
 
+pub(crate) use evictable::{EvictableList, Eviction};
 pub use report::ShutdownReport;
-#[cfg(feature = "gateway")]
-pub(crate) use service::Eviction;
 pub(crate) use service::Service;
 
 /// How many connections may wait in the kernel. The 128 of std are too few for a package manager

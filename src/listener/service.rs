@@ -1,8 +1,8 @@
 //! What a listener does with its connections.
 
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
 
+use super::evictable::Eviction;
 use crate::control::log::LogSource;
 use crate::control::outcome::Outcome;
 
@@ -27,21 +27,6 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// The response to a connection for which no slot is free.
     fn busy_response(&self) -> Vec<u8>;
 
-    /// Called when no slot is free: evicts a connection that has a slot and is not authenticated
-    /// yet.
-    fn make_room(&self) -> Eviction {
-        Eviction::None
-    }
-}
-
-/// The result of [`Service::make_room`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "gateway"), allow(dead_code))]
-pub(crate) enum Eviction {
-    /// There is no connection that may be evicted.
-    None,
-    /// No connection may be evicted before this time.
-    NotBefore(Instant),
-    /// A connection was evicted. Its slot will be free in a moment.
-    Made,
+    /// Called when no slot is free: evicts a connection that has a slot and no tunnel.
+    fn make_room(&self) -> Eviction;
 }

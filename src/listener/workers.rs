@@ -99,13 +99,17 @@ impl<S: Service> WorkerPool<S> {
         }
     }
 
-    /// Passes the connection to an idle worker or a new one.
+    /// Passes the connection to a worker that is idle within `wait`, or to a new one.
     ///
     /// # Errors
     /// No worker is idle and no thread can be started. Returns the connection; its slot is free
     /// again.
-    pub(super) fn serve(&mut self, accepted: Accepted) -> Result<(), (io::Error, TcpStream)> {
-        let Err(unsent) = self.connections.try_send(accepted) else {
+    pub(super) fn serve(
+        &mut self,
+        accepted: Accepted,
+        wait: Duration,
+    ) -> Result<(), (io::Error, TcpStream)> {
+        let Err(unsent) = self.connections.send_timeout(accepted, wait) else {
             return Ok(());
         };
         self.started += 1;

@@ -49,6 +49,8 @@ const INET_DIAG_INFO: u8 = 2;
 /// last received.
 const LAST_DATA_SENT_AT: usize = 44;
 const LAST_ACK_RECEIVED_AT: usize = 56;
+/// The offset in it of the smoothed round-trip time in microseconds.
+const ROUND_TRIP_AT: usize = 68;
 /// The values of `idiag_timer` that mean that data is in flight, or waits for a closed window to
 /// open. (2 is a keepalive probe, 3 is `TIME_WAIT`.)
 const IN_FLIGHT: u8 = 1;
@@ -74,6 +76,7 @@ pub(crate) struct SocketEntry {
     attempts: u8,
     /// How long ago data was last sent, and an acknowledgement was last received.
     times: Option<(Duration, Duration)>,
+    round_trip: Option<Duration>,
 }
 
 /// The state of the data that was written to a socket.
@@ -177,6 +180,7 @@ impl SocketTable {
                     timer: answer.get(TIMER_AT).copied().unwrap_or(0),
                     attempts: answer.get(TIMER_AT + 1).copied().unwrap_or(0),
                     times: times(answer),
+                    round_trip: round_trip_in(answer),
                 })),
                 (Some(NLMSG_ERROR), ..) => match number(answer, NLMSG_HEADER).map(u32::cast_signed)
                 {
@@ -233,14 +237,18 @@ pub(crate) fn probe_every(socket: &impl AsFd, interval: Duration) {
 /// The state of the data that was written to `socket`; `long` is the time without an answer that
 /// counts as too long. If it cannot be determined, the data counts as in flight.
 pub(crate) fn delivery(socket: &TcpStream, long: Duration) -> Delivery {
-    let queried = || {
-        let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
-        SocketTable::open()?.query(own, peer)
-    };
-    match queried() {
-        Ok(Some(entry)) => entry.delivery(long),
-        Ok(None) | Err(_) => Delivery::InFlight,
-    }
+    entry_of(socket).map_or(Delivery::InFlight, |entry| entry.delivery(long))
+}
+
+/// The time of a round trip to the peer of `socket`, which the kernel has measured. `None`: not
+/// known.
+pub(crate) fn round_trip(socket: &TcpStream) -> Option<Duration> {
+    entry_of(socket)?.round_trip
+}
+
+fn entry_of(socket: &TcpStream) -> Option<SocketEntry> {
+    let (own, peer) = (socket.local_addr().ok()?, socket.peer_addr().ok()?);
+    SocketTable::open().ok()?.query(own, peer).ok()?
 }
 
 /// A query for the socket at `own` that is connected to `peer`. The sequence number identifies a
@@ -266,14 +274,23 @@ fn request(own: SocketAddr, peer: SocketAddr, sequence: u32) -> Vec<u8> {
 
 /// How long ago data was last sent, and an acknowledgement was last received.
 fn times(answer: &[u8]) -> Option<(Duration, Duration)> {
+    let info = tcp_info(answer)?;
+    let ago = |at| Some(Duration::from_millis(number(info, at)?.into()));
+    Some((ago(LAST_DATA_SENT_AT)?, ago(LAST_ACK_RECEIVED_AT)?))
+}
+
+fn round_trip_in(answer: &[u8]) -> Option<Duration> {
+    let time = number(tcp_info(answer)?, ROUND_TRIP_AT)?;
+    (time > 0).then(|| Duration::from_micros(time.into()))
+}
+
+fn tcp_info(answer: &[u8]) -> Option<&[u8]> {
     let mut attributes = answer.get(ATTRIBUTES_AT..)?;
     loop {
         let head = number(attributes, 0)?.to_ne_bytes();
         let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
         if u16::from_ne_bytes([head[2], head[3]]) == u16::from(INET_DIAG_INFO) {
-            let info = attributes.get(4..length)?;
-            let ago = |at| Some(Duration::from_millis(number(info, at)?.into()));
-            return Some((ago(LAST_DATA_SENT_AT)?, ago(LAST_ACK_RECEIVED_AT)?));
+            return attributes.get(4..length);
         }
         // Attributes are padded to four bytes, and at least as long as their header.
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
@@ -332,6 +349,15 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_knows_the_round_trip_to_a_peer_from_the_start() {
+        let (client, server) = pair();
+        for socket in [&client, &server] {
+            let time = round_trip(socket).unwrap();
+            assert!(time < Duration::from_millis(100), "{time:?}");
+        }
+    }
+
+    #[test]
     fn three_attempts_without_an_answer_for_long_are_unanswered() {
         let (recent, long) = (Duration::from_secs(1), Duration::from_secs(50));
         let (never, sent_first, sent_last) = (None, Some((long, long)), Some((recent, long)));
@@ -354,6 +380,7 @@ mod tests {
                 timer,
                 attempts,
                 times,
+                round_trip: None,
             };
             assert_eq!(entry.delivery(long), delivery, "{entry:?}");
         }

@@ -5,7 +5,8 @@
 //!
 //! [RFC 9110, section 11.7]: https://www.rfc-editor.org/rfc/rfc9110#section-11.7
 
-use std::net::TcpStream;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, TcpStream};
 use std::{fmt, io};
 
 use data_encoding::BASE64;
@@ -32,9 +33,10 @@ const CLOSED: PollFlags = OVER.union(PollFlags::RDHUP);
 /// Decides who may use the relay's port.
 #[derive(Debug)]
 pub(crate) struct AccessControl {
-    /// Finds the user of a connection; `None`: every user may connect.
+    /// Finds the user of a connection; `None`: every user may connect, and is not known.
     owners: Option<SocketOwners>,
     trusted: TrustedUsers,
+    allow_any_user: bool,
     /// Other machines may connect. This kernel does not know the users of their sockets.
     allow_remote: bool,
     /// What `Proxy-Authorization` must contain; `None`: it is not required.
@@ -60,7 +62,8 @@ impl AccessControl {
     pub(super) fn new(config: &Config, source: &LogSource) -> io::Result<Self> {
         let trusted = TrustedUsers::new(None);
         let owners = if config.allow_any_user {
-            None
+            // Only the shares depend on the answers, so they must be cheap.
+            Some(SocketOwners::new()).filter(SocketOwners::has_netlink)
         } else {
             supported_owners(trusted, source)
         };
@@ -68,6 +71,7 @@ impl AccessControl {
         Ok(Self {
             owners,
             trusted,
+            allow_any_user: config.allow_any_user,
             allow_remote: config.allow_non_loopback,
             password,
         })
@@ -80,23 +84,28 @@ impl AccessControl {
             .map(|password| password.userinfo.as_str())
     }
 
-    /// Checks the user of `connection`: this process's own or root.
+    /// Checks the user of `connection`: this process's own or root. Returns the party to which the
+    /// connection belongs; `None`: all clients are one party.
     ///
     /// # Errors
     /// A rejection for another user or an unknown one; `Abandoned` if the client has already closed
     /// its socket.
-    pub(super) fn admit(&self, connection: &TcpStream) -> Result<(), EndReason> {
+    pub(super) fn admit(&self, connection: &TcpStream) -> Result<Option<u64>, EndReason> {
         let Some(owners) = &self.owners else {
-            return Ok(());
+            return Ok(None);
         };
         // A socket that was reset has no peer.
         let peer = connection.peer_addr().map_err(|_| EndReason::Abandoned)?;
         let found = connection
             .local_addr()
             .and_then(|local| owners.of_client(peer, local));
+        let may_use = |uid| self.allow_any_user || self.trusted.contains(uid);
         let detail = match found {
-            Ok(Some(uid)) if self.trusted.contains(uid) => return Ok(()),
-            Ok(None) if self.allow_remote && !peer.ip().is_loopback() => return Ok(()),
+            Ok(Some(uid)) if may_use(uid) => return Ok(self.party(uid)),
+            Ok(None) if self.allow_remote && !peer.ip().is_loopback() => {
+                return Ok(self.party(network(peer.ip())));
+            }
+            _ if self.allow_any_user => return Ok(self.party("unknown")),
             Ok(Some(uid)) => format!("the client is user {uid}"),
             // A local client whose socket does not exist any more has closed it, although its reset
             // may not have arrived yet.
@@ -115,6 +124,16 @@ impl AccessControl {
             .proxy_status("http_request_denied")
             .detail(detail)
             .into())
+    }
+
+    /// The number of the party that `key` identifies. The user who started the relay, and root, are
+    /// one party; it has competitors only if others may connect.
+    fn party(&self, key: impl Hash) -> Option<u64> {
+        (self.allow_any_user || self.allow_remote).then(|| {
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            hasher.finish()
+        })
     }
 
     /// Whether the request has the password, if one is required.
@@ -175,6 +194,16 @@ fn supported_owners(trusted: TrustedUsers, source: &LogSource) -> Option<SocketO
          listen-credential (--listen-credential) to require a password"
     );
     supported.then_some(owners)
+}
+
+/// The part of a machine's address that it cannot choose: all of IPv4, the first half of IPv6.
+fn network(address: IpAddr) -> [u8; 8] {
+    let mut network = [0; 8];
+    match address.to_canonical() {
+        IpAddr::V4(address) => network[..4].copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => network.copy_from_slice(&address.octets()[..8]),
+    }
+    network
 }
 
 impl Password {

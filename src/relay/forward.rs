@@ -193,6 +193,8 @@ impl<'a> Forwarder<'a> {
     /// Reads the next request. `None`: there is none.
     fn next_request(&mut self) -> Result<Option<(RequestHead, AbsoluteTarget)>, EndReason> {
         let deadline = Deadline::after(IDLE_TIMEOUT);
+        let socket = self.client.conn().shared_socket();
+        let _idle = socket.map(|socket| self.relay.newcomers.add(socket));
         let origin = self.origin.as_mut().map(|origin| &mut origin.peer);
         let head = match self.client.read_request(origin, &self.context, deadline) {
             Ok(Some(head)) => head,

@@ -31,11 +31,10 @@ use crate::config::Config;
 use crate::control::log::LogSource;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
-use crate::control::phase::Phase;
-use crate::control::rejection::Rejection;
+use crate::control::shares::Shares;
 use crate::control::stop::{Abort, Stop};
 use crate::http::response;
-use crate::listener::{self, Listening, Service, ShutdownReport};
+use crate::listener::{self, EvictableList, Eviction, Listening, Service, ShutdownReport};
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
@@ -44,6 +43,10 @@ use context::RelayContext;
 use origin_tls::OriginTls;
 use standby::StandbyPool;
 use state::Relay;
+
+/// How long a client that has sent no request cannot be evicted at most. Clients on this machine
+/// send it when they are connected.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A relay that listens. Dropping it stops it.
 #[must_use = "dropping it stops the relay"]
@@ -125,6 +128,8 @@ pub(crate) fn start(
     let relay = Arc::new(Relay {
         access,
         own_address,
+        newcomers: EvictableList::new(GRACE),
+        tunnels: Shares::new(cap),
         standby: StandbyPool::new(limits.standby),
         origin_tls: OriginTls::new(bundle),
         context: Arc::new(RelayContext {
@@ -134,7 +139,7 @@ pub(crate) fn start(
             stop: Arc::clone(&stop),
             counters: Arc::clone(&counters),
             pool: Pool::default(),
-            budget: Budget::default(),
+            budget: Budget::new(cap),
         }),
     });
     let stats = StatsReader::new(&counters);
@@ -164,12 +169,10 @@ impl Service for Relay {
     }
 
     fn busy_response(&self) -> Vec<u8> {
-        let what = "upstreamproxy has no tunnel free";
-        response::closing(
-            &Rejection::new(503, Phase::Head, what)
-                .remedy("try again in a moment, or raise max-tunnels (--max-tunnels)")
-                .proxy_status("connection_limit_reached")
-                .field("Retry-After", "1"),
-        )
+        response::closing(&worker::no_tunnel_free())
+    }
+
+    fn make_room(&self) -> Eviction {
+        self.newcomers.evict(&self.tunnels)
     }
 }

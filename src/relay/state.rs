@@ -13,7 +13,9 @@ use super::standby::StandbyPool;
 use crate::control::log;
 use crate::control::metrics::Counters;
 use crate::control::outcome::EndReason;
+use crate::control::shares::Shares;
 use crate::http::authority::Authority;
+use crate::listener::EvictableList;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::pump::PumpContext;
@@ -23,6 +25,9 @@ use crate::tunnel::pump::PumpContext;
 pub(super) struct Relay {
     pub(super) access: AccessControl,
     pub(super) own_address: SocketAddr,
+    /// The connections that have no request. Every other connection holds a share of `tunnels`.
+    pub(super) newcomers: EvictableList,
+    pub(super) tunnels: Shares,
     pub(super) standby: StandbyPool,
     pub(super) origin_tls: OriginTls,
     pub(super) context: Arc<RelayContext>,

@@ -2,6 +2,7 @@
 //! (`manual/protocol.md`).
 
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::dial::DialedTunnel;
@@ -10,6 +11,9 @@ use super::request::{ClientRequest, Protocol, RequestReader};
 use super::state::Relay;
 use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, Outcome};
+use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
+use crate::control::shares::Share;
 use crate::http::forward::AbsoluteTarget;
 use crate::http::head::RequestHead;
 use crate::sys::memory;
@@ -22,12 +26,18 @@ use crate::tunnel::pump::Pump;
 /// How long a refused client may take to read its response.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection whose first request was read.
+/// A connection whose first request was read, with its share of the tunnels.
 enum Opened<'a> {
     /// Its tunnel is open.
-    Tunnel(Box<Pump<'a>>),
+    Tunnel(Box<Pump<'a>>, Share),
     /// It sends requests in absolute-form; this is the first.
-    Request(Box<Conn>, Buffer, Box<RequestHead>, Box<AbsoluteTarget>),
+    Request(
+        Box<Conn>,
+        Buffer,
+        Box<RequestHead>,
+        Box<AbsoluteTarget>,
+        Share,
+    ),
 }
 
 impl Relay {
@@ -43,8 +53,8 @@ impl Relay {
         // The stack of a handshake is returned while the stream is silent.
         let opened = memory::in_own_frame(|| self.open(connection, &mut authority));
         let result = match opened {
-            Ok(Opened::Tunnel(pump)) => Ok(pump.run()),
-            Ok(Opened::Request(client, early, head, target)) => {
+            Ok(Opened::Tunnel(pump, _share)) => Ok(pump.run()),
+            Ok(Opened::Request(client, early, head, target, _share)) => {
                 return Forwarder::new(self, *client, early, report).run(*head, *target);
             }
             Err(reason) => Err(reason),
@@ -52,18 +62,23 @@ impl Relay {
         Outcome::new(since, authority, result)
     }
 
-    /// Everything before the stream.
+    /// Everything before the stream. Until the tunnel has its share, the connection can be evicted.
     fn open(
         &self,
         connection: TcpStream,
         authority: &mut Option<String>,
     ) -> Result<Opened<'_>, EndReason> {
         let context = &self.context;
+        let connection = Arc::new(connection);
+        let mut newcomer = self.newcomers.add(&connection);
         let admitted = self.access.admit(&connection);
         let mut client = Conn::new(connection, &context.pool);
         let mut early = Buffer::new(&context.pool);
         let mut protocol = Protocol::Http;
-        let requested = admitted.and_then(|()| {
+        let granted = admitted.and_then(|party| {
+            if let Some(party) = party {
+                newcomer.set_party(party);
+            }
             let reader = RequestReader {
                 context,
                 access: &self.access,
@@ -72,26 +87,29 @@ impl Relay {
                 early: &mut early,
                 protocol: &mut protocol,
             };
-            reader.read()
-        });
-        let dialed = match requested {
-            Ok(ClientRequest::Forward(head, target)) => {
-                return Ok(Opened::Request(Box::new(client), early, head, target));
-            }
-            Ok(ClientRequest::Tunnel(target)) => {
+            let request = reader.read()?;
+            if let ClientRequest::Tunnel(target) = &request {
                 *authority = Some(target.to_string());
-                self.dial(&target, client.socket())
             }
-            Err(reason) => Err(reason),
+            let share = self.tunnels.take(party, 1).ok_or_else(no_tunnel_free)?;
+            Ok((request, share))
+        });
+        let (request, share) = match granted {
+            Ok(granted) => granted,
+            Err(_) if newcomer.was_evicted() => return Err(EndReason::Abandoned),
+            Err(reason) => return Err(self.refuse(client, protocol, reason)),
+        };
+        drop(newcomer);
+        let dialed = match request {
+            ClientRequest::Forward(head, target) => {
+                let client = Box::new(client);
+                return Ok(Opened::Request(client, early, head, target, share));
+            }
+            ClientRequest::Tunnel(target) => self.dial(&target, client.socket()),
         };
         let DialedTunnel { conn, received } = match dialed {
             Ok(dialed) => dialed,
-            Err(reason) => {
-                if let EndReason::Rejected(rejection) = &reason {
-                    self.send_last(client, &protocol.refusal(rejection));
-                }
-                return Err(reason);
-            }
+            Err(reason) => return Err(self.refuse(client, protocol, reason)),
         };
         Counters::add(&context.counters.tunnels, 1);
         // The response is sent before any data of the gateway is processed, which may be invalid.
@@ -101,14 +119,25 @@ impl Relay {
             .map_err(|_| EndReason::Abandoned)?;
         let shared = self.pump_context();
         let pump = Pump::new(Role::Client, client, conn, early, received, shared);
-        Ok(Opened::Tunnel(pump))
+        Ok(Opened::Tunnel(pump, share))
     }
 
-    /// Sends `bytes` and gives the client a short time to read them, so that no reset destroys
-    /// them.
-    fn send_last(&self, mut client: Conn, bytes: &[u8]) {
-        if client.send(bytes).is_ok() {
+    /// Sends the rejection, if `reason` is one, and gives the client a short time to read it, so
+    /// that no reset destroys it. Returns the reason.
+    fn refuse(&self, mut client: Conn, protocol: Protocol, reason: EndReason) -> EndReason {
+        if let EndReason::Rejected(rejection) = &reason
+            && client.send(&protocol.refusal(rejection)).is_ok()
+        {
             refuse_and_drain(client, &self.context.stop, REJECTION_TIMEOUT);
         }
+        reason
     }
+}
+
+/// The rejection of a client for which no tunnel is free.
+pub(super) fn no_tunnel_free() -> Rejection {
+    Rejection::new(503, Phase::Head, "upstreamproxy has no tunnel free")
+        .remedy("try again in a moment, or raise max-tunnels (--max-tunnels)")
+        .proxy_status("connection_limit_reached")
+        .field("Retry-After", "1")
 }

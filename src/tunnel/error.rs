@@ -152,8 +152,7 @@ pub(crate) enum ProtocolError {
     Chunk(#[from] DecodeError),
     #[error("a message over 1 MiB")]
     TooLarge,
-    /// The budget that all tunnels of this relay or gateway share for fragmented messages is used
-    /// up.
+    /// The share of this session of the memory for fragmented messages is used up.
     #[error("no memory is left for fragmented messages")]
     NoBudget,
     #[error("data after fin")]

@@ -232,6 +232,16 @@ impl FrameReader {
         }
     }
 
+    /// Whether a frame has begun and is not complete.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn is_inside_frame(&self) -> bool {
+        self.header_len > 0
+            || matches!(
+                self.state,
+                ReadState::Payload { .. } | ReadState::Control { .. }
+            )
+    }
+
     /// The number of bytes of the current frame's payload that have not been received.
     pub(crate) fn payload_left(&self) -> usize {
         match self.state {

@@ -3,10 +3,8 @@
 //!
 //! Without I/O. Below it is TLS ([`super::tls`]) or the socket, above it plain bytes. The data of
 //! an unfragmented message that contains nothing else is delivered as it arrives. Any other message
-//! is assembled first, within a budget shared by all tunnels.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! is assembled first. A message of more than 4 KiB then needs memory of a budget that all tunnels
+//! share.
 
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
@@ -14,6 +12,7 @@ use super::buffer::Buffer;
 use super::chunk::{self, MessageStart};
 use super::error::{ProtocolError, TunnelError};
 use super::frame::{self, FrameReader, FrameWriter, Mask, Piece, Role};
+use crate::control::shares::{Share, Shares};
 
 /// The version of the wire protocol; only version 2 has `fin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,47 +26,73 @@ pub(crate) enum Version {
 /// The subprotocol that selects version 2.
 pub(crate) const SUBPROTOCOL_V2: &str = "upstreamproxy.v2";
 
-/// The maximum number of bytes in messages that are being assembled, over all tunnels of one relay
-/// or gateway.
-const BUDGET_LIMIT: usize = 64 << 20;
+/// The size of the budget for each tunnel that may be open, and its smallest and largest size.
+const BUDGET_PER_TUNNEL: usize = 128 << 10;
+const BUDGET_SIZES: (usize, usize) = (4 << 20, 64 << 20);
+/// The beginning of each message needs no budget. It is more than `fin` or an opening needs, so
+/// these arrive even if the budget is used up.
+const UNCOUNTED: usize = 4 << 10;
 
-/// The shared count of bytes in messages that are being assembled.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Budget(Arc<AtomicUsize>);
+/// The memory for messages that are being assembled, over all tunnels of one relay or gateway, and
+/// the party whose share of it a tunnel uses.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    shares: Shares,
+    party: Option<u64>,
+}
+
+impl Budget {
+    /// The budget of a relay or gateway with at most `tunnels` tunnels.
+    pub(crate) fn new(tunnels: usize) -> Self {
+        let (least, most) = BUDGET_SIZES;
+        let size = tunnels.saturating_mul(BUDGET_PER_TUNNEL).clamp(least, most);
+        Self {
+            shares: Shares::new(size),
+            party: None,
+        }
+    }
+
+    /// The same budget for a tunnel of `party`; `None`: there is no other party.
+    #[cfg(any(test, feature = "gateway"))]
+    pub(crate) fn of(&self, party: Option<u64>) -> Self {
+        Self {
+            shares: self.shares.clone(),
+            party,
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
 
 /// A message that is being assembled; it counts against the budget until it is dropped.
 #[derive(Debug)]
 struct Assembly {
     bytes: Vec<u8>,
-    counted: usize,
-    budget: Budget,
+    share: Share,
 }
 
 impl Assembly {
     fn new(budget: &Budget) -> Self {
         Self {
             bytes: Vec::new(),
-            counted: 0,
-            budget: budget.clone(),
+            share: budget.shares.empty(budget.party),
         }
     }
 
     /// Appends `bytes`, if the budget permits.
     fn extend(&mut self, bytes: &[u8], mut mask: Mask) -> Result<(), TunnelError> {
-        self.counted += bytes.len();
-        if self.budget.0.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > BUDGET_LIMIT {
+        let from = self.bytes.len();
+        let over = (from + bytes.len()).saturating_sub(UNCOUNTED) - self.share.amount();
+        if !self.share.grow(over) {
             return Err(ProtocolError::NoBudget.into());
         }
-        let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         mask.apply(&mut self.bytes[from..]);
         Ok(())
-    }
-}
-
-impl Drop for Assembly {
-    fn drop(&mut self) {
-        self.budget.0.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
@@ -131,6 +156,12 @@ impl WsCodec {
     /// The negotiated version.
     pub(crate) fn version(&self) -> Version {
         self.version
+    }
+
+    /// Whether a frame or a message has begun and is not complete.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn is_inside_message(&self) -> bool {
+        self.reader.is_inside_frame() || !matches!(self.inbound, MessageState::Idle)
     }
 
     /// Whether a `fin` was received.
@@ -559,21 +590,72 @@ mod tests {
         }
     }
 
-    #[test]
-    fn assembling_is_bounded_by_the_shared_budget_and_releases_its_share() {
-        let budget = Budget::default();
+    /// Opens unfinished messages of 60,000 bytes until one is refused.
+    fn fill(budget: &Budget) -> Vec<WsCodec> {
         let pool = Pool::default();
         let piece = frame(0x02, &vec![0x18; 60_000]);
         let mut tunnels = Vec::new();
-        let refused = (0..2 * BUDGET_LIMIT / 60_000).find(|_| {
-            let mut messages = WsCodec::new(Role::Client, Version::V1, &budget);
-            let result = messages.decode(&piece, &mut Buffer::new(&pool));
+        loop {
+            let mut messages = WsCodec::new(Role::Client, Version::V2, budget);
+            if messages.decode(&piece, &mut Buffer::new(&pool)).is_err() {
+                return tunnels;
+            }
             tunnels.push(messages);
-            result.is_err()
-        });
-        assert!(refused.is_some_and(|n| n >= BUDGET_LIMIT / 60_000 - 1));
-        drop(tunnels);
-        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn assembling_is_bounded_by_the_shared_budget_and_releases_its_share() {
+        for (tunnels, limit) in [(usize::MAX, 64 << 20), (64, 8 << 20), (1, 4 << 20)] {
+            let budget = Budget::new(tunnels);
+            for _ in 0..2 {
+                let most = limit / (60_000 - UNCOUNTED);
+                assert_eq!(fill(&budget).len(), most, "{tunnels}");
+            }
+        }
+    }
+
+    #[test]
+    fn unfinished_messages_of_one_party_leave_room_for_those_of_another() {
+        let budget = Budget::default();
+        let _held = fill(&budget.of(Some(1)));
+        let other = fill(&budget.of(Some(2))).len();
+        assert!(other > 100, "{other}");
+    }
+
+    #[test]
+    fn small_messages_arrive_even_if_no_budget_is_left() {
+        let budget = Budget::new(1);
+        let pool = Pool::default();
+        let _held = fill(&budget);
+        let mut messages = WsCodec::new(Role::Client, Version::V2, &budget);
+        let mut plain = Buffer::new(&pool);
+        // In two fragments, so that it must be assembled.
+        for (first, payload) in [(0x02, &[0x0a, 2, b'h'][..]), (0x80, b"i")] {
+            messages.decode(&frame(first, payload), &mut plain).unwrap();
+        }
+        assert_eq!(plain.filled(), b"hi");
+        messages
+            .decode(&frame(0x82, &chunk::FIN), &mut plain)
+            .unwrap();
+        assert!(messages.fin_received());
+    }
+
+    #[test]
+    #[cfg(feature = "gateway")]
+    fn a_message_has_begun_from_the_first_byte_of_its_first_header_to_its_last_byte() {
+        let mut client = end(Role::Client, Version::V2);
+        let bytes = [
+            frame(0x02, &[0x0a, 2]),
+            frame(0x89, b"ping"),
+            frame(0x80, b"hi"),
+        ]
+        .concat();
+        for (at, byte) in bytes.iter().enumerate() {
+            client.messages.decode(&[*byte], &mut client.plain).unwrap();
+            let complete = at + 1 == bytes.len();
+            assert_ne!(client.messages.is_inside_message(), complete, "{at}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod hostile_upstream;
 mod intercept;
 mod language;
 mod lifecycle;
+mod neighbours;
 mod networks;
 mod performance_gate;
 mod readme;

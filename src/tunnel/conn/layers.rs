@@ -7,6 +7,8 @@
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Shutdown, TcpStream};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
@@ -25,10 +27,41 @@ const LONG_FRAME: usize = 64 << 10;
 /// The bytes before the data of the next frame: the headers of frame and chunk.
 const NEXT_HEADER: usize = frame::MAX_HEADER + chunk::MAX_HEADER;
 
+/// The socket of a connection.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Own(TcpStream),
+    /// Another thread may shut it down.
+    Shared(Arc<TcpStream>),
+}
+
+impl From<TcpStream> for Socket {
+    fn from(socket: TcpStream) -> Self {
+        Self::Own(socket)
+    }
+}
+
+impl From<Arc<TcpStream>> for Socket {
+    fn from(socket: Arc<TcpStream>) -> Self {
+        Self::Shared(socket)
+    }
+}
+
+impl Deref for Socket {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        match self {
+            Self::Own(socket) => socket,
+            Self::Shared(socket) => socket,
+        }
+    }
+}
+
 /// A non-blocking socket with its layers.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Socket,
     outer: Option<Tls>,
     websocket: Option<WsCodec>,
     inner: Option<Tls>,
@@ -53,9 +86,9 @@ pub(crate) struct Conn {
 
 impl Conn {
     /// A connection without layers on a non-blocking socket.
-    pub(crate) fn new(socket: TcpStream, pool: &Pool) -> Self {
+    pub(crate) fn new(socket: impl Into<Socket>, pool: &Pool) -> Self {
         Self {
-            socket,
+            socket: socket.into(),
             outer: None,
             websocket: None,
             inner: None,
@@ -122,6 +155,18 @@ impl Conn {
         self.inner = None;
     }
 
+    /// Whether a TLS record or a WebSocket message has begun and is not complete.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn has_partial_input(&self) -> bool {
+        self.outer
+            .as_ref()
+            .is_some_and(|tls| !tls.incoming.is_empty())
+            || self
+                .websocket
+                .as_ref()
+                .is_some_and(WsCodec::is_inside_message)
+    }
+
     /// Whether data can be sent: the inner TLS handshake is complete, or there is no inner TLS.
     pub(crate) fn accepts_data(&self) -> bool {
         self.inner.as_ref().is_none_or(Tls::established)
@@ -165,7 +210,7 @@ impl Conn {
             data_left + NEXT_HEADER
         };
         let size = room.len().min(read_limit);
-        match (&self.socket).read(&mut room[..size]) {
+        match (&*self.socket).read(&mut room[..size]) {
             Ok(0) => {
                 self.eof = true;
                 self.readable = false;
@@ -313,7 +358,7 @@ impl Conn {
 
     fn write(&mut self) -> Result<(), TunnelError> {
         while self.writable && !self.outgoing.is_empty() {
-            match (&self.socket).write(self.outgoing.filled()) {
+            match (&*self.socket).write(self.outgoing.filled()) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(n) => {
                     self.sent = true;

@@ -3,12 +3,13 @@
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use socket2::SockRef;
 
-use super::layers::Conn;
+use super::layers::{Conn, Socket};
 use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
 
@@ -16,7 +17,7 @@ impl Conn {
     /// Whether the kernel has bytes that it has not sent because the peer's receive window is full.
     /// Bytes that were sent but not acknowledged do not count.
     pub(crate) fn has_unsent(&self) -> bool {
-        let socket = SockRef::from(&self.socket);
+        let socket = SockRef::from(&*self.socket);
         // With this option poll(2) reports a socket as writable only if nothing is unsent (tcp(7)).
         // 0 restores the system's default.
         if socket.set_tcp_notsent_lowat(1).is_err() {
@@ -42,7 +43,7 @@ impl Conn {
     /// (`TCP_USER_TIMEOUT`). Zero restores the kernel's default.
     pub(crate) fn set_user_timeout(&self, timeout: Duration) {
         // A kernel without this option uses its default, which is acceptable.
-        let _ = SockRef::from(&self.socket)
+        let _ = SockRef::from(&*self.socket)
             .set_tcp_user_timeout(Some(timeout).filter(|t| !t.is_zero()));
     }
 
@@ -56,6 +57,14 @@ impl Conn {
         &self.socket
     }
 
+    /// The socket, if another thread can shut it down.
+    pub(crate) fn shared_socket(&self) -> Option<&Arc<TcpStream>> {
+        match &self.socket {
+            Socket::Shared(socket) => Some(socket),
+            Socket::Own(_) => None,
+        }
+    }
+
     /// Records the events that poll(2) has returned.
     pub(crate) fn set_readiness(&mut self, flags: PollFlags) {
         self.readable |= flags.intersects(OVER | PollFlags::IN);
@@ -66,7 +75,7 @@ impl Conn {
     /// after an error.
     pub(crate) fn discard(&mut self) -> Option<usize> {
         let mut into = [0; 16 << 10];
-        match (&self.socket).read(&mut into) {
+        match (&*self.socket).read(&mut into) {
             Ok(len @ 1..) => return Some(len),
             Err(error)
                 if matches!(
@@ -109,7 +118,7 @@ impl Conn {
     /// Makes the kernel send a reset when the socket is closed, so that the peer does not take
     /// partial data for all of it.
     pub(crate) fn reset(&self) {
-        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO));
     }
 
     /// The socket's pending error, if any.

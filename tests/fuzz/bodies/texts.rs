@@ -168,7 +168,7 @@ pub(super) fn sessions(bytes: &[u8]) {
                     "Basic {}",
                     BASE64.encode(format!("{id}:{token}").as_bytes())
                 );
-                assert_eq!(sessions.basic(basic.as_bytes(), &bearer), Some(id));
+                assert!(sessions.basic(basic.as_bytes(), &bearer));
                 let wrong = format!("Bearer {token}x");
                 let other = sessions.bearer(wrong.as_bytes());
                 assert!(other.is_none() || text.contains(&format!("{token}x")));

@@ -16,6 +16,7 @@ mod process;
 mod relay;
 mod servers;
 mod tools;
+mod websocket;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(crate) use servers::{
     CannedServer, EchoServer, HalfCloseServer, ScriptedServer, SpeaksFirstServer, pattern,
 };
 pub(crate) use tools::{Python, need_tool, skip, skip_unsupported};
+pub(crate) use websocket::{HandWrittenRelay, message, opening, upgrade_request};
 
 /// The time limit for any local operation. It is far above what a loaded machine needs.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);

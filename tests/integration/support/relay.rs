@@ -29,7 +29,13 @@ impl GatewayProcess {
     /// Starts a gateway with only these options: the default address policy applies.
     #[track_caller]
     pub(crate) fn strict(home: &TempHome, options: &[&str]) -> Self {
-        let sessions = home.write("sessions", format!("# test\n{SESSION} {TOKEN}\n"), 0o600);
+        Self::with_sessions(home, &format!("# test\n{SESSION} {TOKEN}\n"), options)
+    }
+
+    /// Starts a gateway with only these options, for the sessions in `sessions`.
+    #[track_caller]
+    pub(crate) fn with_sessions(home: &TempHome, sessions: &str, options: &[&str]) -> Self {
+        let sessions = home.write("sessions", sessions, 0o600);
         let mut command = upstreamproxy(home);
         command
             .args(["gateway", "--listen", "127.0.0.1:0", "--sessions"])
@@ -37,6 +43,12 @@ impl GatewayProcess {
             .args(options);
         let (running, ready) = Running::ready(&mut command);
         Self { running, ready }
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.base_url().rsplit(':').next().map(str::parse);
+        port.expect("a port").expect("a number")
     }
 
     /// Its base URL.
