@@ -157,44 +157,44 @@ extern "C" fn upstreamproxy_state(proxy: Option<&Proxy>) -> c_int {
 /// The stage at which it was disabled.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_stage(proxy: Option<&Proxy>) -> *const c_char {
-    string_of(|| Ok(given(proxy, "proxy")?.stage()))
+    string_of(|| Ok(given(proxy, "proxy")?.stage.as_deref()))
 }
 
 /// Why it is disabled.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_reason(proxy: Option<&Proxy>) -> *const c_char {
-    string_of(|| Ok(given(proxy, "proxy")?.reason()))
+    string_of(|| Ok(given(proxy, "proxy")?.reason.as_deref()))
 }
 
 /// Its port.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_port(proxy: Option<&Proxy>) -> u16 {
-    value_of(0, || Ok(given(proxy, "proxy")?.port()))
+    value_of(0, || Ok(given(proxy, "proxy")?.port))
 }
 
 /// Its URL.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_url(proxy: Option<&Proxy>) -> *const c_char {
-    string_of(|| Ok(given(proxy, "proxy")?.url()))
+    string_of(|| Ok(given(proxy, "proxy")?.url.as_deref()))
 }
 
 /// Its CA bundle.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_ca_bundle(proxy: Option<&Proxy>) -> *const c_char {
-    string_of(|| Ok(given(proxy, "proxy")?.ca_bundle()))
+    string_of(|| Ok(given(proxy, "proxy")?.ca_bundle.as_deref()))
 }
 
 /// How many variables a child needs.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_count(proxy: Option<&Proxy>) -> usize {
-    value_of(0, || Ok(given(proxy, "proxy")?.variables().len()))
+    value_of(0, || Ok(given(proxy, "proxy")?.variables.len()))
 }
 
 /// The name of a variable.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_name(proxy: Option<&Proxy>, index: usize) -> *const c_char {
     string_of(|| {
-        let variables = given(proxy, "proxy")?.variables();
+        let variables = &given(proxy, "proxy")?.variables;
         Ok(variables.get(index).map(|(name, _)| name.as_c_str()))
     })
 }
@@ -203,7 +203,7 @@ extern "C" fn upstreamproxy_env_name(proxy: Option<&Proxy>, index: usize) -> *co
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_env_value(proxy: Option<&Proxy>, index: usize) -> *const c_char {
     string_of(|| {
-        let variables = given(proxy, "proxy")?.variables();
+        let variables = &given(proxy, "proxy")?.variables;
         Ok(variables.get(index).map(|(_, value)| value.as_c_str()))
     })
 }
@@ -212,7 +212,7 @@ extern "C" fn upstreamproxy_env_value(proxy: Option<&Proxy>, index: usize) -> *c
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_environment(proxy: Option<&Proxy>) -> *const *mut c_char {
     value_of(std::ptr::null(), || {
-        let environment = given(proxy, "proxy")?.environment();
+        let environment = &given(proxy, "proxy")?.environment;
         // The type of the argument of execve. The header forbids writing to it.
         Ok(environment.as_ptr().cast())
     })

@@ -1,7 +1,6 @@
 //! The result of a start, shared by all threads of the host: enabled, disabled, stopping, stopped.
 
-use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsString, c_int};
+use std::ffi::{CString, OsStr, OsString, c_int};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,32 +20,30 @@ use crate::listener::ShutdownReport;
 use crate::orchestrator::{Handle, Started, start};
 use crate::sys::signal_mask::with_signals_blocked;
 
-/// The result of a start.
+/// The result of a start. What it contains stays valid after it was stopped.
 pub(super) struct Proxy {
     /// The process that it belongs to. A fork of it does not have the threads.
     process: u32,
-    outcome: StartResult,
-    /// The variables for children, as name and value.
-    variables: Vec<(CString, CString)>,
-    /// The complete environment for a child.
-    environment: Array,
+    /// The stage that failed, if it is disabled.
+    pub(super) stage: Option<CString>,
+    /// Why it is disabled.
+    pub(super) reason: Option<CString>,
+    /// The port of the relay; 0 if it is disabled.
+    pub(super) port: u16,
+    /// The URL of the relay, unless it is disabled.
+    pub(super) url: Option<CString>,
+    /// The merged bundle, unless it is disabled.
+    pub(super) ca_bundle: Option<CString>,
+    /// The variables for children, as name and value; none if it is disabled.
+    pub(super) variables: Vec<(CString, CString)>,
+    /// The complete environment for a child: the inherited one with the variables.
+    pub(super) environment: Array,
+    stats: Option<StatsReader>,
+    /// The configured drain timeout.
+    drain: Duration,
     phase: Mutex<ProxyState>,
     /// Notified when the phase becomes `Stopped`.
     stopped: Condvar,
-}
-
-enum StartResult {
-    Enabled(Enabled),
-    Disabled { stage: CString, reason: CString },
-}
-
-/// What is known about an enabled proxy, also after it was stopped.
-struct Enabled {
-    port: u16,
-    url: CString,
-    ca_bundle: CString,
-    stats: StatsReader,
-    drain: Duration,
 }
 
 enum ProxyState {
@@ -70,7 +67,20 @@ impl Proxy {
                 .spawn(move || start(&config))
         });
         let (stage, reason) = match thread.map(thread::JoinHandle::join) {
-            Ok(Ok(Started::Enabled(relay))) => return Self::new_enabled(relay, &inherited, drain),
+            Ok(Ok(Started::Enabled(relay))) => {
+                return Self {
+                    port: relay.port(),
+                    url: Some(c_string(relay.proxy_url())),
+                    ca_bundle: Some(c_string(relay.ca_bundle().as_os_str().as_bytes())),
+                    stats: Some(relay.stats_reader()),
+                    ..Self::new(
+                        relay.env(),
+                        &inherited,
+                        drain,
+                        ProxyState::Enabled(Box::new(relay)),
+                    )
+                };
+            }
             Ok(Ok(Started::Disabled(disabled))) => (disabled.stage(), disabled.reason()),
             Ok(Err(_)) => (
                 Stage::Gate,
@@ -81,62 +91,39 @@ impl Proxy {
                 format!("cannot start a thread for set-up: {error}; raise the limit on processes"),
             ),
         };
-        Self::new_disabled(stage, reason, &inherited)
-    }
-
-    fn new_enabled(relay: Handle, inherited: &Environment, drain: Duration) -> Self {
-        let variables = relay.env();
-        let outcome = StartResult::Enabled(Enabled {
-            port: relay.port(),
-            url: c_string(relay.proxy_url()),
-            ca_bundle: c_string(relay.ca_bundle().as_os_str().as_bytes()),
-            stats: relay.stats_reader(),
-            drain,
-        });
-        Self::new(
-            outcome,
-            variables,
-            inherited,
-            ProxyState::Enabled(Box::new(relay)),
-        )
-    }
-
-    fn new_disabled(stage: Stage, reason: String, inherited: &Environment) -> Self {
-        let outcome = StartResult::Disabled {
-            stage: c_string(stage.name()),
-            reason: c_string(reason),
-        };
-        Self::new(outcome, Vec::new(), inherited, ProxyState::Disabled)
+        Self {
+            stage: Some(c_string(stage.name())),
+            reason: Some(c_string(reason)),
+            ..Self::new(Vec::new(), &inherited, drain, ProxyState::Disabled)
+        }
     }
 
     fn new(
-        outcome: StartResult,
         variables: Vec<(String, OsString)>,
         inherited: &Environment,
+        drain: Duration,
         phase: ProxyState,
     ) -> Self {
-        let mut all: BTreeMap<OsString, OsString> = inherited
-            .iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        all.extend(
-            variables
-                .iter()
-                .map(|(name, value)| (name.into(), value.clone())),
-        );
-        let entry = |(mut entry, value): (OsString, OsString)| {
-            entry.push("=");
-            entry.push(value);
-            c_string(entry.into_vec())
+        let mut all = inherited.clone();
+        for (name, value) in &variables {
+            all.set(name, value);
+        }
+        let entry = |(name, value): (&OsStr, &OsStr)| {
+            c_string([name.as_bytes(), b"=", value.as_bytes()].concat())
         };
+        let variable =
+            |(name, value): (String, OsString)| (c_string(name), c_string(value.into_vec()));
         Self {
             process: std::process::id(),
-            outcome,
-            variables: variables
-                .into_iter()
-                .map(|(name, value)| (c_string(name), c_string(value.into_vec())))
-                .collect(),
-            environment: Array::new(all.into_iter().map(entry).collect()),
+            stage: None,
+            reason: None,
+            port: 0,
+            url: None,
+            ca_bundle: None,
+            environment: Array::new(all.iter().map(entry).collect()),
+            variables: variables.into_iter().map(variable).collect(),
+            stats: None,
+            drain,
             phase: Mutex::new(phase),
             stopped: Condvar::new(),
         }
@@ -152,58 +139,12 @@ impl Proxy {
         }
     }
 
-    /// The stage that failed, if it is disabled.
-    pub(super) fn stage(&self) -> Option<&CStr> {
-        match &self.outcome {
-            StartResult::Disabled { stage, .. } => Some(stage),
-            StartResult::Enabled(_) => None,
-        }
-    }
-
-    /// Why it is disabled.
-    pub(super) fn reason(&self) -> Option<&CStr> {
-        match &self.outcome {
-            StartResult::Disabled { reason, .. } => Some(reason),
-            StartResult::Enabled(_) => None,
-        }
-    }
-
-    fn enabled(&self) -> Option<&Enabled> {
-        match &self.outcome {
-            StartResult::Enabled(enabled) => Some(enabled),
-            StartResult::Disabled { .. } => None,
-        }
-    }
-
-    /// The port of the relay; 0 if it is disabled.
-    pub(super) fn port(&self) -> u16 {
-        self.enabled().map_or(0, |enabled| enabled.port)
-    }
-
-    /// The URL of the relay, unless it is disabled.
-    pub(super) fn url(&self) -> Option<&CStr> {
-        self.enabled().map(|enabled| enabled.url.as_c_str())
-    }
-
-    /// The merged bundle, unless it is disabled.
-    pub(super) fn ca_bundle(&self) -> Option<&CStr> {
-        self.enabled().map(|enabled| enabled.ca_bundle.as_c_str())
-    }
-
-    /// The variables for children; none if it is disabled.
-    pub(super) fn variables(&self) -> &[(CString, CString)] {
-        &self.variables
-    }
-
-    /// The complete environment for a child: the inherited one with the variables.
-    pub(super) fn environment(&self) -> &Array {
-        &self.environment
-    }
-
     /// The counters, in every phase.
     pub(super) fn stats(&self) -> Stats {
-        self.enabled()
-            .map_or_else(Stats::default, |enabled| enabled.stats.read())
+        self.stats
+            .as_ref()
+            .map(StatsReader::read)
+            .unwrap_or_default()
     }
 
     /// Cuts every open tunnel, also during a shutdown.
@@ -235,9 +176,7 @@ impl Proxy {
             return Ok(ShutdownReport::default());
         };
         drop(phase);
-        let drain = drain
-            .or_else(|| self.enabled().map(|enabled| enabled.drain))
-            .unwrap_or_default();
+        let drain = drain.unwrap_or(self.drain);
         // After a panic other threads must not wait forever.
         let report = catch_unwind(AssertUnwindSafe(|| relay.shutdown(drain))).unwrap_or_default();
         *self.phase() = ProxyState::Stopped(report);
