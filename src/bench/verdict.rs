@@ -47,7 +47,7 @@ pub(crate) struct Conclusion {
     /// A sentence with the numbers, without a full stop.
     pub sentence: String,
     /// What could be done, as an imperative without a full stop.
-    pub remedy: String,
+    pub remedy: &'static str,
 }
 
 /// The throughput of this many tunnels together, and the processor use meanwhile.
@@ -102,7 +102,7 @@ pub(super) fn judge(samples: &Samples) -> Conclusion {
             speeds(one, best),
             idle(samples, best)
         ),
-        remedy: "check the gateway's machine, the target, and the bandwidth between them and this machine".into(),
+        remedy: "check the gateway's machine, the target, and the bandwidth between them and this machine",
     }
 }
 
@@ -129,8 +129,7 @@ fn processor(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
     Conclusion {
         limit: Limit::Processor,
         sentence: busy + &of_direct,
-        remedy: "check what else keeps this machine busy, use more or faster processors, or add hosts that need no tunnel to NO_PROXY"
-            .into(),
+        remedy: "check what else keeps this machine busy, use more or faster processors, or add hosts that need no tunnel to NO_PROXY",
     }
 }
 
@@ -150,8 +149,7 @@ fn round_trip(samples: &Samples, one: &Moved, best: &Moved) -> Conclusion {
             idle(samples, best),
             window.unwrap_or_default()
         ),
-        remedy: "use more connections at once, use a nearer gateway, or increase the socket buffers of both machines (net.ipv4.tcp_rmem, net.ipv4.tcp_wmem)"
-            .into(),
+        remedy: "use more connections at once, use a nearer gateway, or increase the socket buffers of both machines (net.ipv4.tcp_rmem, net.ipv4.tcp_wmem)",
     }
 }
 
@@ -173,8 +171,7 @@ fn without_throughput(samples: &Samples) -> Conclusion {
     Conclusion {
         limit: Limit::Unknown,
         sentence,
-        remedy: "run `upstreamproxy bench --origin ADDR:PORT` on a machine that the gateway can reach, and name it here with --target"
-            .into(),
+        remedy: "run `upstreamproxy bench --origin ADDR:PORT` on a machine that the gateway can reach, and name it here with --target",
     }
 }
 

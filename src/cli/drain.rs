@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::listener::ShutdownReport;
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, select};
 use sd_notify::NotifyState;
 
 use super::exit_status::ExitStatus;
+use super::setup::on_thread;
 use super::signals::Signal;
 
 /// How long cutting every tunnel may take.
@@ -24,20 +25,17 @@ pub(crate) fn drain(
     stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
     notify(NotifyState::Stopping);
-    let (sender, drained) = bounded(1);
-    let thread = std::thread::Builder::new()
-        .name("uproxy-drain".into())
-        .spawn(move || {
-            let _ = sender.send(stop(timeout));
-        });
-    if let Err(error) = thread {
-        // The closure was dropped with the thread that did not start, and with it the handle, which
-        // stopped the relay.
-        log::warn!(
-            "cannot start a thread for the drain: {error}; the tunnels were stopped without one"
-        );
-        return ExitStatus::FAILED;
-    }
+    let (_, drained) = match on_thread("uproxy-drain", move || stop(timeout)) {
+        Ok(started) => started,
+        Err(error) => {
+            // The closure was dropped with the thread that did not start, and with it the handle,
+            // which stopped the relay.
+            log::warn!(
+                "cannot start a thread for the drain: {error}; the tunnels were stopped without one"
+            );
+            return ExitStatus::FAILED;
+        }
+    };
     loop {
         select! {
             recv(signals) -> signal => match signal {

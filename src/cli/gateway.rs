@@ -15,7 +15,6 @@ use zeroize::Zeroizing;
 
 use super::drain::{drain, notify};
 use super::exit_status::ExitStatus;
-use super::gateway_options::GatewayOptions;
 use super::output::{fail, json_line, print};
 use super::program_options::Options;
 use super::signals::{Signal, Signals};
@@ -73,30 +72,22 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     let Options {
         config, gateway, ..
     } = options;
-    let GatewayOptions {
-        tls_cert,
-        tls_key,
-        ca_cert,
-        ca_key,
-        target_ca,
-        ..
-    } = gateway;
     let sessions = Sessions::load(sessions).map_err(|error| error.to_string())?;
     let mut settings = GatewayConfig::new(sessions)
-        .listen(gateway.listen)
+        .listen(gateway.listen())
         .allow_plaintext(gateway.allow_plaintext)
         .resolve(config.resolve)
         .require_tls(config.require_tls)
         .intercept(config.intercept)
         .allow_private(gateway.allow_private)
         .limits(|limits| *limits = config.limits);
-    if let Some((cert, key)) = tls_cert.zip(tls_key) {
+    if let Some((cert, key)) = gateway.tls_cert.zip(gateway.tls_key) {
         settings = settings.tls(identity(&cert, &key)?);
     }
-    if let Some((cert, key)) = ca_cert.zip(ca_key) {
+    if let Some((cert, key)) = gateway.ca_cert.zip(gateway.ca_key) {
         settings = settings.interception_ca(identity(&cert, &key)?);
     }
-    if let Some(file) = target_ca {
+    if let Some(file) = gateway.target_ca {
         settings = settings.target_ca(file);
     }
     Ok(settings)

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
 /// The values of the options that only `gateway` has. Its files are not read yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct GatewayOptions {
-    pub(crate) listen: SocketAddr,
+    pub(crate) listen: Option<SocketAddr>,
     pub(crate) allow_plaintext: bool,
     pub(crate) sessions: Option<PathBuf>,
     pub(crate) tls_cert: Option<PathBuf>,
@@ -20,23 +20,12 @@ pub(crate) struct GatewayOptions {
     pub(crate) allow_private: bool,
 }
 
-impl Default for GatewayOptions {
-    fn default() -> Self {
-        Self {
-            listen: LISTEN,
-            allow_plaintext: false,
-            sessions: None,
-            tls_cert: None,
-            tls_key: None,
-            ca_cert: None,
-            ca_key: None,
-            target_ca: None,
-            allow_private: false,
-        }
-    }
-}
-
 impl GatewayOptions {
+    /// The address to listen on.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(LISTEN)
+    }
+
     /// What is wrong with the options together.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.sessions.is_none() {
@@ -52,7 +41,7 @@ impl GatewayOptions {
                 return Err(format!("--{name}-cert and --{name}-key require each other"));
             }
         }
-        let listen = self.listen;
+        let listen = self.listen();
         if !listen.ip().is_loopback() && self.tls_cert.is_none() && !self.allow_plaintext {
             return Err(format!(
                 "without TLS --listen {listen} would expose tokens to the network; add --tls-cert and \
@@ -133,7 +122,7 @@ mod tests {
         };
         assert_eq!(shown(flags), shown(inherited));
         let default = resolve("gateway --sessions /s", &[]).unwrap();
-        assert_eq!(default.gateway.listen, LISTEN);
+        assert_eq!(default.gateway.listen(), LISTEN);
     }
 
     #[test]

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn the_overview_names_every_subcommand() {
         for opt in Opt::all() {
-            for &subcommand in opt.subcommands {
+            for subcommand in subcommands().filter(|one| opt.subcommands.contains(one)) {
                 assert_eq!(page(subcommand).subcommand, subcommand);
                 assert!(overview().contains(&format!("upstreamproxy {} ", name(subcommand))));
             }

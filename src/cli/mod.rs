@@ -79,6 +79,9 @@ fn execute(
         },
         #[cfg(feature = "gateway")]
         Subcommand::Gateway => gateway::run(options),
+        // The parser accepts only the subcommands of this build.
+        #[cfg(not(feature = "bench"))]
+        _ => ExitStatus::USAGE,
     })
 }
 

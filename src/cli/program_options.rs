@@ -6,11 +6,7 @@ use std::net::SocketAddr;
 #[cfg(feature = "bench")]
 use std::time::Duration;
 
-#[cfg(feature = "bench")]
-use Subcommand::Bench;
-#[cfg(feature = "gateway")]
-use Subcommand::Gateway;
-use Subcommand::{Doctor, Env, Run, Serve};
+use Subcommand::{Bench, Doctor, Env, Gateway, Run, Serve};
 
 #[cfg(feature = "bench")]
 use crate::bench::BenchPlan;
@@ -51,22 +47,9 @@ pub(crate) struct Options {
 }
 
 /// Every subcommand.
-const EVERY: &[Subcommand] = &[
-    Run,
-    Serve,
-    Env,
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-    #[cfg(feature = "gateway")]
-    Gateway,
-];
+const EVERY: &[Subcommand] = &[Run, Serve, Env, Doctor, Bench, Gateway];
 /// The subcommands that print a report.
-const REPORT: &[Subcommand] = &[
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-];
+const REPORT: &[Subcommand] = &[Doctor, Bench];
 
 /// The options that are not settings of the library, in the order of help.
 pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
@@ -114,7 +97,7 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
              it needs TLS or --allow-plaintext",
         )
         .default("127.0.0.1:8443")
-        .setter(|options, value| put(&mut options.gateway.listen, socket_addr(value))),
+        .setter(|options, value| put_some(&mut options.gateway.listen, socket_addr(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("allow-plaintext", &[Gateway])
         .help(

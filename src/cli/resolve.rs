@@ -2,7 +2,6 @@
 //! the variables of the session, or else the default. It reads no file.
 
 use std::ffi::{OsStr, OsString};
-#[cfg(feature = "bench")]
 use std::net::SocketAddr;
 
 use log::LevelFilter;
@@ -72,16 +71,13 @@ impl Options {
         let is_option = |problem: &SettingError| Opt::long(subcommand, problem.setting).is_some();
         match subcommand {
             Subcommand::Run if arguments.command.is_empty() => Err("COMMAND is missing".to_owned()),
-            Subcommand::Run | Subcommand::Serve | Subcommand::Doctor => self.check_session(),
             Subcommand::Env => self.refuse(is_option),
             #[cfg(feature = "bench")]
-            Subcommand::Bench => match self.origin {
-                Some(origin) => self.check_origin(origin),
-                None => self.check_session(),
-            },
+            Subcommand::Bench if self.origin.is_some() => self.check_origin(),
             // It does not fail open.
             #[cfg(feature = "gateway")]
             Subcommand::Gateway => self.refuse(is_option).and_then(|()| self.gateway.check()),
+            _ => self.check_session(),
         }
     }
 
@@ -103,15 +99,13 @@ impl Options {
         }
         let listen = config.listen;
         if self.is_flag("listen") && !listen.ip().is_loopback() && !config.allow_non_loopback {
-            return Err(format!(
-                "other machines can reach --listen {listen}; listen on 127.0.0.1, or add --allow-non-loopback"
-            ));
+            return Err(reachable("listen", listen));
         }
         Ok(())
     }
 
     #[cfg(feature = "bench")]
-    fn check_origin(&self, origin: SocketAddr) -> Result<(), String> {
+    fn check_origin(&self) -> Result<(), String> {
         self.refuse(|problem| {
             let opt = Opt::long(Subcommand::Bench, problem.setting);
             matches!(opt, Some(Opt::Program(_)))
@@ -122,33 +116,35 @@ impl Options {
                     .to_owned(),
             );
         }
-        if !origin.ip().is_loopback() && !self.config.allow_non_loopback {
-            return Err(format!(
-                "other machines can reach --origin {origin}; listen on 127.0.0.1, or add --allow-non-loopback"
-            ));
+        match self.origin {
+            Some(origin) if !origin.ip().is_loopback() && !self.config.allow_non_loopback => {
+                Err(reachable("origin", origin))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The level to log at: the default of the subcommand, changed by `-v` and `-q`.
     pub(crate) fn log_level(&self, subcommand: Subcommand, verbosity: i8) -> LevelFilter {
         let default = match subcommand {
+            Subcommand::Serve | Subcommand::Gateway => LevelFilter::Info,
             Subcommand::Run | Subcommand::Doctor if self.config.uses_embedded_gateway() => {
                 LevelFilter::Info
             }
-            Subcommand::Run | Subcommand::Doctor | Subcommand::Env => LevelFilter::Warn,
-            // It opens thousands of tunnels, and `info` is one line per tunnel.
-            #[cfg(feature = "bench")]
-            Subcommand::Bench => LevelFilter::Warn,
-            Subcommand::Serve => LevelFilter::Info,
-            #[cfg(feature = "gateway")]
-            Subcommand::Gateway => LevelFilter::Info,
+            // `bench` opens thousands of tunnels, and `info` is one line per tunnel.
+            _ => LevelFilter::Warn,
         };
         let level = (default as i8).saturating_add(verbosity).max(0);
         LevelFilter::iter()
             .find(|candidate| *candidate as i8 == level)
             .unwrap_or(LevelFilter::Trace)
     }
+}
+
+fn reachable(option: &str, address: SocketAddr) -> String {
+    format!(
+        "other machines can reach --{option} {address}; listen on 127.0.0.1, or add --allow-non-loopback"
+    )
 }
 
 #[cfg(test)]

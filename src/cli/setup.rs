@@ -5,6 +5,8 @@
 //! of the CA download. It gets a short time to finish a write; then the process exits, whether
 //! set-up has returned or not.
 
+use std::io;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::config::{Cancel, Config};
@@ -108,18 +110,12 @@ pub(crate) fn until_signal<T: Send + 'static>(
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Interrupted> {
-    let (sender, result) = bounded(1);
-    let worker = std::thread::Builder::new()
-        .name("uproxy-setup".into())
-        .spawn(move || {
-            // If the receiver is gone, dropping the result tears down what was set up.
-            let _ = sender.send(work());
-        })
-        .map_err(|error| {
-            Interrupted::Failed(format!(
-                "cannot start a thread: {error}; raise the limit on processes"
-            ))
-        })?;
+    // If the receiver is gone, dropping the result tears down what was set up.
+    let (worker, result) = on_thread("uproxy-setup", work).map_err(|error| {
+        Interrupted::Failed(format!(
+            "cannot start a thread: {error}; raise the limit on processes"
+        ))
+    })?;
     let signal = loop {
         select! {
             recv(signals) -> signal => match signal {
@@ -130,7 +126,8 @@ pub(crate) fn until_signal<T: Send + 'static>(
             recv(result) -> done => {
                 let _ = worker.join();
                 let done = done.map_err(|_| {
-                    Interrupted::Failed("the work of this command panicked; report it with the message of the panic".into())
+                    let what = "the work of this command panicked; report it with the message of the panic";
+                    Interrupted::Failed(what.to_owned())
                 })?;
                 // A signal that arrived at the same time wins: nothing was reported yet.
                 return match signals.try_iter().find(|signal| signal.is_fatal()) {
@@ -147,6 +144,18 @@ pub(crate) fn until_signal<T: Send + 'static>(
         Err(RecvTimeoutError::Disconnected) => {}
     }
     Err(Interrupted::Signal(signal))
+}
+
+/// Does `work` on another thread, and sends its result.
+pub(crate) fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<(JoinHandle<()>, Receiver<T>)> {
+    let (sender, result) = bounded(1);
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || drop(sender.send(work())))?;
+    Ok((thread, result))
 }
 
 #[cfg(test)]

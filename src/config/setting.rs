@@ -21,11 +21,9 @@ pub(crate) enum Subcommand {
     Env,
     /// Check every stage and report problems.
     Doctor,
-    /// Measure the path through the upstream.
-    #[cfg(feature = "bench")]
+    /// Measure the path through the upstream, with the feature `bench`.
     Bench,
-    /// Run the gateway.
-    #[cfg(feature = "gateway")]
+    /// Run the gateway, with the feature `gateway`.
     Gateway,
 }
 

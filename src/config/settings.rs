@@ -6,11 +6,7 @@
 
 use std::ffi::OsStr;
 
-#[cfg(feature = "bench")]
-use Subcommand::Bench;
-#[cfg(feature = "gateway")]
-use Subcommand::Gateway;
-use Subcommand::{Doctor, Run, Serve};
+use Subcommand::{Bench, Doctor, Gateway, Run, Serve};
 
 use super::builder::Config;
 use super::environment::Environment;
@@ -25,38 +21,13 @@ use super::value::{overrides, patterns};
 /// The subcommands that start a relay, or check how it would start.
 const RELAY: &[Subcommand] = &[Run, Serve, Doctor];
 /// The subcommands that connect to the upstream.
-const UPSTREAM: &[Subcommand] = &[
-    Run,
-    Serve,
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-];
-/// The subcommands that open standby connections.
-const STANDBY: &[Subcommand] = &[
-    Run,
-    Serve,
-    #[cfg(feature = "bench")]
-    Bench,
-];
+const UPSTREAM: &[Subcommand] = &[Run, Serve, Doctor, Bench];
+/// The subcommands that open connections in advance.
+const STANDBY: &[Subcommand] = &[Run, Serve, Bench];
 /// The subcommands that serve tunnels.
-const TUNNELS: &[Subcommand] = &[
-    Run,
-    Serve,
-    Doctor,
-    #[cfg(feature = "gateway")]
-    Gateway,
-];
+const TUNNELS: &[Subcommand] = &[Run, Serve, Doctor, Gateway];
 /// The subcommands that open connections.
-const CONNECTIONS: &[Subcommand] = &[
-    Run,
-    Serve,
-    Doctor,
-    #[cfg(feature = "bench")]
-    Bench,
-    #[cfg(feature = "gateway")]
-    Gateway,
-];
+const CONNECTIONS: &[Subcommand] = &[Run, Serve, Doctor, Bench, Gateway];
 
 const EMBEDDED_HELP: &str = if cfg!(feature = "gateway") {
     "start a gateway inside this process and use it as the upstream; implies --when always"
