@@ -72,6 +72,7 @@ impl Embedded {
             // It dials from the client's own machine: it reaches nothing that the client could not
             // reach directly.
             .allow_private(true)
+            .parent_proxy(config.parent().unwrap_or_default())
             .limits(|limits| {
                 *limits = config.limits;
                 limits.drain_timeout = DRAIN;

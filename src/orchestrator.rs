@@ -293,6 +293,8 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
         }
     };
 
+    report_parent(config, &session.base);
+
     enter(Stage::Token, config, at)?;
     if config.harden
         && let Err(error) = hardening::protect()
@@ -353,6 +355,21 @@ fn enter(stage: Stage, config: &Config, at: &mut Stage) -> Result<(), Error> {
     config.cancel.check(stage)
 }
 
+/// Logs through which proxy the upstream is reached, or why an inherited one is not used.
+fn report_parent(config: &Config, base: &BaseUrl) {
+    match config.parent() {
+        Err((variable, error)) => log::warn!(
+            "the inherited {variable} is not used as a parent proxy: {error}; \
+             set parent-proxy (--parent-proxy) to an HTTP proxy, or to none"
+        ),
+        Ok(_) => {
+            if let Some(parent) = config.parent_for(base.authority()) {
+                log::info!("the upstream is reached through the parent proxy {parent}");
+            }
+        }
+    }
+}
+
 /// The gateway of all tunnels: where it is, the credentials for it, and the roots that verify it.
 pub(crate) fn upstream(
     config: &Config,
@@ -382,6 +399,7 @@ pub(crate) fn upstream(
         );
     }
     Ok(Upstream {
+        parent: config.parent_for(base.authority()),
         base,
         owner,
         credentials: Credentials { session_id, token },

@@ -170,6 +170,9 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   upstream-ca         PEM file with additional roots for connections to the upstream; with embedded, for verifying targets
  *   upstream-uid        another user ID whose process may have the port of an http upstream; default only this user and
  *                       root. The token is sent to no other
+ *   parent-proxy        HTTP proxy on the path to the upstream, http://[USER:PASSWORD@]HOST:PORT, or none; with embedded, on
+ *                       the path to targets; default: HTTPS_PROXY or ALL_PROXY of the environment, except for hosts in
+ *                       its NO_PROXY
  *   system-ca           PEM file with the base roots; default SSL_CERT_FILE of the environment, or the roots of the
  *                       distribution
  *   ca-bundle           where to write the merged CA bundle for children; default ~/.ccr/ca-bundle.crt, with embedded a

@@ -76,6 +76,7 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     let mut settings = GatewayConfig::new(sessions)
         .listen(gateway.listen())
         .allow_plaintext(gateway.allow_plaintext)
+        .parent_proxy(config.explicit_parent())
         .resolve(config.resolve)
         .require_tls(config.require_tls)
         .intercept(config.intercept)

@@ -192,6 +192,9 @@ mod tests {
         ("upstream-uid", "7", "8", |c| {
             format!("{:?}", c.upstream_uid)
         }),
+        ("parent-proxy", "http://a:1", "http://b:1", |c| {
+            format!("{:?}", c.parent)
+        }),
         ("system-ca", "/a", "/b", |c| format!("{:?}", c.system_ca)),
         ("ca-bundle", "/a", "/b", |c| format!("{:?}", c.ca_bundle)),
         ("listen", "127.0.0.1:1", "127.0.0.1:2", |c| {

@@ -14,6 +14,7 @@ use crate::net::address_override::Override;
 
 use super::environment::Environment;
 use super::limits::Limits;
+use super::parent_proxy::{Parent, ParentProxy};
 use super::session_id::SessionId;
 use super::setting::{SettingError, Source};
 use super::when::{Cancel, When};
@@ -70,6 +71,7 @@ pub struct Config {
     pub(crate) token_file: PathBuf,
     pub(crate) token_fd: Option<RawFd>,
     pub(crate) keep_token: bool,
+    pub(crate) parent: Parent,
     pub(crate) upstream_ca: Option<PathBuf>,
     pub(crate) upstream_uid: Option<u32>,
     pub(crate) system_ca: Option<PathBuf>,
@@ -113,6 +115,7 @@ impl Default for Config {
             token_file: PathBuf::from(DEFAULT_TOKEN_FILE),
             token_fd: None,
             keep_token: false,
+            parent: Parent::default(),
             upstream_ca: None,
             upstream_uid: None,
             system_ca: None,
@@ -195,6 +198,15 @@ impl Config {
     /// plain `http` on loopback. Default none.
     pub fn upstream_uid(self, uid: u32) -> Self {
         self.with("upstream-uid", |config| config.upstream_uid = Some(uid))
+    }
+
+    /// The HTTP proxy on the path to the upstream; with an embedded gateway, to the targets. `None`
+    /// uses no proxy. Default: the one that `HTTPS_PROXY` or `ALL_PROXY` of [`Config::inherited`]
+    /// names, except for the hosts in its `NO_PROXY`.
+    pub fn parent_proxy(self, proxy: Option<ParentProxy>) -> Self {
+        self.with("parent-proxy", |config| {
+            config.parent = proxy.map_or(Parent::Off, Parent::Proxy);
+        })
     }
 
     /// The PEM file with the base roots. Default: the inherited `SSL_CERT_FILE` if it contains

@@ -6,6 +6,8 @@
 mod builder;
 mod environment;
 mod limits;
+mod parent;
+mod parent_proxy;
 mod session_id;
 mod setting;
 mod settings;
@@ -17,6 +19,7 @@ pub use crate::http::base_url::BaseUrl;
 pub use builder::Config;
 pub use environment::Environment;
 pub use limits::Limits;
+pub use parent_proxy::ParentProxy;
 pub use session_id::SessionId;
 pub use setting::SettingError;
 pub use when::{Cancel, When};
@@ -24,6 +27,7 @@ pub use when::{Cancel, When};
 pub(crate) use builder::{DEFAULT_BASE_URL, DEFAULT_TOKEN_FILE};
 #[cfg(feature = "cli")]
 pub(crate) use builder::{EMBEDDED_SETTINGS, UPSTREAM_SETTINGS};
+pub(crate) use parent::MARKER;
 pub(crate) use setting::Source;
 #[cfg(feature = "cli")]
 pub(crate) use setting::{Setting, Spec, Subcommand};

@@ -12,8 +12,8 @@ use super::builder::Config;
 use super::environment::Environment;
 use super::setting::{Setting, SettingError, Source, Subcommand};
 use super::value::{
-    count, descriptor, duration, embedded, is_truthy, parsed, path, put, put_some, socket_addr,
-    standby, switch, uid, variable_names, when,
+    count, descriptor, duration, embedded, is_truthy, parent, parsed, path, put, put_some,
+    socket_addr, standby, switch, uid, variable_names, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -85,6 +85,15 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .default("only this user and root")
         .setter(|config, value| put_some(&mut config.upstream_uid, uid(value))),
+    Setting::value("parent-proxy", "URL", CONNECTIONS)
+        .help(
+            "HTTP proxy on the path to the upstream (with --embedded, and at the gateway: to \
+             targets), http://[USER:PASSWORD@]HOST:PORT, or none",
+        )
+        .default(
+            "the inherited HTTPS_PROXY or ALL_PROXY, except for hosts in NO_PROXY; gateway: none",
+        )
+        .setter(|config, value| put(&mut config.parent, parent(value))),
     Setting::value("system-ca", "FILE", UPSTREAM)
         .help("PEM file with the base roots")
         .default("the inherited SSL_CERT_FILE, or the roots of the distribution")

@@ -13,6 +13,7 @@ use crate::http::pattern::Pattern;
 use crate::net::address_override::Override;
 
 use super::limits::MAX_STANDBY;
+use super::parent_proxy::Parent;
 use super::when::When;
 
 /// What is wrong with a value: the rest of a sentence that begins with the name of the setting.
@@ -126,6 +127,14 @@ pub(crate) fn embedded(value: &OsStr) -> Result<bool, Reason> {
         );
     }
     Ok(embedded)
+}
+
+/// The URL of a parent proxy, or `none`.
+pub(crate) fn parent(value: &OsStr) -> Result<Parent, Reason> {
+    match text(value)? {
+        "none" => Ok(Parent::Off),
+        _ => parsed(value).map(Parent::Proxy),
+    }
 }
 
 /// `auto`, `always` or `never`.

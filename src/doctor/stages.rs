@@ -36,7 +36,11 @@ pub(super) fn check_all(
             return None;
         }
     };
-    let opened = format!("session {} at {}", session.id, session.base);
+    let parent = config.parent_for(session.base.authority());
+    let through = parent.map_or(String::new(), |parent| {
+        format!(", through the parent proxy {parent}")
+    });
+    let opened = format!("session {} at {}{through}", session.id, session.base);
     report(Check::ok(Step::Gate, opened));
 
     let source = TokenSource::of(config).to_string();

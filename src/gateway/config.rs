@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::auth::Sessions;
 use super::identity::TlsIdentity;
 use crate::config::Limits;
+use crate::config::ParentProxy;
 use crate::http::pattern::Pattern;
 use crate::net::address_override::Override;
 
@@ -40,6 +41,7 @@ pub struct GatewayConfig {
     pub(crate) system_ca: Option<PathBuf>,
     pub(crate) target_ca: Option<PathBuf>,
     pub(crate) resolve: Vec<Override>,
+    pub(crate) parent: Option<ParentProxy>,
     pub(crate) allow_private: bool,
     pub(crate) limits: Limits,
 }
@@ -58,6 +60,7 @@ impl GatewayConfig {
             system_ca: None,
             target_ca: None,
             resolve: Vec::new(),
+            parent: None,
             allow_private: false,
             limits: Limits::default(),
         }
@@ -122,6 +125,13 @@ impl GatewayConfig {
     /// Default none.
     pub fn resolve(mut self, overrides: impl IntoIterator<Item = Override>) -> Self {
         self.resolve = overrides.into_iter().collect();
+        self
+    }
+
+    /// The HTTP proxy through which targets are reached. It looks up their names, so the address
+    /// policy applies only to targets that are named by an address. Default none.
+    pub fn parent_proxy(mut self, proxy: impl Into<Option<ParentProxy>>) -> Self {
+        self.parent = proxy.into();
         self
     }
 

@@ -9,6 +9,7 @@ use super::auth::Sessions;
 use super::issuer::Issuer;
 use super::policy::Policy;
 use crate::config::Limits;
+use crate::config::ParentProxy;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::shares::Shares;
@@ -32,6 +33,8 @@ pub(super) struct GatewayContext {
     /// The TLS client that verifies intercepted targets.
     pub(super) target_tls: Arc<ClientConfig>,
     pub(super) resolver: Resolver,
+    /// The proxy on the path to targets.
+    pub(super) parent: Option<ParentProxy>,
     pub(super) policy: Policy,
     /// The connections that have no tunnel yet. Every other connection holds a share of `tunnels`.
     pub(super) waiting: EvictableList,

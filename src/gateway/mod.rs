@@ -215,6 +215,7 @@ pub(crate) fn start(
         tls,
         target_tls,
         resolver: Resolver::with_overrides(config.resolve),
+        parent: config.parent,
         policy: Policy {
             allow_private: config.allow_private,
             own: Some(own),

@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use super::context::GatewayContext;
 use super::policy::{AddressDenied, Policy};
+use crate::config::ParentProxy;
 use crate::control::deadline::Deadline;
 use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
-use crate::http::authority::Authority;
+use crate::http::authority::{Authority, Host};
 use crate::net::resolver::Resolution;
 use crate::net::sockets::probe_every;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::connect::{Candidates, connect, resolve};
 use crate::tunnel::drive::{WaitContext, WatchedClient};
-use crate::tunnel::error::{TunnelError, exhausted};
+use crate::tunnel::error::{ParentError, TunnelError, exhausted};
+use crate::tunnel::parent;
 
 /// Why the target was not reached.
 #[derive(Debug)]
@@ -57,6 +59,12 @@ fn connect_permitted(
         keepalive: Duration::ZERO,
         drains: false,
     };
+    let parent = gateway.parent.as_ref();
+    if let Some(parent) = parent.filter(|parent| parent.is_for(authority)) {
+        let stream = through(parent, gateway, authority, session, &wait)?;
+        probe_every(&stream, gateway.limits.keepalive);
+        return Ok(Conn::new(stream, &gateway.pool));
+    }
     let resolution = resolve(resolver, authority, session, &wait(Phase::Resolve))
         .map_err(TargetError::Resolve)?;
     let mut candidates = Permitted::new(resolution, &gateway.policy);
@@ -67,6 +75,32 @@ fn connect_permitted(
     })?;
     probe_every(&stream, gateway.limits.keepalive);
     Ok(Conn::new(stream, &gateway.pool))
+}
+
+/// Connects through the parent proxy, which looks up the name of the target: many networks with
+/// such a proxy have no names of other networks. The policy judges a target that is an address.
+fn through<'a>(
+    parent: &ParentProxy,
+    gateway: &'a GatewayContext,
+    target: &Authority,
+    session: u64,
+    wait: &impl Fn(Phase) -> WaitContext<'a>,
+) -> Result<TcpStream, TargetError> {
+    if let Host::Address(address) = target.host {
+        let address = SocketAddr::new(address, target.port);
+        gateway
+            .policy
+            .choose(vec![address])
+            .map_err(TargetError::Denied)?;
+    }
+    let (resolver, next_hop) = (&gateway.resolver, parent.authority());
+    let mut addresses = resolve(resolver, next_hop, session, &wait(Phase::Resolve))
+        .map_err(TargetError::Resolve)?;
+    let wait = wait(Phase::Connect);
+    let connected = connect(resolver, next_hop, &mut addresses, &wait);
+    let (stream, _) = connected.map_err(TargetError::Connect)?;
+    parent::establish(&stream, parent, target, &wait).map_err(TargetError::Connect)?;
+    Ok(stream)
 }
 
 /// The addresses of a host that the policy permits. The policy checks them for each dial, also
@@ -146,6 +180,21 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
             503,
             "the gateway has no descriptors, ports, threads or memory left for this tunnel",
             "proxy_internal_error",
+        ),
+        TunnelError::Parent(ParentError::Refused(403)) => (
+            403,
+            "the parent proxy of the gateway does not allow this target",
+            "connection_refused",
+        ),
+        TunnelError::Parent(ParentError::Refused(504)) => (
+            504,
+            "the target did not answer the parent proxy of the gateway in time",
+            "connection_timeout",
+        ),
+        TunnelError::Parent(_) => (
+            502,
+            "the parent proxy of the gateway did not open a connection to the target",
+            "connection_refused",
         ),
         _ => match (phase, error.is_timeout()) {
             (Phase::Resolve, true) => (

@@ -64,6 +64,15 @@ impl Host {
         }
         Ok(Self::Name(name.to_ascii_lowercase()))
     }
+
+    /// Whether traffic to it stays on this machine, as far as its text says.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Name(name) => name == "localhost",
+            // Not `IpAddr::to_canonical`: a mapped address is more likely an attack than intended.
+            Self::Address(address) => address.is_loopback(),
+        }
+    }
 }
 
 impl fmt::Display for Host {

@@ -7,11 +7,10 @@
 //! 3](https://www.rfc-editor.org/rfc/rfc3986#section-3).
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::error::ValueError;
-use crate::http::authority::{Authority, Host};
+use crate::http::authority::Authority;
 
 /// The path of the upstream's CA certificates below the base URL.
 pub(crate) const CA_CERT_PATH: &str = "/v1/code/upstreamproxy/ca-cert";
@@ -69,7 +68,7 @@ impl BaseUrl {
             return Err(ValueError("it has a user name or password before the host"));
         }
         let authority = Authority::parse_or(authority, scheme.default_port())?;
-        if scheme == Scheme::Http && !is_loopback(&authority.host) {
+        if scheme == Scheme::Http && !authority.host.is_loopback() {
             return Err(ValueError("plain http is for loopback hosts only"));
         }
         let path = path.trim_end_matches('/');
@@ -153,17 +152,6 @@ impl Scheme {
             Self::Http => 80,
             Self::Https => 443,
         }
-    }
-}
-
-/// Whether plain http is accepted for `host`: its traffic stays on this machine.
-fn is_loopback(host: &Host) -> bool {
-    match host {
-        Host::Name(name) => name == "localhost",
-        // Not `IpAddr::to_canonical`: a mapped address in a base URL is more likely an attack than
-        // intended.
-        Host::Address(IpAddr::V4(address)) => address.is_loopback(),
-        Host::Address(IpAddr::V6(address)) => address.is_loopback(),
     }
 }
 

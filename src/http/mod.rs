@@ -6,6 +6,7 @@
 pub(crate) mod authority;
 pub(crate) mod base_url;
 pub(crate) mod body;
+pub(crate) mod direct_hosts;
 pub(crate) mod forward;
 pub(crate) mod head;
 // Without the gateway, patterns are only a type in the settings.

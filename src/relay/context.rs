@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use crate::config::Limits;
+use crate::config::ParentProxy;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
@@ -26,6 +27,8 @@ pub(crate) struct Upstream {
     pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Who may have its port; `None` if TLS verifies it.
     pub(crate) owner: Option<UpstreamOwner>,
+    /// The proxy on the path to it.
+    pub(crate) parent: Option<ParentProxy>,
     /// Resolves its name.
     pub(crate) resolver: Resolver,
 }

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::context::{RelayContext, Upstream};
 use super::rejection::DialError;
 use crate::config::Limits;
+use crate::config::ParentProxy;
 use crate::control::deadline::Deadline;
 use crate::control::peer_text::TEXT_LIMIT;
 use crate::control::phase::Phase;
@@ -36,6 +37,7 @@ use crate::tunnel::drive::{WaitContext, WatchedClient, drive_until};
 use crate::tunnel::error::{OpeningError, TlsError, TunnelError, UpgradeError};
 use crate::tunnel::frame::Role;
 use crate::tunnel::opening::{self, ConnectResponse};
+use crate::tunnel::parent;
 use crate::tunnel::tls::Tls;
 use crate::tunnel::ws_codec::{Budget, SUBPROTOCOL_V2, Version, WsCodec};
 
@@ -168,14 +170,19 @@ impl<'a> Dialer<'a> {
         let upstream = self.upstream;
         let timeout = self.limits.connect_timeout;
         let authority = upstream.base.authority();
+        let parent = upstream.parent.as_ref();
+        let next_hop = parent.map_or(authority, ParentProxy::authority);
         let resolver = &upstream.resolver;
         self.phase = Phase::Resolve;
-        let mut resolution = resolve(resolver, authority, OWNER, &self.wait_context(timeout))?;
+        let mut resolution = resolve(resolver, next_hop, OWNER, &self.wait_context(timeout))?;
         self.report(DialEvent::Resolve(resolution.addresses()));
 
         self.phase = Phase::Connect;
         let wait = self.wait_context(timeout);
-        let (stream, address) = connect(resolver, authority, &mut resolution, &wait)?;
+        let (stream, address) = connect(resolver, next_hop, &mut resolution, &wait)?;
+        if let Some(parent) = parent {
+            parent::establish(&stream, parent, authority, &wait)?;
+        }
         if let Some(owner) = &upstream.owner {
             owner.check(&stream)?;
         }

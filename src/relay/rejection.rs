@@ -12,7 +12,7 @@ use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::tls;
 use crate::net::socket_owner::ForeignOwner;
-use crate::tunnel::error::{TlsError, TunnelError, UpgradeError, exhausted};
+use crate::tunnel::error::{ParentError, TlsError, TunnelError, UpgradeError, exhausted};
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +124,19 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
             let what = format!("the upstream's certificate {flaw}");
             Explanation::new(what, remedy, "tls_certificate_error")
         }
+        (_, TunnelError::Parent(error)) => Explanation::new(
+            error.to_string(),
+            match error {
+                ParentError::Unauthorized => {
+                    "set user and password in parent-proxy (--parent-proxy) or the inherited HTTPS_PROXY"
+                }
+                ParentError::Refused(_) => {
+                    "ask its operator to allow the upstream, or set parent-proxy (--parent-proxy)"
+                }
+            },
+            "proxy_internal_response",
+        )
+        .complete(),
         (Phase::Resolve, _) if error.is_timeout() => new(
             "the lookup of the upstream's name took too long",
             "check DNS",

@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::config::Environment;
+use crate::config::{Environment, MARKER};
 use crate::control::log;
 use crate::setup::no_proxy;
 use ChildValue::{Bundle, NoProxy, On, Proxy, Wgetrc};
@@ -24,6 +24,7 @@ const TABLE: &[(&[&str], ChildValue, &str)] = &[
     (&["HTTPS_PROXY", "https_proxy"], Proxy, "the proxy of nearly every tool"),
     // Curl reads only the lower case: in a CGI program, a client's field `Proxy` sets the other.
     (&["HTTP_PROXY", "http_proxy"], Proxy, "the proxy for plain http; the only one that Ruby, Mercurial and busybox wget read"),
+    (&[MARKER], Proxy, "marks these values as this program's, so that a start inside a child does not use them as its parent proxy"),
     (&["NO_PROXY", "no_proxy"], NoProxy, "hosts reached directly, not through the proxy"),
     (&["NODE_USE_ENV_PROXY"], On, "makes Node's built-in http and fetch use the proxy variables"),
     (&["YARN_HTTPS_PROXY", "YARN_HTTP_PROXY"], Proxy, "the proxy of Yarn 2 and later, which reads no other"),

@@ -30,6 +30,8 @@ pub(crate) enum TunnelError {
     #[error(transparent)]
     Http(#[from] HeadError),
     #[error(transparent)]
+    Parent(#[from] ParentError),
+    #[error(transparent)]
     Upgrade(#[from] UpgradeError),
     #[error(transparent)]
     Opening(#[from] OpeningError),
@@ -69,6 +71,27 @@ pub(crate) enum TlsError {
     /// record behind, so this is a defect of this crate.
     #[error("unexpected data while encrypting")]
     UnexpectedData,
+}
+
+/// Why a parent proxy did not open a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ParentError {
+    /// 407.
+    #[error("the parent proxy requires other credentials (407)")]
+    Unauthorized,
+    /// Another status that is not 2xx.
+    #[error("the parent proxy refused the connection with status {0}")]
+    Refused(u16),
+}
+
+impl ParentError {
+    /// The error for a response with this status.
+    pub(crate) fn from_status(status: u16) -> Self {
+        match status {
+            407 => Self::Unauthorized,
+            status => Self::Refused(status),
+        }
+    }
 }
 
 /// Why the response to a WebSocket upgrade cannot be used.

@@ -3,8 +3,8 @@
 //!
 //! `chunk`, `frame`, `ws_codec`, `tls` and `opening` convert bytes without I/O. `conn` is a socket
 //! with its layers, `keepalive` decides about pings, `drive` runs one connection until a condition
-//! holds, `connect` opens a TCP connection, and `pump` moves the stream between two connections,
-//! and `exchange` HTTP messages.
+//! holds, `connect` opens a TCP connection, `parent` one through a parent proxy, and `pump` moves
+//! the stream between two connections, and `exchange` HTTP messages.
 //! This module does not depend on the relay or the gateway.
 
 pub(crate) mod buffer;
@@ -17,6 +17,7 @@ pub(crate) mod exchange;
 pub(crate) mod frame;
 pub(crate) mod keepalive;
 pub(crate) mod opening;
+pub(crate) mod parent;
 pub(crate) mod pump;
 pub(crate) mod tls;
 pub(crate) mod ws_codec;

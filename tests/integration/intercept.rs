@@ -463,7 +463,10 @@ fn require_tls_refuses_everything_else_on_intercepted_targets() {
     );
     drop(client);
     let log = gateway.running.stop().stderr;
-    assert!(log.contains("which require-tls (--require-tls) does not allow"), "{log}");
+    assert!(
+        log.contains("which require-tls (--require-tls) does not allow"),
+        "{log}"
+    );
 }
 
 /// Opens a WebSocket to the gateway and sends the opening, these messages and their end in one

@@ -29,6 +29,7 @@ mod language;
 mod lifecycle;
 mod neighbours;
 mod networks;
+mod parent_proxy;
 mod performance_gate;
 mod readme;
 mod resources;

@@ -18,6 +18,7 @@ use ureq::unversioned::transport::{
 };
 
 use super::transport::TcpTransport;
+use crate::config::ParentProxy;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::control::stop::Stop;
@@ -27,14 +28,17 @@ use crate::net::socket_owner::UpstreamOwner;
 use crate::tunnel::connect::{connect, resolve};
 use crate::tunnel::drive::WaitContext;
 use crate::tunnel::error::TunnelError;
+use crate::tunnel::parent;
 
 /// The owner of the lookups: there is one session.
 const OWNER: u64 = 0;
 
-/// An agent with one deadline for everything, no redirects, no proxy and no compression.
+/// An agent with one deadline for everything, no redirects and no compression. A parent
+/// proxy is used by the connector, not by ureq.
 pub(super) fn agent(
     limit: Duration,
     resolver: &Resolver,
+    parent: Option<ParentProxy>,
     roots: &[CertificateDer<'static>],
     owner: Option<UpstreamOwner>,
     recorder: &StepRecorder,
@@ -57,6 +61,7 @@ pub(super) fn agent(
     let dial = Dial {
         resolver: resolver.clone(),
         owner: owner.map(Arc::new),
+        parent,
         recorder: recorder.clone(),
         resolved: Arc::default(),
     };
@@ -132,6 +137,14 @@ impl<In: Transport> Connector<In> for StepConnector {
     }
 }
 
+/// The result of a lookup: the target, the host to connect to, and its addresses.
+#[derive(Debug)]
+struct Found {
+    target: Authority,
+    next_hop: Authority,
+    resolution: Resolution,
+}
+
 /// Name lookup and TCP for ureq. Its own resolver would start an unnamed thread and abandon it, and
 /// its own connector tries one address after the other.
 #[derive(Clone, Debug)]
@@ -139,10 +152,11 @@ struct Dial {
     resolver: Resolver,
     /// Who may have the upstream's port; `None` if TLS verifies it.
     owner: Option<Arc<UpstreamOwner>>,
+    parent: Option<ParentProxy>,
     recorder: StepRecorder,
     /// What the lookup found, for the connector. ureq passes a list of addresses, to which no
     /// address can be added later.
-    resolved: Arc<Mutex<Option<(Authority, Resolution)>>>,
+    resolved: Arc<Mutex<Option<Found>>>,
 }
 
 impl UreqResolver for Dial {
@@ -156,15 +170,21 @@ impl UreqResolver for Dial {
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let host = uri.host().and_then(|host| Host::parse(host).ok());
         let host = host.ok_or(ureq::Error::HostNotFound)?;
-        let authority = Authority { host, port };
-        let found = bounded(timeout, Phase::Resolve, |wait| {
-            resolve(&self.resolver, &authority, OWNER, wait)
+        let target = Authority { host, port };
+        let parent = self.parent.as_ref();
+        let next_hop = parent.map_or(&target, ParentProxy::authority).clone();
+        let resolution = bounded(timeout, Phase::Resolve, |wait| {
+            resolve(&self.resolver, &next_hop, OWNER, wait)
         })?;
         self.recorder.record(DownloadStep::Connect);
         let mut addresses = self.empty();
         // ureq only checks that there is one.
-        addresses.push(found.addresses()[0]);
-        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some((authority, found));
+        addresses.push(resolution.addresses()[0]);
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Found {
+            target,
+            next_hop,
+            resolution,
+        });
         Ok(addresses)
     }
 }
@@ -178,10 +198,15 @@ impl Connector for Dial {
         _: Option<()>,
     ) -> Result<Option<TcpTransport>, ureq::Error> {
         let mut shared = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        let (authority, mut found) = shared.take().ok_or(ureq::Error::HostNotFound)?;
+        let mut found = shared.take().ok_or(ureq::Error::HostNotFound)?;
         drop(shared);
-        let (stream, _) = bounded(details.timeout, Phase::Connect, |wait| {
-            connect(&self.resolver, &authority, &mut found, wait)
+        let (next_hop, addresses) = (&found.next_hop, &mut found.resolution);
+        let stream = bounded(details.timeout, Phase::Connect, |wait| {
+            let (stream, _) = connect(&self.resolver, next_hop, addresses, wait)?;
+            if let Some(parent) = &self.parent {
+                parent::establish(&stream, parent, &found.target, wait)?;
+            }
+            Ok(stream)
         })?;
         if let Some(owner) = &self.owner {
             owner.check(&stream).map_err(io::Error::other)?;

@@ -36,7 +36,8 @@ pub(crate) fn download(
     let limit = config.limits.ca_timeout;
     let recorder = StepRecorder::default();
     let owner = (!base.secure()).then(|| UpstreamOwner::new(config.upstream_uid));
-    let agent = agent(limit, resolver, roots, owner, &recorder);
+    let parent = config.parent_for(base.authority());
+    let agent = agent(limit, resolver, parent, roots, owner, &recorder);
     let failed = |error: ureq::Error| error::failed(&error, recorder.step(), base, limit);
 
     let mut response = agent.get(base.ca_cert_url()).call().map_err(failed)?;
