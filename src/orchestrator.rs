@@ -34,6 +34,7 @@ use crate::relay::{self, Running, Upstream};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{self, ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
+use crate::setup::tool_files::ToolFile;
 use crate::setup::{capacity, hardening, token};
 use crate::sys::memory;
 
@@ -336,7 +337,8 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
     let child_env = ChildEnv {
         proxy: proxy_url(listener, relay.userinfo()),
         bundle: trust.bundle.clone(),
-        wgetrc: trust.wgetrc.clone(),
+        files: trust.files.clone(),
+        npm_roots: trust.npm_roots,
         omitted: config.omit_variables.clone(),
     };
     child_env::warn_of_unknown(&child_env.omitted);
@@ -486,9 +488,15 @@ impl Handle {
         &self.trust.bundle
     }
 
+    /// The upstream's CA certificates alone (PEM), beside the bundle. For tools that add roots to
+    /// their own, and trust stores of a system. `None` if the file could not be written.
+    pub fn upstream_ca(&self) -> Option<PathBuf> {
+        self.child_env.file(ToolFile::UpstreamCa)
+    }
+
     /// The wget settings file that set-up wrote; `None` if the user has one already.
-    pub fn wgetrc(&self) -> Option<&Path> {
-        self.trust.wgetrc.as_deref()
+    pub fn wgetrc(&self) -> Option<PathBuf> {
+        self.child_env.file(ToolFile::Wgetrc)
     }
 
     /// The variables for a child process that inherits [`Config::inherited`].

@@ -168,6 +168,7 @@ mod tests {
     use signal_hook::consts::{SIGINT, SIGTERM};
 
     use super::*;
+    use crate::setup::tool_files::ToolFile;
 
     fn signal(number: i32) -> Signal {
         Signal {
@@ -201,7 +202,8 @@ mod tests {
         let child_env = ChildEnv {
             proxy: "http://127.0.0.1:7".into(),
             bundle: "/b".into(),
-            wgetrc: Some("/w".into()),
+            files: vec![ToolFile::Wgetrc],
+            npm_roots: false,
             omitted: Vec::new(),
         };
         report.state = Some(StateKeys {
@@ -209,7 +211,7 @@ mod tests {
             child_env: &child_env,
         });
         let state: serde_json::Value = serde_json::from_str(&json_line(&report)).unwrap();
-        assert_eq!(state["wgetrc"], "/w");
+        assert_eq!(state["files"][0], "Wgetrc");
         assert_eq!(state["port"], 7);
         assert_eq!(state["relay"], "127.0.0.1:7");
     }

@@ -107,7 +107,7 @@ mod tests {
 
     fn line(pid: u32, port: u16) -> String {
         format!(
-            r#"{{"pid":{pid},"relay":"127.0.0.1:{port}","proxy":"http://127.0.0.1:{port}","bundle":"/b","wgetrc":null,"omitted":[]}}"#
+            r#"{{"pid":{pid},"relay":"127.0.0.1:{port}","proxy":"http://127.0.0.1:{port}","bundle":"/b","files":[],"npm_roots":false,"omitted":[]}}"#
         )
     }
 
@@ -181,7 +181,7 @@ mod tests {
             "{",
             "[]",
             r#"{"pid":1}"#,
-            r#"{"pid":1,"relay":"127.0.0.1:70000","proxy":"http://127.0.0.1:70000","bundle":"/b","wgetrc":null,"omitted":[]}"#,
+            r#"{"pid":1,"relay":"127.0.0.1:70000","proxy":"http://127.0.0.1:70000","bundle":"/b","files":[],"npm_roots":false,"omitted":[]}"#,
         ] {
             state.write(text).unwrap();
             assert_eq!(running(home.path()), None, "{text}");

@@ -1,5 +1,6 @@
 //! Compares the variables of this shell with those that it should have: names each that is missing
-//! or different, looks for each file, and connects to each proxy on this machine.
+//! or different, looks for each file, connects to each proxy on this machine, and names the
+//! settings files of tools that win over the variables.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +14,7 @@ use crate::http::authority::Authority;
 use crate::probe::client::{loopback, url_parts};
 use crate::probe::options::RunningServe;
 use crate::probe::problem::Problem;
-use crate::setup::child_env;
+use crate::setup::{child_env, tool_settings};
 
 const EVAL_REMEDY: &str = "run `eval \"$(upstreamproxy env)\"` in this shell, and restart the programs that were started before";
 /// Variables that tools read a proxy from, in addition to those of the table.
@@ -31,6 +32,7 @@ pub(super) fn check_all(
         running.and_then(|running| different(shell, running)),
         dead_proxies(shell, config.limits.connect_timeout),
         absent_files(shell),
+        overriding_settings(shell, running),
     ];
     let mut well = true;
     for problem in problems.into_iter().flatten() {
@@ -121,7 +123,7 @@ fn dead_proxies(shell: &Environment, within: Duration) -> Option<Problem> {
 
 /// The CA files that are named and cannot be found.
 fn absent_files(shell: &Environment) -> Option<Problem> {
-    let named = child_env::ca_variables().chain(["WGETRC"]);
+    let named = child_env::file_variables();
     let named = named.filter_map(|name| Some((Path::new(shell.lookup(name)?), name)));
     let absent = failing(
         named,
@@ -132,6 +134,34 @@ fn absent_files(shell: &Environment) -> Option<Problem> {
         "files named by this shell's variables do not exist",
         &absent,
         "unset these variables, or evaluate those of a running serve",
+    )
+}
+
+/// The settings in files of tools that win over the variables. The address of the running `serve`
+/// is no problem.
+fn overriding_settings(shell: &Environment, running: Option<&RunningServe>) -> Option<Problem> {
+    let of_serve = |value: &str| {
+        let authority = url_parts(value).1.trim_end_matches('/').parse();
+        running.is_some_and(|running| authority == Ok(running.relay))
+    };
+    let settings = tool_settings::found(shell);
+    let settings = settings
+        .iter()
+        .filter(|found| !found.is_overridden() && !of_serve(&found.value));
+    let list: Vec<String> = settings
+        .map(|found| {
+            format!(
+                "{} in {} ({})",
+                found.name,
+                found.file.display(),
+                found.tool
+            )
+        })
+        .collect();
+    problem(
+        "settings files of tools win over the variables",
+        &list.join(", "),
+        "remove these settings, or set them to the values of HTTPS_PROXY and CURL_CA_BUNDLE",
     )
 }
 
@@ -174,7 +204,8 @@ mod tests {
             child_env: ChildEnv {
                 proxy: format!("http://upstreamproxy:canary@{relay}"),
                 bundle: bundle.path().to_owned(),
-                wgetrc: None,
+                files: Vec::new(),
+                npm_roots: false,
                 omitted: Vec::new(),
             },
         };
@@ -260,6 +291,24 @@ mod tests {
             absent.contains("/nowhere/bundle.crt (GIT_SSL_CAINFO)"),
             "{absent}"
         );
+    }
+
+    #[test]
+    fn a_settings_file_that_wins_over_the_variables_is_named_without_its_value() {
+        let (running, _listener, _bundle) = serve();
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join(".curlrc");
+        let mut shell = evaluated(&running);
+        shell.set("HOME", home.path());
+        std::fs::write(&file, "proxy = http://u:canary@proxy.example:3128\n").unwrap();
+        let wrong = what_is_wrong(shell.clone(), Some(&running));
+        assert!(
+            wrong.ends_with(&format!("proxy in {} (curl)", file.display())),
+            "{wrong}"
+        );
+
+        std::fs::write(&file, format!("proxy = http://{}/\n", running.relay)).unwrap();
+        assert!(!checks(shell, Some(&running))[0].is_wrong());
     }
 
     #[test]

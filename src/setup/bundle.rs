@@ -19,7 +19,7 @@ const DIRECTORY: &str = ".ccr";
 const FILE: &str = "ca-bundle.crt";
 /// Every child may read the bundle, whichever user it runs as and whatever this process's umask is.
 pub(super) const FILE_MODE: u32 = 0o644;
-const DIRECTORY_MODE: u32 = 0o755;
+pub(super) const DIRECTORY_MODE: u32 = 0o755;
 /// The most processes that share one home directory. More than that indicates a fault.
 const NAME_LIMIT: u32 = 256;
 

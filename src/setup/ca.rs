@@ -1,14 +1,14 @@
 //! The stage `ca`: downloads the upstream's certificates and writes the merged bundle for children
 //! (`manual/operations.md`, the five stages).
 //!
-//! The bundle contains the base roots, then the roots of every inherited CA variable that this
-//! program replaces, then the upstream's. With the upstream's CA alone, tools whose variable
-//! replaces their own roots would lose the public ones. Only certificates are copied: a private key
-//! in the same file is not. This program's own connections trust the base roots and
-//! `--upstream-ca`, never a certificate that was downloaded.
+//! The bundle contains the upstream's certificates first, for tools that import only one, then the
+//! base roots and the roots of every inherited CA variable that this program replaces. With the
+//! upstream's CA alone, tools whose variable replaces their own roots would lose the public ones.
+//! Only certificates are copied: a private key in the same file is not. This program's own
+//! connections trust the base roots and `--upstream-ca`, never a certificate that was downloaded.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustls_pki_types::CertificateDer;
 
@@ -20,7 +20,8 @@ use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
 use crate::setup::download::download;
 use crate::setup::roots::{base_roots, connection_roots, roots_in};
-use crate::setup::{bundle, child_env, wgetrc};
+use crate::setup::tool_files::ToolFile;
+use crate::setup::{bundle, child_env, tool_files, tool_settings};
 use crate::sys::owned_name::OwnedName;
 
 /// The result of the stage.
@@ -28,8 +29,10 @@ use crate::sys::owned_name::OwnedName;
 pub(crate) struct Trust {
     /// The merged bundle, an absolute path.
     pub(crate) bundle: PathBuf,
-    /// wget's settings file, if it was written.
-    pub(crate) wgetrc: Option<PathBuf>,
+    /// The files beside the bundle that were written.
+    pub(crate) files: Vec<ToolFile>,
+    /// Whether a settings file of npm names roots.
+    pub(crate) npm_roots: bool,
     /// The roots that this program's own connections to the upstream trust.
     pub(crate) roots: Vec<CertificateDer<'static>>,
     /// Owns the bundle's name while it lives; never read.
@@ -48,12 +51,12 @@ pub(crate) fn prepare(
     let downloaded = download(config, base, resolver, &roots)?;
     // The download may have taken seconds; after it, files are written.
     config.cancel.check(Stage::Ca)?;
-    let merged = merge(config, base_roots, downloaded);
+    let merged = merge(config, base_roots, downloaded.clone());
 
     let name = bundle::claim(&path)?;
     let path = name.path().to_owned();
     bundle::write(&path, &pem::encode(&merged))?;
-    let wgetrc = wgetrc::write(config, &path);
+    let files = tool_files::write(config, &path, &downloaded, &merged);
     log::debug!(
         "{} certificates in the CA bundle {}",
         merged.len(),
@@ -61,7 +64,8 @@ pub(crate) fn prepare(
     );
     Ok(Trust {
         bundle: path,
-        wgetrc,
+        files,
+        npm_roots: !tool_settings::npm_roots(&config.inherited).is_empty(),
         roots,
         _name: name,
     })
@@ -73,27 +77,32 @@ pub(crate) fn merge(
     base_roots: Vec<CertificateDer<'static>>,
     downloaded: Vec<CertificateDer<'static>>,
 ) -> Vec<CertificateDer<'static>> {
-    pem::merge(&[base_roots, inherited_roots(config), downloaded])
+    pem::merge(&[downloaded, base_roots, inherited_roots(config)])
 }
 
-/// The roots in the files that the inherited CA variables name: the bundle replaces those files.
+/// The roots in the files that inherited settings name: CA variables, and npm's. The bundle
+/// replaces those files.
 fn inherited_roots(config: &Config) -> Vec<CertificateDer<'static>> {
+    let variables = child_env::ca_variables().filter_map(|variable| {
+        let file = config.inherited.lookup(variable)?;
+        Some((variable, PathBuf::from(file)))
+    });
+    let npm = tool_settings::npm_roots(&config.inherited);
+    let npm = npm.into_iter().map(|file| ("cafile of npm", file));
     let mut seen = HashSet::new();
     let mut roots = Vec::new();
-    for variable in child_env::ca_variables() {
-        let Some(file) = config.inherited.lookup(variable).map(Path::new) else {
-            continue;
-        };
-        if !seen.insert(file) {
+    for (setting, file) in variables.chain(npm) {
+        if seen.contains(&file) {
             continue;
         }
-        match roots_in(file) {
+        match roots_in(&file) {
             Ok(found) => roots.extend(found),
             Err(error) => log::warn!(
-                "the roots of the inherited {variable} ({}) are not in the CA bundle: {error}",
+                "the roots of the inherited {setting} ({}) are not in the CA bundle: {error}",
                 file.display()
             ),
         }
+        seen.insert(file);
     }
     roots
 }
@@ -106,6 +115,7 @@ mod tests {
     };
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
     use std::sync::{Arc, Barrier};
     use std::thread;
 
@@ -122,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bundle_has_base_roots_then_those_of_replaced_variables_then_the_upstreams() {
+    fn the_bundle_has_the_upstreams_ca_then_base_roots_then_those_of_replaced_variables() {
         let mut scene = scene();
         let (mine, other, upstream) = (ca(), ca(), ca());
         let file = scene.directory.path().join("mine.pem");
@@ -140,8 +150,10 @@ mod tests {
 
         let trust = prepared(&scene, &upstream);
         assert_eq!(trust.bundle, scene.home().join(".ccr/ca-bundle.crt"));
-        let expected = [&scene.base_root.der, &mine.der, &other.der, &upstream.der];
+        let expected = [&upstream.der, &scene.base_root.der, &mine.der, &other.der];
         assert_eq!(certificates_in(&trust.bundle), expected.map(Clone::clone));
+        let ca = ToolFile::UpstreamCa.path(&trust.bundle);
+        assert_eq!(certificates_in(&ca), [upstream.der]);
         let text = fs::read_to_string(&trust.bundle).unwrap();
         assert!(!pem::contains_private_key(text.as_bytes()));
         assert_eq!(trust.roots, [scene.base_root.der]);
@@ -228,11 +240,11 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), 16);
         for name in &names {
-            let expected = [scene.base_root.der.clone(), upstream.der.clone()];
+            let expected = [upstream.der.clone(), scene.base_root.der.clone()];
             assert_eq!(certificates_in(name), expected);
         }
         let left = files_in(&scene.home().join(".ccr"));
-        assert_eq!(left.len(), 16 * 3, "bundle, lock, wgetrc: {left:?}");
+        assert_eq!(left.len(), 16 * 8, "bundle, lock, 6 for tools: {left:?}");
         assert!(left.contains(&"ca-bundle.crt".to_owned()));
         assert!(left.contains(&"ca-bundle-16.crt".to_owned()));
 

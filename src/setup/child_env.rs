@@ -6,15 +6,21 @@
 //! `ALL_PROXY` is not in it: no tool needs it, and a value for other protocols than HTTP is the
 //! user's.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::config::{Environment, MARKER};
 use crate::control::log;
+use crate::setup::java_options;
 use crate::setup::no_proxy;
-use ChildValue::{Bundle, NoProxy, On, Proxy, Wgetrc};
+use crate::setup::tool_files::ToolFile;
+use ChildValue::{
+    Additional, Bundle, File, HgrcPath, IfSet, JavaOptions, NoProxy, NpmRoots, On, PhpScanPath,
+    Proxy,
+};
 
 /// Every variable that is set, in the order in which `env` prints them: names with the same value,
 /// the value, and its purpose.
@@ -26,14 +32,17 @@ const TABLE: &[(&[&str], ChildValue, &str)] = &[
     (&["HTTP_PROXY", "http_proxy"], Proxy, "the proxy for plain http; the only one that Ruby, Mercurial and busybox wget read"),
     (&[MARKER], Proxy, "marks these values as this program's, so that a start inside a child does not use them as its parent proxy"),
     (&["NO_PROXY", "no_proxy"], NoProxy, "hosts reached directly, not through the proxy"),
+    (&["wss_proxy", "ws_proxy"], Proxy, "the proxy for the WebSockets of aiohttp"),
     (&["NODE_USE_ENV_PROXY"], On, "makes Node's built-in http and fetch use the proxy variables"),
     (&["YARN_HTTPS_PROXY", "YARN_HTTP_PROXY"], Proxy, "the proxy of Yarn 2 and later, which reads no other"),
     (&["GLOBAL_AGENT_HTTPS_PROXY", "GLOBAL_AGENT_HTTP_PROXY"], Proxy, "the proxy of Node programs that use global-agent"),
     (&["GLOBAL_AGENT_NO_PROXY"], NoProxy, "the exceptions of global-agent"),
     (&["grpc_proxy"], Proxy, "the proxy of gRPC"),
     (&["no_grpc_proxy"], NoProxy, "the exceptions of gRPC"),
+    (&["PERL_LWP_ENV_PROXY"], On, "makes Perl's LWP use the proxy variables"),
     (&["SSL_CERT_FILE"], Bundle, "the roots of OpenSSL, Go, rustls and Python's ssl module"),
     (&["REQUESTS_CA_BUNDLE"], Bundle, "the roots of Python's requests"),
+    (&["HTTPLIB2_CA_CERTS"], Bundle, "the roots of Python's httplib2, and of Google's clients that use it"),
     (&["CURL_CA_BUNDLE"], Bundle, "the roots of curl"),
     (&["GIT_SSL_CAINFO"], Bundle, "the roots of git"),
     (&["PIP_CERT"], Bundle, "the roots of pip"),
@@ -43,12 +52,22 @@ const TABLE: &[(&[&str], ChildValue, &str)] = &[
     (&["CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"], Bundle, "the roots of gcloud"),
     (&["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"], Bundle, "the roots of gRPC"),
     (&["BUNDLE_SSL_CA_CERT"], Bundle, "the roots of Ruby's Bundler"),
-    (&["npm_config_cafile"], Bundle, "the roots of npm"),
     (&["YARN_HTTPS_CA_FILE_PATH"], Bundle, "the roots of Yarn 2 and later"),
     (&["PERL_LWP_SSL_CA_FILE"], Bundle, "the roots of Perl's LWP"),
-    (&["NODE_EXTRA_CA_CERTS"], Bundle, "roots that Node, npm and bun add to their own"),
-    (&["DENO_CERT"], Bundle, "roots that Deno adds to its own"),
-    (&["WGETRC"], Wgetrc, "a settings file that names the roots, for a wget built with GnuTLS; only if the user has none"),
+    (&["NODE_EXTRA_CA_CERTS"], Additional, "roots that Node, npm, pnpm, Yarn and bun add to their own"),
+    (&["DENO_CERT"], Additional, "roots that Deno adds to its own"),
+    (&["WGETRC"], File(ToolFile::Wgetrc), "a settings file that names the roots, for a wget built with GnuTLS; only if the user has none"),
+    (&["APT_CONFIG"], File(ToolFile::AptConf), "a settings file that names the roots, and keeps apt's processes at the user root; only if the user has none"),
+    (&["HGRCPATH"], HgrcPath, "the inherited settings files of Mercurial, and one that names the roots"),
+    (&["PHP_INI_SCAN_DIR"], PhpScanPath, "the inherited directories of PHP's settings, and one that names the roots of its curl and openssl extensions"),
+    (&["JAVA_TOOL_OPTIONS"], JavaOptions, "the inherited options of the JVM, and those for the proxy, its exceptions and a trust store"),
+    (&["npm_config_https_proxy", "npm_config_http_proxy", "npm_config_proxy"], IfSet(&Proxy), "the proxy of npm and pnpm; only if it is set already"),
+    (&["NPM_CONFIG_HTTPS_PROXY", "NPM_CONFIG_HTTP_PROXY", "NPM_CONFIG_PROXY"], IfSet(&Proxy), "the same; only if it is set already"),
+    (&["npm_config_noproxy", "NPM_CONFIG_NOPROXY"], IfSet(&NoProxy), "the exceptions of npm; only if it is set already"),
+    (&["npm_config_cafile"], NpmRoots, "the roots of npm and pnpm; only if it is set already, or a settings file of npm names other roots"),
+    (&["NPM_CONFIG_CAFILE"], IfSet(&Bundle), "the same; only if it is set already"),
+    (&["CARGO_HTTP_PROXY"], IfSet(&Proxy), "the proxy of cargo; only if it is set already"),
+    (&["PIP_PROXY"], IfSet(&Proxy), "the proxy of pip; only if it is set already"),
 ];
 
 /// What a variable is set to.
@@ -61,11 +80,30 @@ enum ChildValue {
     NoProxy,
     /// `1`.
     On,
-    /// The path of the merged CA bundle.
+    /// The path of the merged CA bundle: the variable replaces the roots of the tool.
     Bundle,
-    /// The path of the settings file for wget, if it was written.
-    Wgetrc,
+    /// The path of the upstream's CA alone: the variable adds roots to those of the tool, which
+    /// would load a whole bundle at each start. The merged bundle, if the variable is set already:
+    /// it has the roots of that file too.
+    Additional,
+    /// The path of a file beside the bundle, if it was written.
+    File(ToolFile),
+    /// The inherited settings of Mercurial, then a file beside the bundle.
+    HgrcPath,
+    /// The inherited directories of PHP, then one beside the bundle.
+    PhpScanPath,
+    /// The inherited options of the JVM, then [`java_options`].
+    JavaOptions,
+    /// The path of the merged CA bundle, if npm would use other roots.
+    NpmRoots,
+    /// Another value, if the variable is set: it would override what the others say.
+    IfSet(&'static ChildValue),
 }
+
+/// Where Mercurial finds its settings if `HGRCPATH` is not set: merge tools of the Debian package,
+/// the system, the user. With `HGRCPATH` it reads only the files that this names.
+const HGRC_DEFAULT: &str = "/usr/lib/python3/dist-packages/mercurial/defaultrc:\
+                            /etc/mercurial/hgrc:/etc/mercurial/hgrc.d:~/.hgrc";
 
 /// The values for a child process.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,11 +112,20 @@ pub(crate) struct ChildEnv {
     /// The URL of the relay.
     pub(crate) proxy: String,
     /// The merged CA bundle, an absolute path.
+    #[cfg_attr(feature = "cli", serde(serialize_with = "as_text"))]
     pub(crate) bundle: PathBuf,
-    /// The settings file for wget. `None` if the user has one.
-    pub(crate) wgetrc: Option<PathBuf>,
+    /// The files beside the bundle that were written.
+    pub(crate) files: Vec<ToolFile>,
+    /// A settings file of npm names roots: `NODE_EXTRA_CA_CERTS` does not reach npm.
+    pub(crate) npm_roots: bool,
     /// The variables that are not set, in upper and lower case.
     pub(crate) omitted: Vec<String>,
+}
+
+/// A path that is not UTF-8 becomes text with replacement characters.
+#[cfg(feature = "cli")]
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 impl fmt::Debug for ChildEnv {
@@ -91,27 +138,24 @@ impl fmt::Debug for ChildEnv {
 }
 
 impl ChildEnv {
+    /// The path of a file beside the bundle, if it was written.
+    pub(crate) fn file(&self, file: ToolFile) -> Option<PathBuf> {
+        self.files.contains(&file).then(|| file.path(&self.bundle))
+    }
+
     /// The variables to set for a child that otherwise has the environment `inherited`, in the
     /// order of the table.
     ///
-    /// Entries are added to `NO_PROXY`; all other values are replaced. For an environment that
-    /// already has these variables, the result is the same values.
+    /// Lists are extended; all other values are replaced. For an environment that already has these
+    /// variables, the result is the same values.
     pub(crate) fn variables(&self, inherited: &Environment) -> Vec<(String, OsString)> {
         let mut variables = Vec::new();
         for (names, value, _) in TABLE {
-            for &name in *names {
-                if self.omits(name) {
-                    continue;
-                }
-                let value = match value {
-                    Proxy => Some(self.proxy.clone().into()),
-                    NoProxy => Some(no_proxy::merged(name, inherited).into()),
-                    On => Some("1".into()),
-                    Bundle => Some(self.bundle.clone().into_os_string()),
-                    Wgetrc => self.wgetrc.clone().map(PathBuf::into_os_string),
-                };
-                variables.extend(value.map(|value| (name.to_owned(), value)));
-            }
+            let names = names.iter().filter(|name| !self.omits(name));
+            variables.extend(names.filter_map(|&name| {
+                let value = self.value(*value, name, inherited)?;
+                Some((name.to_owned(), value))
+            }));
         }
         let no_proxy = variables.iter().find(|(name, _)| name == "NO_PROXY");
         let no_proxy = no_proxy.and_then(|(_, value)| value.to_str());
@@ -124,10 +168,76 @@ impl ChildEnv {
         variables
     }
 
+    /// The value of the variable `name`; `None` if it is not set.
+    fn value(&self, value: ChildValue, name: &str, inherited: &Environment) -> Option<OsString> {
+        let found = inherited.lookup(name);
+        match value {
+            Proxy => Some(self.proxy.clone().into()),
+            NoProxy => Some(no_proxy::merged(name, inherited).into()),
+            On => Some("1".into()),
+            Bundle => Some(self.bundle.clone().into()),
+            Additional => {
+                let ca = self.file(ToolFile::UpstreamCa);
+                let ca = ca.filter(|ca| found.is_none_or(|found| found == ca));
+                Some(ca.unwrap_or_else(|| self.bundle.clone()).into())
+            }
+            File(file) => self.file(file).map(Into::into),
+            HgrcPath => {
+                let user = || default_hgrc_path(inherited);
+                let list = found.map_or_else(user, OsStr::to_owned);
+                Some(appended(&list, ":", self.file(ToolFile::Hgrc)?.as_os_str()))
+            }
+            // An empty entry is the directory that PHP was built with.
+            PhpScanPath => {
+                let directory = self.file(ToolFile::PhpDirectory)?;
+                let list = found.unwrap_or_default();
+                Some(appended(list, ":", directory.as_os_str()))
+            }
+            JavaOptions => {
+                let options = java_options::options(
+                    &self.proxy,
+                    !self.omits("http_proxy"),
+                    &no_proxy::merged("NO_PROXY", inherited),
+                    &self.file(ToolFile::TrustStore)?,
+                )?;
+                Some(match found {
+                    Some(found) => appended(found, " ", options.as_ref()),
+                    None => options.into(),
+                })
+            }
+            NpmRoots => (self.npm_roots || found.is_some()).then(|| self.bundle.clone().into()),
+            IfSet(value) => found.and_then(|_| self.value(*value, name, inherited)),
+        }
+    }
+
     fn omits(&self, name: &str) -> bool {
         let mut omitted = self.omitted.iter();
         omitted.any(|other| other.eq_ignore_ascii_case(name))
     }
+}
+
+/// `list` with `entry` at its end, where it wins over earlier entries. Another copy is removed.
+fn appended(list: &OsStr, separator: &str, entry: &OsStr) -> OsString {
+    let rest = list.as_bytes().strip_suffix(entry.as_bytes());
+    let rest = rest.and_then(|rest| rest.strip_suffix(separator.as_bytes()));
+    let mut appended = match rest {
+        Some(rest) => OsStr::from_bytes(rest).to_owned(),
+        None if list == entry => return list.to_owned(),
+        None => list.to_owned(),
+    };
+    appended.push(separator);
+    appended.push(entry);
+    appended
+}
+
+/// The settings files that Mercurial reads without `HGRCPATH`.
+fn default_hgrc_path(inherited: &Environment) -> OsString {
+    let directory = inherited.lookup("XDG_CONFIG_HOME").map(Path::new);
+    let directory = directory.filter(|directory| directory.is_absolute());
+    let mut path = OsString::from(HGRC_DEFAULT);
+    path.push(":");
+    path.push(directory.unwrap_or(Path::new("~/.config")).join("hg/hgrc"));
+    path
 }
 
 /// Warns of each name in `omitted` that is not in the table.
@@ -161,17 +271,27 @@ pub(crate) fn proxy_url(listener: SocketAddr, userinfo: Option<&str>) -> String 
 
 /// The variables that name a CA file. The bundle contains the roots of the inherited files.
 pub(crate) fn ca_variables() -> impl Iterator<Item = &'static str> {
-    names_of(Bundle)
+    names_of(|value| matches!(value, Bundle | Additional | NpmRoots))
 }
 
 /// The variables that name the proxy.
 #[cfg(feature = "cli")]
 pub(crate) fn proxy_variables() -> impl Iterator<Item = &'static str> {
-    names_of(Proxy)
+    names_of(|value| value == Proxy)
 }
 
-fn names_of(value: ChildValue) -> impl Iterator<Item = &'static str> {
-    let rows = TABLE.iter().filter(move |(_, of_row, _)| *of_row == value);
+/// The variables that name a file.
+#[cfg(feature = "cli")]
+pub(crate) fn file_variables() -> impl Iterator<Item = &'static str> {
+    names_of(|value| matches!(value, Bundle | Additional | NpmRoots | File(_)))
+}
+
+/// The variables whose value, if they are set, satisfies `is_meant`.
+fn names_of(is_meant: fn(ChildValue) -> bool) -> impl Iterator<Item = &'static str> {
+    let rows = TABLE.iter().filter(move |(_, value, _)| match value {
+        IfSet(value) => is_meant(**value),
+        value => is_meant(*value),
+    });
     rows.flat_map(|(names, ..)| names.iter().copied())
 }
 
@@ -189,13 +309,31 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    const ALL_FILES: [ToolFile; 6] = [
+        ToolFile::UpstreamCa,
+        ToolFile::Wgetrc,
+        ToolFile::AptConf,
+        ToolFile::Hgrc,
+        ToolFile::PhpDirectory,
+        ToolFile::TrustStore,
+    ];
+
     fn child_env() -> ChildEnv {
         ChildEnv {
             proxy: "http://127.0.0.1:4711".into(),
             bundle: "/home/u/.ccr/ca-bundle.crt".into(),
-            wgetrc: Some("/home/u/.ccr/ca-bundle.crt.wgetrc".into()),
+            files: ALL_FILES.into(),
+            npm_roots: false,
             omitted: Vec::new(),
         }
+    }
+
+    /// The variables that are set only if they are set already.
+    fn if_set() -> HashSet<&'static str> {
+        let rows = TABLE
+            .iter()
+            .filter(|(_, value, _)| matches!(value, IfSet(_) | NpmRoots));
+        rows.flat_map(|(names, ..)| names.iter().copied()).collect()
     }
 
     fn variables(inherited: &[(&str, &str)]) -> Environment {
@@ -216,19 +354,22 @@ mod tests {
         for never in ["ALL_PROXY", "all_proxy", "GRPC_PROXY"] {
             assert!(!names.contains(never), "{never}");
         }
-        for unchanged in ["SSL_CERT_DIR", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS"] {
+        for unchanged in ["SSL_CERT_DIR", "NODE_OPTIONS"] {
             assert!(!names.contains(unchanged), "{unchanged}");
         }
     }
 
     #[test]
     fn sets_every_documented_variable_in_the_order_of_the_table() {
-        let set: Vec<_> = child_env().variables(&Environment::default());
+        let shell = if_set().into_iter().map(|name| (name, "set"));
+        let set = child_env().variables(&shell.collect());
         let names: Vec<_> = set.iter().map(|(name, _)| name.as_str()).collect();
         let documented: Vec<_> = documentation().map(|(name, _)| name).collect();
         assert_eq!(names, documented);
         assert_eq!(names.first(), Some(&"HTTPS_PROXY"));
-        assert_eq!(names.last(), Some(&"WGETRC"));
+        assert!(set.iter().all(|(_, value)| value != "set"));
+        let bare = child_env().variables(&Environment::default());
+        assert_eq!(bare.len(), set.len() - if_set().len());
     }
 
     #[test]
@@ -244,41 +385,130 @@ mod tests {
     }
 
     #[test]
-    fn every_ca_variable_names_the_bundle() {
+    fn a_variable_that_replaces_roots_names_the_bundle_and_one_that_adds_roots_the_ca() {
+        const BUNDLE: &str = "/home/u/.ccr/ca-bundle.crt";
+        const CA: &str = "/home/u/.ccr/ca-bundle.crt.ca.pem";
         let all = variables(&[("GIT_SSL_CAINFO", "/elsewhere.pem")]);
-        for name in ca_variables() {
-            assert_eq!(all.text(name), Some("/home/u/.ccr/ca-bundle.crt"), "{name}");
+        let adding = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+        for name in ca_variables().filter(|name| !if_set().contains(name)) {
+            let file = if adding.contains(&name) { CA } else { BUNDLE };
+            assert_eq!(all.text(name), Some(file), "{name}");
         }
-        assert_eq!(ca_variables().count(), 16);
+        // The bundle has the roots of the inherited file.
+        let inherited = variables(&[("NODE_EXTRA_CA_CERTS", "/elsewhere.pem")]);
+        assert_eq!(inherited.text("NODE_EXTRA_CA_CERTS"), Some(BUNDLE));
+        let without = ChildEnv {
+            files: Vec::new(),
+            ..child_env()
+        };
+        let set: Environment = without
+            .variables(&Environment::default())
+            .into_iter()
+            .collect();
+        assert_eq!(set.text("NODE_EXTRA_CA_CERTS"), Some(BUNDLE));
     }
 
     #[test]
-    fn wgetrc_is_set_only_if_the_file_was_written() {
+    fn a_variable_for_a_file_that_was_not_written_is_not_set() {
         let without = ChildEnv {
-            wgetrc: None,
+            files: Vec::new(),
             ..child_env()
         };
         let set = without.variables(&Environment::default());
-        assert!(set.iter().all(|(name, _)| name != "WGETRC"));
+        let of_files = [
+            "WGETRC",
+            "APT_CONFIG",
+            "HGRCPATH",
+            "PHP_INI_SCAN_DIR",
+            "JAVA_TOOL_OPTIONS",
+        ];
+        assert!(
+            set.iter()
+                .all(|(name, _)| !of_files.contains(&name.as_str()))
+        );
+        let all = variables(&[]);
         assert_eq!(
-            variables(&[]).text("WGETRC"),
+            all.text("WGETRC"),
             Some("/home/u/.ccr/ca-bundle.crt.wgetrc")
+        );
+        assert!(of_files.iter().all(|name| all.text(name).is_some()));
+    }
+
+    #[test]
+    fn lists_keep_their_entries_and_end_with_the_own_one() {
+        let bare = variables(&[("XDG_CONFIG_HOME", "/x")]);
+        let (php, hgrc) = (
+            "/home/u/.ccr/ca-bundle.crt.php",
+            "/home/u/.ccr/ca-bundle.crt.hgrc",
+        );
+        assert_eq!(
+            bare.text("PHP_INI_SCAN_DIR"),
+            Some(format!(":{php}").as_str())
+        );
+        let default = format!("{HGRC_DEFAULT}:/x/hg/hgrc:{hgrc}");
+        assert_eq!(bare.text("HGRCPATH"), Some(default.as_str()));
+        let set = variables(&[
+            ("PHP_INI_SCAN_DIR", "/p:"),
+            ("HGRCPATH", "/h"),
+            ("JAVA_TOOL_OPTIONS", "-Dx=y"),
+        ]);
+        assert_eq!(
+            set.text("PHP_INI_SCAN_DIR"),
+            Some(format!("/p::{php}").as_str())
+        );
+        assert_eq!(set.text("HGRCPATH"), Some(format!("/h:{hgrc}").as_str()));
+        let java = set.text("JAVA_TOOL_OPTIONS").unwrap();
+        assert!(
+            java.starts_with("-Dx=y -Dhttps.proxyHost=127.0.0.1 "),
+            "{java}"
         );
     }
 
     #[test]
+    fn an_inherited_setting_of_a_tool_is_replaced() {
+        let all = variables(&[
+            ("npm_config_https_proxy", "http://other:1"),
+            ("PIP_PROXY", "http://other:1"),
+            ("npm_config_noproxy", "d.example"),
+        ]);
+        assert_eq!(all.text("npm_config_https_proxy"), all.text("HTTPS_PROXY"));
+        assert_eq!(all.text("PIP_PROXY"), all.text("HTTPS_PROXY"));
+        assert!(
+            all.text("npm_config_noproxy")
+                .unwrap()
+                .ends_with(",d.example")
+        );
+        assert_eq!(all.text("CARGO_HTTP_PROXY"), None);
+        assert_eq!(all.text("npm_config_cafile"), None);
+        let npm_roots = ChildEnv {
+            npm_roots: true,
+            ..child_env()
+        };
+        let set: Environment = npm_roots
+            .variables(&Environment::default())
+            .into_iter()
+            .collect();
+        assert_eq!(set.text("npm_config_cafile"), set.text("SSL_CERT_FILE"));
+    }
+
+    #[test]
     fn an_omitted_variable_is_set_in_no_case_and_keeps_its_value() {
-        let child_env = ChildEnv {
+        let omitting = ChildEnv {
             omitted: vec!["http_proxy".into(), "NODE_EXTRA_CA_CERTS".into()],
             ..child_env()
         };
-        let set = child_env.variables(&Environment::default());
+        let set = omitting.variables(&Environment::default());
         let left_out = ["HTTP_PROXY", "http_proxy", "NODE_EXTRA_CA_CERTS"];
         assert!(
             set.iter()
                 .all(|(name, _)| !left_out.contains(&name.as_str()))
         );
-        assert_eq!(set.len(), documentation().count() - left_out.len());
+        let all = child_env().variables(&Environment::default());
+        assert_eq!(set.len(), all.len() - left_out.len());
+        let java = all.iter().find(|(name, _)| name == "JAVA_TOOL_OPTIONS");
+        assert!(java.is_some_and(|(_, value)| value.to_string_lossy().contains("http.proxyHost")));
+        let java = set.iter().find(|(name, _)| name == "JAVA_TOOL_OPTIONS");
+        assert!(java.is_some_and(|(_, value)| !value.to_string_lossy().contains("http.proxyHost")));
     }
 
     #[test]
@@ -290,6 +520,15 @@ mod tests {
             &[("NO_PROXY", "*")],
             &[("NO_PROXY", "a.example,*")],
             &[("no_proxy", " , ")],
+            &[
+                ("HGRCPATH", "/h"),
+                ("PHP_INI_SCAN_DIR", "/p"),
+                ("JAVA_TOOL_OPTIONS", "-x"),
+            ],
+            &[
+                ("NODE_EXTRA_CA_CERTS", "/n.pem"),
+                ("npm_config_proxy", "http://other"),
+            ],
         ] {
             let once = variables(inherited);
             let set = child_env().variables(&once);

@@ -84,7 +84,6 @@ pub(crate) fn read_limited(mut file: &File, limit: usize) -> Result<Zeroizing<Ve
 ///
 /// The replacement is atomic: another process reads the old content or the new content, never a
 /// part. If the machine crashes, the new content may be lost.
-#[cfg(any(test, feature = "cli"))]
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     Replacement { mode, sync: false }.write(path, content)
 }

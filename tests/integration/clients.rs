@@ -18,11 +18,11 @@ use crate::support::{
 /// The time limit for registry operations. It allows for a slow network.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(300);
 /// A host name that only `--resolve` can resolve.
-const NAME: &str = "origin.test";
+pub(crate) const NAME: &str = "origin.test";
 
 /// A `run --embedded` command that resolves and intercepts `origin`. The caller adds the tool and
 /// its arguments.
-fn through_embedded(home: &TempHome, origin: &HttpsOrigin) -> Command {
+pub(crate) fn through_embedded(home: &TempHome, origin: &HttpsOrigin) -> Command {
     let mut command = origin.embedded(home, &["--upstream-ca"]);
     command.arg(origin.ca_file()).arg("--");
     command
@@ -45,7 +45,7 @@ fn with_defaults(home: &TempHome) -> Command {
 /// Runs a tool against a test origin. Fails unless the tool printed the origin's file, through the
 /// tunnel.
 #[track_caller]
-fn assert_fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
+pub(crate) fn assert_fetches_hello<A: AsRef<OsStr>>(tool: &Path, arguments: &[A]) {
     let (home, origin) = (TempHome::new(), HttpsOrigin::start(NAME));
     let finished = finish(
         through_embedded(&home, &origin)

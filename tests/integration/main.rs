@@ -43,4 +43,5 @@ mod stopping;
 mod stream;
 mod support;
 mod token_sources;
+mod tool_files;
 mod wire;

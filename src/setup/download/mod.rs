@@ -517,7 +517,7 @@ pub(super) mod tests {
         server.join().unwrap();
         assert_eq!(trust.roots, [scene.base_root.der.clone(), upstream.der]);
         let bundle = pem::certificates(&fs::read(&trust.bundle).unwrap()).unwrap();
-        assert_eq!(bundle, [scene.base_root.der, downloaded.der]);
+        assert_eq!(bundle, [downloaded.der, scene.base_root.der]);
     }
 
     #[test]

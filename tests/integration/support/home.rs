@@ -21,7 +21,7 @@ const UNPRIVILEGED: u32 = 65534;
 
 /// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
 /// program's settings, logging.
-const NOT_INHERITED: [&str; 40] = [
+const NOT_INHERITED: [&str; 58] = [
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -62,6 +62,24 @@ const NOT_INHERITED: [&str; 40] = [
     "RUST_LOG",
     "RUST_BACKTRACE",
     "NOTIFY_SOCKET",
+    "wss_proxy",
+    "ws_proxy",
+    "PERL_LWP_ENV_PROXY",
+    "APT_CONFIG",
+    "HGRCPATH",
+    "PHP_INI_SCAN_DIR",
+    "JAVA_TOOL_OPTIONS",
+    "npm_config_https_proxy",
+    "npm_config_http_proxy",
+    "npm_config_proxy",
+    "NPM_CONFIG_HTTPS_PROXY",
+    "NPM_CONFIG_HTTP_PROXY",
+    "NPM_CONFIG_PROXY",
+    "npm_config_noproxy",
+    "NPM_CONFIG_NOPROXY",
+    "NPM_CONFIG_CAFILE",
+    "CARGO_HTTP_PROXY",
+    "PIP_PROXY",
 ];
 /// The same, for all names with these prefixes.
 const NOT_INHERITED_PREFIXES: [&str; 3] = ["CLAUDE_CODE_", "CCR_", "UPSTREAMPROXY_"];
