@@ -311,7 +311,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
     let mut trust = ca::prepare(config, &session.base, &resolver)?;
 
     enter(Stage::Relay, config, at)?;
-    let upstream = upstream(
+    let mut upstream = upstream(
         config,
         session.id,
         session.base,
@@ -319,6 +319,7 @@ fn set_up(config: &Config, at: &mut Stage) -> Result<Handle, Error> {
         &mem::take(&mut trust.roots),
         resolver,
     )?;
+    upstream.ca_digest = Some(mem::take(&mut trust.digest));
     let relay = start_relay(config, upstream, Some(trust.bundle.clone()))?;
 
     enter(Stage::Burn, config, at)?;
@@ -407,6 +408,7 @@ pub(crate) fn upstream(
         credentials: Credentials { session_id, token },
         tls,
         resolver,
+        ca_digest: None,
     })
 }
 

@@ -87,6 +87,12 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
     }
     if let Some((cert, key)) = gateway.ca_cert.zip(gateway.ca_key) {
         settings = settings.interception_ca(identity(&cert, &key)?);
+    } else if !settings.intercept.is_empty() {
+        log::warn!(
+            target: "upstreamproxy::gateway",
+            "the interception CA is new at each start: relays that run during a restart must start \
+             again; set --ca-cert and --ca-key to keep it"
+        );
     }
     if let Some(file) = gateway.target_ca {
         settings = settings.target_ca(file);

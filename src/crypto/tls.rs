@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use data_encoding::HEXLOWER;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
     Tls13ClientSessionValue,
@@ -72,6 +73,19 @@ pub(crate) fn client_config(
         .with_no_client_auth();
     config.resumption = Resumption::store(Arc::<SessionCache>::default());
     Ok(Arc::new(config))
+}
+
+/// The SHA-256 of the certificates, in their order, in hexadecimal.
+pub(crate) fn digest(certificates: &[CertificateDer<'_>]) -> String {
+    let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
+    let hashed = suite.map(|suite| {
+        let mut hash = suite.common.hash_provider.start();
+        for certificate in certificates {
+            hash.update(certificate);
+        }
+        hash.finish()
+    });
+    HEXLOWER.encode(hashed.as_ref().map_or(&[], AsRef::as_ref))
 }
 
 /// `config` with another ALPN list, in order of preference. Both share one session cache.
@@ -255,6 +269,15 @@ pub(super) mod tests {
         let other = with_alpn(&config, vec![b"h2".to_vec()]);
         assert!(config.alpn_protocols.is_empty());
         assert_eq!(other.alpn_protocols, [b"h2"]);
+    }
+
+    #[test]
+    fn the_digest_is_the_sha_256_of_the_certificates() {
+        let certificates = [b"a".as_slice(), b"bc"].map(CertificateDer::from);
+        assert_eq!(
+            digest(&certificates),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) fn check_all(
     let since = Instant::now();
     let roots = trusted(config);
     let merged = match &roots {
-        Ok(roots) => merged(config, &session, roots),
+        Ok(roots) => merged(config, &session, roots, running),
         Err(error) => Err(error.clone()),
     };
     let merged = merged.unwrap_or_else(|error| Check::wrong(Step::Ca, error));
@@ -90,10 +90,14 @@ fn merged(
     config: &Config,
     session: &Session,
     trusted: &[CertificateDer<'static>],
+    running: Option<&RunningServe>,
 ) -> Result<Check, Error> {
     let place = bundle::place(config)?;
     let base_roots = roots::base_roots(config)?;
     let downloaded = download::download(config, &session.base, &Resolver::new(), trusted)?;
+    if let Some(running) = running {
+        has_all(running, &downloaded)?;
+    }
     can_write(&place)?;
     let (base, upstream) = (base_roots.len(), downloaded.len());
     let all = ca::merge(config, base_roots, downloaded).len();
@@ -103,6 +107,29 @@ fn merged(
         .fact("base_roots", base)
         .fact("upstream_roots", upstream)
         .fact("bundle_roots", all))
+}
+
+/// Whether the bundle of the running `serve` has the certificates that the upstream serves now.
+fn has_all(running: &RunningServe, served: &[CertificateDer<'static>]) -> Result<(), Error> {
+    let bundle = &running.child_env.bundle;
+    let inside = roots::roots_in(bundle).unwrap_or_default();
+    if served
+        .iter()
+        .all(|certificate| inside.contains(certificate))
+    {
+        return Ok(());
+    }
+    Err(Error::new(
+        Stage::Ca,
+        ErrorKind::InvalidData,
+        format!(
+            "the CA bundle {} of the serve with process ID {} lacks a CA certificate that the \
+             upstream serves now: tools reject the certificates of intercepted hosts",
+            bundle.display(),
+            running.pid
+        ),
+        "restart that serve with a fresh token, and let the gateway keep its CA with --ca-cert and --ca-key",
+    ))
 }
 
 /// Whether this user may write the bundle to `place`: into its directory, or into the parent in

@@ -43,6 +43,8 @@ const SIGNATURES: [(SignatureScheme, &rcgen::SignatureAlgorithm); 4] = [
 pub(super) struct InterceptionCa {
     issuer: rcgen::Issuer<'static, CaKey>,
     pem: String,
+    /// Identifies the certificates, for relays that have downloaded them.
+    digest: String,
     /// The CA's certificates that are not roots. They are sent after a leaf.
     intermediates: Vec<CertificateDer<'static>>,
 }
@@ -109,6 +111,7 @@ impl InterceptionCa {
         let ca = Self {
             issuer: rcgen::Issuer::from_ca_cert_der(ca_der, ca_key)?,
             pem: pem::encode(certificates),
+            digest: tls::digest(certificates),
             intermediates,
         };
         // Clients compare names byte by byte, and rcgen encodes the name again, with one attribute
@@ -123,6 +126,11 @@ impl InterceptionCa {
     /// The CA's certificates in PEM, without the key.
     pub(super) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The digest of the CA's certificates.
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The certificates between a leaf and its root.

@@ -54,6 +54,11 @@ impl Issuer {
         self.ca.pem()
     }
 
+    /// The digest of the CA's certificates.
+    pub(super) fn ca_digest(&self) -> &str {
+        self.ca.digest()
+    }
+
     /// The number of certificates issued so far.
     #[cfg(test)]
     fn minted(&self) -> u64 {

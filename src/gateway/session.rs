@@ -28,7 +28,7 @@ use crate::tunnel::conn::Conn;
 use crate::tunnel::drive::{WaitContext, close_and_drain, drive_until, refuse_and_drain};
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
-use crate::tunnel::opening::{ConnectRequest, ESTABLISHED};
+use crate::tunnel::opening::{CA_DIGEST_FIELD, ConnectRequest, ESTABLISHED};
 use crate::tunnel::pump::{Pump, PumpContext};
 use crate::tunnel::tls::Tls;
 use crate::tunnel::ws_codec::{Version, WsCodec};
@@ -172,8 +172,16 @@ fn handshake(
         UpgradeDecision::Open {
             bearer,
             version,
-            response,
+            mut response,
         } => {
+            if !gateway.intercept.is_empty() {
+                // Before the empty line.
+                response.truncate(response.len() - 2);
+                let digest = gateway.issuer.ca_digest();
+                for part in [CA_DIGEST_FIELD, ": ", digest, "\r\n\r\n"] {
+                    response.extend_from_slice(part.as_bytes());
+                }
+            }
             ws.send(&response)?;
             Ok(Handshake::Open(bearer, version))
         }

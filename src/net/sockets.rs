@@ -25,6 +25,8 @@ const ANSWER_TIMEOUT: Timespec = Timespec {
 
 // Constants of linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h.
 const NLMSG_HEADER: usize = 16;
+/// The length of a query: the header and `struct inet_diag_req_v2`.
+const QUERY: usize = NLMSG_HEADER + 56;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -136,9 +138,11 @@ impl SocketTable {
         let no_peer = SocketAddr::new(peer.ip(), 0);
         let sequence = u32::from(peer.port());
         let (first, second) = (sequence | 1 << 16, sequence | 2 << 16);
-        let mut requests = request(server, no_peer, first);
-        requests.extend(request(server, peer, second));
-        send(&self.0, &requests, SendFlags::empty())?;
+        let requests = [
+            request(server, no_peer, first),
+            request(server, peer, second),
+        ];
+        send(&self.0, requests.as_flattened(), SendFlags::empty())?;
         let listening = self.answer(first)?.filter(SocketEntry::is_listening);
         Ok((listening, self.connected(second)?))
     }
@@ -253,22 +257,27 @@ fn entry_of(socket: &TcpStream) -> Option<SocketEntry> {
 
 /// A query for the socket at `own` that is connected to `peer`. The sequence number identifies a
 /// late answer to an earlier query.
-fn request(own: SocketAddr, peer: SocketAddr, sequence: u32) -> Vec<u8> {
-    let mut query = Vec::with_capacity(72);
-    query.extend(72_u32.to_ne_bytes());
-    query.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    query.extend(NLM_F_REQUEST.to_ne_bytes());
-    query.extend(sequence.to_ne_bytes());
-    query.extend(0_u32.to_ne_bytes());
+fn request(own: SocketAddr, peer: SocketAddr, sequence: u32) -> [u8; QUERY] {
+    let mut query = [0; QUERY];
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| {
+        query[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    };
+    put(&(QUERY as u32).to_ne_bytes());
+    put(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    put(&NLM_F_REQUEST.to_ne_bytes());
+    put(&sequence.to_ne_bytes());
+    put(&[0; 4]);
     let family = if own.is_ipv4() { AF_INET } else { AF_INET6 };
-    query.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
-    query.extend(u32::MAX.to_ne_bytes()); // any state
-    query.extend(own.port().to_be_bytes());
-    query.extend(peer.port().to_be_bytes());
-    query.extend(octets(own.ip()));
-    query.extend(octets(peer.ip()));
-    query.extend(0_u32.to_ne_bytes()); // any interface
-    query.extend([0xff; 8]); // no cookie
+    put(&[family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
+    put(&[0xff; 4]); // any state
+    put(&own.port().to_be_bytes());
+    put(&peer.port().to_be_bytes());
+    put(&octets(own.ip()));
+    put(&octets(peer.ip()));
+    put(&[0; 4]); // any interface
+    put(&[0xff; 8]); // no cookie
     query
 }
 

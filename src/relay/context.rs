@@ -1,19 +1,23 @@
 //! What every thread of one relay shares.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustls::ClientConfig;
 
 use crate::config::Limits;
 use crate::config::ParentProxy;
+use crate::control::log;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
 use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
+use crate::http::head::ResponseHead;
 use crate::net::resolver::Resolver;
 use crate::net::socket_owner::UpstreamOwner;
 use crate::tunnel::buffer::Pool;
+use crate::tunnel::opening::CA_DIGEST_FIELD;
 use crate::tunnel::ws_codec::Budget;
 
 /// The gateway, and the credentials for it.
@@ -31,6 +35,8 @@ pub(crate) struct Upstream {
     pub(crate) parent: Option<ParentProxy>,
     /// Resolves its name.
     pub(crate) resolver: Resolver,
+    /// The digest of the CA certificates that were downloaded from it; `None`: none were.
+    pub(crate) ca_digest: Option<String>,
 }
 
 /// What a worker and the standby pool need to dial the gateway.
@@ -43,4 +49,26 @@ pub(super) struct RelayContext {
     pub(super) counters: Arc<Counters>,
     pub(super) pool: Pool,
     pub(super) budget: Budget,
+    /// Whether a change of the upstream's CA was reported.
+    pub(super) ca_change_reported: AtomicBool,
+}
+
+impl RelayContext {
+    /// Warns once if the gateway that sent this head has other CA certificates than those in the
+    /// CA bundle: it has started again and generated new ones.
+    pub(super) fn check_ca(&self, head: &ResponseHead) {
+        let known = self.upstream.ca_digest.as_deref();
+        let Some((known, now)) = known.zip(head.fields.one(CA_DIGEST_FIELD)) else {
+            return;
+        };
+        if known.as_bytes() != now && !self.ca_change_reported.swap(true, Relaxed) {
+            log::warn!(
+                target: self.log_source.target(),
+                "relay: the CA of {} has changed since the start: tools reject the certificates of \
+                 intercepted hosts; start this program again, and let the gateway keep its CA with \
+                 --ca-cert and --ca-key",
+                self.upstream.base
+            );
+        }
+    }
 }

@@ -104,6 +104,7 @@ pub(crate) fn trace(
         client: None,
         phase: Phase::Resolve,
         observer: Some(observer),
+        relay: None,
     };
     let opened = match target {
         Some(target) => dialer.connect_all(target).map(|tunnel| tunnel.conn),
@@ -130,6 +131,8 @@ pub(super) struct Dialer<'a> {
     /// The phase that runs, or that failed.
     phase: Phase,
     observer: Option<&'a mut dyn FnMut(DialEvent<'_>)>,
+    /// The relay; `None` for a dial without one.
+    relay: Option<&'a RelayContext>,
 }
 
 impl<'a> Dialer<'a> {
@@ -144,6 +147,7 @@ impl<'a> Dialer<'a> {
             client,
             phase: Phase::Resolve,
             observer: None,
+            relay: Some(context),
         }
     }
 
@@ -219,7 +223,11 @@ impl<'a> Dialer<'a> {
                 return Ok(None);
             };
             received.consume(len);
-            upgraded(&head, &key).map(Some)
+            let version = upgraded(&head, &key)?;
+            if let Some(relay) = self.relay {
+                relay.check_ca(&head);
+            }
+            Ok(Some(version))
         })?;
         conn.add_websocket(WsCodec::new(Role::Client, version, self.budget), received)?;
         self.report(DialEvent::Upgrade(version));

@@ -20,6 +20,7 @@ mod worker;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -140,6 +141,7 @@ pub(crate) fn start(
             counters: Arc::clone(&counters),
             pool: Pool::default(),
             budget: Budget::new(cap),
+            ca_change_reported: AtomicBool::new(false),
         }),
     });
     let stats = StatsReader::new(&counters);

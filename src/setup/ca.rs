@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::config::Config;
 use crate::control::log;
-use crate::crypto::pem;
+use crate::crypto::{pem, tls};
 use crate::error::{Error, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::net::resolver::Resolver;
@@ -35,6 +35,8 @@ pub(crate) struct Trust {
     pub(crate) npm_roots: bool,
     /// The roots that this program's own connections to the upstream trust.
     pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// The digest of the downloaded certificates.
+    pub(crate) digest: String,
     /// Owns the bundle's name while it lives; never read.
     pub(crate) _name: OwnedName,
 }
@@ -51,6 +53,7 @@ pub(crate) fn prepare(
     let downloaded = download(config, base, resolver, &roots)?;
     // The download may have taken seconds; after it, files are written.
     config.cancel.check(Stage::Ca)?;
+    let digest = tls::digest(&downloaded);
     let merged = merge(config, base_roots, downloaded.clone());
 
     let name = bundle::claim(&path)?;
@@ -67,6 +70,7 @@ pub(crate) fn prepare(
         files,
         npm_roots: !tool_settings::npm_roots(&config.inherited).is_empty(),
         roots,
+        digest,
         _name: name,
     })
 }

@@ -30,7 +30,7 @@ const FILE_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Why a file has no usable roots.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RootsError {
+pub(crate) enum RootsError {
     #[error(transparent)]
     Unreadable(#[from] ReadError),
     #[error(transparent)]
@@ -116,7 +116,7 @@ fn base_roots_among(
 ///
 /// # Errors
 /// The file cannot be read, or contains no usable certificate.
-pub(super) fn roots_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
+pub(crate) fn roots_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
     let (mut roots, broken) = pem::readable_certificates(&read_file(file)?);
     let readable = roots.len();
     // Some tools refuse a whole bundle because of one broken block.

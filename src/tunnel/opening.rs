@@ -17,6 +17,8 @@ use crate::crypto::secret::Credentials;
 use crate::http::authority::Authority;
 use crate::http::head;
 
+/// The field of the gateway's 101 response that identifies its CA certificates.
+pub(crate) const CA_DIGEST_FIELD: &str = "Upstreamproxy-CA";
 /// The gateway's response when it is connected to the target.
 pub(crate) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 

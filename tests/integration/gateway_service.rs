@@ -17,7 +17,7 @@ use upstreamproxy::start_gateway;
 use crate::support::{
     CannedServer, EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, ResourceCounts,
     Running, SESSION, TIMEOUT, TOKEN, TempHome, TestCa, assert_idle, binary, connect, exchange,
-    need_tool, pattern, read_to_end, request,
+    finish, need_tool, pattern, read_to_end, request, upstreamproxy,
 };
 
 const NAME: &str = "origin.test";
@@ -431,6 +431,38 @@ fn interception_connects_only_to_the_host_of_the_connect_request() {
         log.contains("which is not the host of the CONNECT request"),
         "{log}"
     );
+}
+
+#[test]
+fn a_gateway_that_starts_again_with_another_ca_is_reported_by_relay_and_doctor() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = GatewayProcess::start(&home, &["--intercept", "*:443"]);
+    let base_url = gateway.base_url();
+    let relay = RelayProcess::start(&home, &base_url, &[]);
+    assert_tunnel_works(&relay, &target);
+    let log = gateway.running.stop().stderr;
+    assert!(
+        log.contains("the interception CA is new at each start"),
+        "{log}"
+    );
+
+    let address = base_url.strip_prefix("http://").unwrap();
+    let _again = GatewayProcess::start(&home, &["--intercept", "*:443", "--listen", address]);
+    for _ in 0..3 {
+        assert_tunnel_works(&relay, &target);
+    }
+    let mut doctor = upstreamproxy(&home);
+    let diagnosis = finish(home.session(doctor.arg("doctor"), &base_url)).text();
+    let line = diagnosis.lines().find(|line| line.starts_with("ca: wrong"));
+    assert!(
+        line.is_some_and(
+            |line| line.contains("lacks a CA certificate") && line.contains("--ca-cert")
+        ),
+        "{diagnosis}"
+    );
+    let log = relay.stop().stderr;
+    let warnings = log.matches("has changed since the start").count();
+    assert_eq!(warnings, 1, "{log}");
 }
 
 #[test]
