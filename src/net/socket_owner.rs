@@ -174,16 +174,18 @@ impl UpstreamOwner {
         self.owners.is_supported() && !self.trusted.are_ambiguous()
     }
 
-    /// Checks the other end of `connection`. One without an owner on this machine is trusted: only
+    /// Checks the other end of `connection`, which is at `server`. One without an owner on this machine is trusted: only
     /// root can redirect a loopback connection. So is every owner if the system reports none.
     ///
     /// # Errors
     /// A user who is not trusted has it.
-    pub(crate) fn check(&self, connection: &TcpStream) -> Result<(), ForeignOwner> {
-        let owner = connection.peer_addr().and_then(|server| {
-            let local = connection.local_addr()?;
-            self.owners.of_server(server, local)
-        });
+    pub(crate) fn check(
+        &self,
+        connection: &TcpStream,
+        server: SocketAddr,
+    ) -> Result<(), ForeignOwner> {
+        let local = connection.local_addr();
+        let owner = local.and_then(|local| self.owners.of_server(server, local));
         match owner {
             Ok(Some(uid)) if !self.trusted.contains(uid) => Err(ForeignOwner(uid)),
             _ => Ok(()),

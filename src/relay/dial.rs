@@ -188,7 +188,7 @@ impl<'a> Dialer<'a> {
             parent::establish(&stream, parent, authority, &wait)?;
         }
         if let Some(owner) = &upstream.owner {
-            owner.check(&stream)?;
+            owner.check(&stream, address)?;
         }
         self.report(DialEvent::Connect(address));
         let mut conn = Conn::new(stream, self.pool);

@@ -201,15 +201,15 @@ impl Connector for Dial {
         let mut found = shared.take().ok_or(ureq::Error::HostNotFound)?;
         drop(shared);
         let (next_hop, addresses) = (&found.next_hop, &mut found.resolution);
-        let stream = bounded(details.timeout, Phase::Connect, |wait| {
-            let (stream, _) = connect(&self.resolver, next_hop, addresses, wait)?;
+        let (stream, address) = bounded(details.timeout, Phase::Connect, |wait| {
+            let (stream, address) = connect(&self.resolver, next_hop, addresses, wait)?;
             if let Some(parent) = &self.parent {
                 parent::establish(&stream, parent, &found.target, wait)?;
             }
-            Ok(stream)
+            Ok((stream, address))
         })?;
         if let Some(owner) = &self.owner {
-            owner.check(&stream).map_err(io::Error::other)?;
+            owner.check(&stream, address).map_err(io::Error::other)?;
         }
         Ok(Some(TcpTransport::new(stream, details.config)?))
     }
