@@ -1,27 +1,28 @@
 //! `gateway`: the server end. It does not fail open: a setting that it cannot use ends it.
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::crypto::secret::Secret;
 use crate::embedded::start_gateway;
-use crate::gateway::{Gateway, GatewayConfig, Sessions, TlsIdentity};
-use crate::sys::files::{ReadError, read_limited};
+use crate::gateway::{Gateway, GatewayConfig, Sessions};
+use crossbeam_channel::RecvTimeoutError;
 use sd_notify::NotifyState;
 use serde::Serialize;
 use signal_hook::consts::SIGHUP;
-use zeroize::Zeroizing;
 
 use super::drain::{drain, notify};
 use super::exit_status::ExitStatus;
+use super::identity_files::RenewableFiles;
 use super::output::{fail, json_line, print};
 use super::program_options::Options;
 use super::signals::{Signal, Signals};
 
-/// The largest certificate or key file. A chain of ten certificates with long names is a tenth of
-/// it.
-const PEM_LIMIT: usize = 1 << 20;
+/// How often the files of certificates are compared with what was read. Programs that renew them
+/// send no signal.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a certificate that expires soon is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Serves until a signal requests a stop.
 pub(crate) fn run(options: Options) -> ExitStatus {
@@ -33,7 +34,8 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     }
     let sessions = options.gateway.sessions.clone().unwrap_or_default();
     let drain_timeout = options.config.limits.drain_timeout;
-    let gateway = match configure(options, &sessions)
+    let mut files = RenewableFiles::of(&options.gateway);
+    let gateway = match configure(options, &sessions, &mut files)
         .and_then(|config| start_gateway(config).map_err(|error| error.to_string()))
     {
         Ok(gateway) => gateway,
@@ -46,11 +48,23 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     };
     print(json_line(&ready).as_bytes());
     notify(NotifyState::Ready);
-    while let Ok(signal) = signals.receiver().recv() {
-        if signal.number == SIGHUP {
-            reload(&gateway, &sessions);
-        } else if signal.is_fatal() {
-            break;
+    let mut reported = Instant::now();
+    loop {
+        match signals.receiver().recv_timeout(RENEWAL_INTERVAL) {
+            Ok(signal) if signal.number == SIGHUP => {
+                reload(&gateway, &sessions);
+                files.renew(&gateway);
+            }
+            Ok(signal) if signal.is_fatal() => break,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                files.renew(&gateway);
+                if reported.elapsed() >= REPORT_INTERVAL {
+                    reported = Instant::now();
+                    gateway.report_validity();
+                }
+            }
         }
     }
     let abort = gateway.abort();
@@ -68,7 +82,11 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 }
 
 /// Reads the files that the options name.
-fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String> {
+fn configure(
+    options: Options,
+    sessions: &Path,
+    files: &mut RenewableFiles,
+) -> Result<GatewayConfig, String> {
     let Options {
         config, gateway, ..
     } = options;
@@ -82,11 +100,11 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
         .intercept(config.intercept)
         .allow_private(gateway.allow_private)
         .limits(|limits| *limits = config.limits);
-    if let Some((cert, key)) = gateway.tls_cert.zip(gateway.tls_key) {
-        settings = settings.tls(identity(&cert, &key)?);
+    if let Some(identity) = files.tls()? {
+        settings = settings.tls(identity);
     }
-    if let Some((cert, key)) = gateway.ca_cert.zip(gateway.ca_key) {
-        settings = settings.interception_ca(identity(&cert, &key)?);
+    if let Some(identity) = files.ca()? {
+        settings = settings.interception_ca(identity);
     } else if !settings.intercept.is_empty() {
         log::warn!(
             target: "upstreamproxy::gateway",
@@ -98,27 +116,6 @@ fn configure(options: Options, sessions: &Path) -> Result<GatewayConfig, String>
         settings = settings.target_ca(file);
     }
     Ok(settings)
-}
-
-/// Reads a certificate and its key.
-fn identity(cert: &Path, key: &Path) -> Result<TlsIdentity, String> {
-    let (cert_pem, key_pem) = (read_text(cert)?, read_text(key)?);
-    Ok(TlsIdentity::from_secret(cert_pem.expose(), key_pem))
-}
-
-/// Reads a whole file, which may be a private key. A FIFO is accepted, for example a process
-/// substitution of the shell.
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    File::open(path)
-        .map_err(ReadError::Io)
-        .and_then(|file| read_limited(&file, PEM_LIMIT))
-        .map_err(|error| format!("{} cannot be read: {error}; check the path", path.display()))
-}
-
-fn read_text(path: &Path) -> Result<Secret, String> {
-    let mut bytes = read(path)?;
-    Secret::try_from(std::mem::take(&mut *bytes))
-        .map_err(|_| format!("{} is not text; name a PEM file", path.display()))
 }
 
 /// Reads the sessions again. If that fails, the old ones stay valid.
@@ -140,30 +137,4 @@ struct ReadyLine {
     listening: SocketAddr,
     base_url: String,
     pid: u32,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_read_whole_up_to_the_limit() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        std::fs::write(&path, vec![b'x'; PEM_LIMIT]).unwrap();
-        assert_eq!(read(&path).unwrap().len(), PEM_LIMIT);
-        std::fs::write(&path, vec![b'x'; PEM_LIMIT + 1]).unwrap();
-        assert!(
-            read(&path)
-                .unwrap_err()
-                .contains("larger than 1048576 bytes")
-        );
-        std::fs::write(&path, b"\xff").unwrap();
-        assert!(read_text(&path).is_err());
-        assert!(
-            read(&directory.path().join("none"))
-                .unwrap_err()
-                .contains("none")
-        );
-    }
 }

@@ -17,6 +17,8 @@ mod gateway;
 #[cfg(feature = "gateway")]
 mod gateway_options;
 mod help;
+#[cfg(feature = "gateway")]
+mod identity_files;
 mod logging;
 mod options;
 mod output;

@@ -128,7 +128,7 @@ fn has_all(running: &RunningServe, served: &[CertificateDer<'static>]) -> Result
             bundle.display(),
             running.pid
         ),
-        "restart that serve with a fresh token, and let the gateway keep its CA with --ca-cert and --ca-key",
+        "restart that serve with a fresh token, and let the gateway keep its CA with ca-cert (--ca-cert) and ca-key (--ca-key)",
     ))
 }
 

@@ -6,10 +6,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustls::{ClientConfig, ServerConfig};
 
 use super::auth::Sessions;
+use super::interception_ca;
 use super::issuer::Issuer;
 use super::policy::Policy;
+use super::validity::Validity;
 use crate::config::Limits;
 use crate::config::ParentProxy;
+use crate::control::log;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::shares::Shares;
@@ -23,13 +26,13 @@ use crate::tunnel::ws_codec::Budget;
 /// What the sessions of one gateway share.
 pub(super) struct GatewayContext {
     pub(super) sessions: RwLock<Arc<Sessions>>,
-    pub(super) issuer: Issuer,
+    pub(super) issuer: RwLock<Arc<Issuer>>,
     pub(super) intercept: Vec<Pattern>,
     pub(super) log_source: LogSource,
     /// Refuses what is not TLS on intercepted tunnels.
     pub(super) require_tls: bool,
     /// The TLS server; `None`: http and ws.
-    pub(super) tls: Option<Arc<ServerConfig>>,
+    pub(super) tls: Option<RwLock<TlsServer>>,
     /// The TLS client that verifies intercepted targets.
     pub(super) target_tls: Arc<ClientConfig>,
     pub(super) resolver: Resolver,
@@ -48,7 +51,50 @@ pub(super) struct GatewayContext {
     pub(super) budget: Budget,
 }
 
+/// The gateway's TLS server.
+pub(super) struct TlsServer {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) validity: Option<Validity>,
+}
+
 impl GatewayContext {
+    /// The TLS server of new connections; `None`: http and ws.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let tls = self.tls.as_ref()?;
+        let server = tls.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&server.config))
+    }
+
+    /// The issuer of certificates for intercepted hosts.
+    pub(super) fn issuer(&self) -> Arc<Issuer> {
+        Arc::clone(&self.issuer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Warns about certificates that have expired, or soon will.
+    pub(super) fn report_validity(&self) {
+        let Ok(now) = interception_ca::now() else {
+            return;
+        };
+        let tls = self.tls.as_ref().and_then(|tls| {
+            let server = tls.read().unwrap_or_else(PoisonError::into_inner);
+            server.validity?.problem(now)
+        });
+        let ca = self.issuer().ca_validity().and_then(|ca| ca.problem(now));
+        if let Some(problem) = tls {
+            log::warn!(
+                target: self.log_source.target(),
+                "the certificate in tls-cert (--tls-cert) {problem}; renew it: relays reject an invalid one"
+            );
+        }
+        if let Some(problem) = ca.filter(|_| !self.intercept.is_empty()) {
+            log::warn!(
+                target: self.log_source.target(),
+                "the interception CA {problem}; renew ca-cert (--ca-cert), or start the gateway again if it is \
+                 not set: tools reject the certificates of an invalid one"
+            );
+        }
+    }
+
     /// The sessions that are valid now.
     pub(super) fn sessions(&self) -> Arc<Sessions> {
         Arc::clone(&self.sessions.read().unwrap_or_else(PoisonError::into_inner))

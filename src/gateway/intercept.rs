@@ -166,7 +166,7 @@ fn add_tls(
     let wait = handshake_wait(gateway, Some(client));
     let alpn = connect(gateway, authority, hello, &wait, tcp, outbound)?;
     let config = gateway
-        .issuer
+        .issuer()
         .server_config(&authority.host, alpn.as_deref())
         .map_err(|error| InterceptError::internal(&error))?;
     let connection = UnbufferedServerConnection::new(config)

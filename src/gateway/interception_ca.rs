@@ -18,6 +18,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::ca_error::CaError;
 use super::identity::TlsIdentity;
+use super::validity::Validity;
 use crate::crypto::{pem, random, tls};
 
 /// How far in the past every validity begins: a client's clock may be late.
@@ -45,6 +46,7 @@ pub(super) struct InterceptionCa {
     pem: String,
     /// Identifies the certificates, for relays that have downloaded them.
     digest: String,
+    validity: Option<Validity>,
     /// The CA's certificates that are not roots. They are sent after a leaf.
     intermediates: Vec<CertificateDer<'static>>,
 }
@@ -112,6 +114,7 @@ impl InterceptionCa {
             issuer: rcgen::Issuer::from_ca_cert_der(ca_der, ca_key)?,
             pem: pem::encode(certificates),
             digest: tls::digest(certificates),
+            validity: Validity::of(certificates),
             intermediates,
         };
         // Clients compare names byte by byte, and rcgen encodes the name again, with one attribute
@@ -131,6 +134,11 @@ impl InterceptionCa {
     /// The digest of the CA's certificates.
     pub(super) fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// How long the CA's own certificate is valid.
+    pub(super) fn validity(&self) -> Option<Validity> {
+        self.validity
     }
 
     /// The certificates between a leaf and its root.

@@ -16,6 +16,7 @@ use time::{Duration, OffsetDateTime};
 use super::ca_error::CaError;
 use super::cert_cache::{CertCache, HostCert};
 use super::interception_ca::{BACKDATE, InterceptionCa, name, now, validity};
+use super::validity::Validity;
 use crate::crypto::tls;
 use crate::http::authority::Host;
 
@@ -57,6 +58,11 @@ impl Issuer {
     /// The digest of the CA's certificates.
     pub(super) fn ca_digest(&self) -> &str {
         self.ca.digest()
+    }
+
+    /// How long the CA's own certificate is valid.
+    pub(super) fn ca_validity(&self) -> Option<Validity> {
+        self.ca.validity()
     }
 
     /// The number of certificates issued so far.

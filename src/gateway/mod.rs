@@ -28,6 +28,7 @@ mod sessions_file;
 mod target;
 mod tls_alert;
 pub(crate) mod upgrade;
+mod validity;
 
 use std::hash::RandomState;
 use std::net::{SocketAddr, TcpStream};
@@ -35,7 +36,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use std::{fmt, io};
 
-use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 
 pub use crate::http::pattern::Pattern;
@@ -51,7 +51,7 @@ use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::control::shares::Shares;
 use crate::control::stop::{Abort, Stop};
-use crate::crypto::{tls, tls_server};
+use crate::crypto::{self, tls};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::response;
 use crate::listener::{self, EvictableList, Eviction, Listening, Service, ShutdownReport};
@@ -60,10 +60,11 @@ use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 use ca_error::CaError;
 use client_certificate::NoClientCertificate;
-use context::GatewayContext;
+use context::{GatewayContext, TlsServer};
 use interception_ca::InterceptionCa;
 use issuer::Issuer;
 use policy::Policy;
+use validity::Validity;
 
 /// How long a connection cannot be evicted at most after it was accepted, and again after its
 /// upgrade.
@@ -126,8 +127,48 @@ impl Gateway {
     }
 
     /// The certificates of the interception CA (PEM), as the CA endpoint serves them.
-    pub fn ca_pem(&self) -> &str {
-        self.context.issuer.ca_pem()
+    pub fn ca_pem(&self) -> String {
+        self.context.issuer().ca_pem().to_owned()
+    }
+
+    /// Replaces the certificate and key of the TLS server, for new connections.
+    ///
+    /// # Errors
+    /// The two cannot be used, or the gateway was started without TLS. The old ones stay then.
+    pub fn replace_tls(&self, identity: &TlsIdentity) -> Result<(), Error> {
+        let tls = self.context.tls.as_ref().ok_or_else(|| {
+            invalid(
+                "the gateway serves http",
+                "start it with tls-cert (--tls-cert) and tls-key (--tls-key)",
+            )
+        })?;
+        let server = tls_server(identity)?;
+        *tls.write().unwrap_or_else(PoisonError::into_inner) = server;
+        self.context.report_validity();
+        Ok(())
+    }
+
+    /// Replaces the interception CA, for new connections. Relays that run have the old CA in their
+    /// bundles: tools accept the new one only if it has the same key and name, or if both lead to
+    /// the same root.
+    ///
+    /// # Errors
+    /// The CA cannot be used. The old one stays then.
+    pub fn replace_interception_ca(&self, identity: &TlsIdentity) -> Result<(), Error> {
+        let issuer = issuer(Some(identity))?;
+        *self
+            .context
+            .issuer
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(issuer);
+        self.context.report_validity();
+        Ok(())
+    }
+
+    /// Warns about certificates that have expired, or soon will.
+    #[cfg(feature = "cli")]
+    pub(crate) fn report_validity(&self) {
+        self.context.report_validity();
     }
 
     /// Replaces the sessions, for new connections and for those that wait for their CONNECT
@@ -181,12 +222,8 @@ pub(crate) fn start(
         );
         return Err(invalid(what, TLS_REMEDY));
     }
-    let ca = match &config.interception_ca {
-        Some(identity) => InterceptionCa::load(identity),
-        None => InterceptionCa::generate(),
-    };
-    let issuer = ca.and_then(Issuer::new).map_err(CaError::at_start)?;
-    let tls = config.tls.as_ref().map(server_config).transpose()?;
+    let issuer = issuer(config.interception_ca.as_ref())?;
+    let tls = config.tls.as_ref().map(tls_server).transpose()?;
     let mut target_tls = tls::client_config(roots).map_err(|error| {
         let what = format!("targets cannot be verified: {error}");
         invalid(what, "check target-ca (--target-ca)").caused_by(error)
@@ -208,11 +245,11 @@ pub(crate) fn start(
     let counters = Arc::new(Counters::default());
     let context = Arc::new(GatewayContext {
         sessions: RwLock::new(Arc::new(config.sessions)),
-        issuer,
+        issuer: RwLock::new(Arc::new(issuer)),
         intercept: config.intercept,
         log_source: LogSource::new("gateway", own),
         require_tls: config.require_tls,
-        tls,
+        tls: tls.map(RwLock::new),
         target_tls,
         resolver: Resolver::with_overrides(config.resolve),
         parent: config.parent,
@@ -239,11 +276,21 @@ pub(crate) fn start(
         counters,
     )
     .map_err(no_descriptor)?;
+    context.report_validity();
     Ok(Gateway { listening, context })
 }
 
-/// The configuration of the gateway's TLS server.
-fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, Error> {
+/// An issuer with this CA, or with one that is generated.
+fn issuer(ca: Option<&TlsIdentity>) -> Result<Issuer, Error> {
+    let ca = match ca {
+        Some(identity) => InterceptionCa::load(identity),
+        None => InterceptionCa::generate(),
+    };
+    ca.and_then(Issuer::new).map_err(CaError::at_start)
+}
+
+/// The gateway's TLS server.
+fn tls_server(identity: &TlsIdentity) -> Result<TlsServer, Error> {
     let chain = identity.certificates().map_err(|error| {
         let what = format!("the TLS certificate cannot be read: {error}");
         invalid(what, "provide it in PEM with tls-cert (--tls-cert)")
@@ -252,12 +299,14 @@ fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, Error> {
         let remedy = "provide one without a password with tls-key (--tls-key)";
         invalid("the TLS key contains no private key in PEM", remedy)
     })?;
-    tls_server::server_config(chain, key).map_err(|error| {
+    let validity = Validity::of(&chain);
+    let config = crypto::tls_server::server_config(chain, key).map_err(|error| {
         let what = format!(
             "the TLS certificate and key do not belong together or cannot be used: {error}"
         );
         invalid(what, "provide two that belong together").caused_by(error)
-    })
+    })?;
+    Ok(TlsServer { config, validity })
 }
 
 const TLS_REMEDY: &str =

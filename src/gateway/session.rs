@@ -149,8 +149,8 @@ fn handshake(
         keepalive: Duration::ZERO,
         drains: false,
     };
-    if let Some(config) = &gateway.tls {
-        let connection = UnbufferedServerConnection::new(config.clone())?;
+    if let Some(config) = gateway.tls() {
+        let connection = UnbufferedServerConnection::new(config)?;
         ws.add_tls(Tls::server(connection, &gateway.pool));
         drive_until(ws, received, &wait, |conn, _| {
             Ok(conn.tls().is_some_and(Tls::established).then_some(()))
@@ -177,8 +177,8 @@ fn handshake(
             if !gateway.intercept.is_empty() {
                 // Before the empty line.
                 response.truncate(response.len() - 2);
-                let digest = gateway.issuer.ca_digest();
-                for part in [CA_DIGEST_FIELD, ": ", digest, "\r\n\r\n"] {
+                let issuer = gateway.issuer();
+                for part in [CA_DIGEST_FIELD, ": ", issuer.ca_digest(), "\r\n\r\n"] {
                     response.extend_from_slice(part.as_bytes());
                 }
             }
@@ -186,7 +186,8 @@ fn handshake(
             Ok(Handshake::Open(bearer, version))
         }
         UpgradeDecision::CaCertificates => {
-            let pem = gateway.issuer.ca_pem();
+            let issuer = gateway.issuer();
+            let pem = issuer.ca_pem();
             let head = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/x-pem-file\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{pem}",
                 pem.len()

@@ -174,8 +174,9 @@ impl UpstreamOwner {
         self.owners.is_supported() && !self.trusted.are_ambiguous()
     }
 
-    /// Checks the other end of `connection`, which is at `server`. One without an owner on this machine is trusted: only
-    /// root can redirect a loopback connection. So is every owner if the system reports none.
+    /// Checks the other end of `connection`, which is at `server`. One without an owner on this
+    /// machine is trusted: only root can redirect a loopback connection. So is every owner if the
+    /// system reports none.
     ///
     /// # Errors
     /// A user who is not trusted has it.

@@ -66,7 +66,7 @@ impl RelayContext {
                 target: self.log_source.target(),
                 "relay: the CA of {} has changed since the start: tools reject the certificates of \
                  intercepted hosts; start this program again, and let the gateway keep its CA with \
-                 --ca-cert and --ca-key",
+                 ca-cert (--ca-cert) and ca-key (--ca-key)",
                 self.upstream.base
             );
         }

@@ -1,6 +1,7 @@
 //! A gateway on a public network: many connections without a token, credentials in every wrong
 //! form, forbidden targets, and interception that connects only to the host of the CONNECT request.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -238,10 +239,7 @@ fn sessions_are_reloaded_at_run_time_and_open_tunnels_continue() {
     let (mut tunnel, _) = connect(relay.port(), &target.authority());
     let reload = |sessions: &str, expected: &str| {
         home.write("sessions", sessions, 0o600);
-        gateway.running.signal(Signal::HUP);
-        while !gateway.running.stderr().contains(expected) {
-            thread::yield_now();
-        }
+        reload(&gateway, expected);
     };
     reload(
         "neither a session nor a comment\n",
@@ -463,6 +461,69 @@ fn a_gateway_that_starts_again_with_another_ca_is_reported_by_relay_and_doctor()
     let log = relay.stop().stderr;
     let warnings = log.matches("has changed since the start").count();
     assert_eq!(warnings, 1, "{log}");
+}
+
+/// Sends SIGHUP, and waits for `line` in the log of the gateway.
+fn reload(gateway: &GatewayProcess, line: &str) {
+    gateway.running.signal(Signal::HUP);
+    while !gateway.running.stderr().contains(line) {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_renewed_certificate_is_used_without_a_restart() {
+    let (home, ca) = (TempHome::new(), TestCa::new("root of the gateway"));
+    let write = |(certificate, key): (String, String)| {
+        [("cert.pem", certificate), ("key.pem", key)]
+            .map(|(name, pem)| home.write(name, pem, 0o600).to_str().unwrap().to_owned())
+    };
+    let [certificate, key] = write(ca.issue_expired("127.0.0.1"));
+    let gateway = GatewayProcess::start(&home, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let log = gateway.running.stderr();
+    assert!(
+        log.contains("tls-cert (--tls-cert) has expired on 2021-01-01"),
+        "{log}"
+    );
+
+    let renewed = ca.issue("127.0.0.1");
+    // The certificate is renewed before its key.
+    write((renewed.0.clone(), fs::read_to_string(&key).unwrap()));
+    reload(&gateway, "--tls-cert: the old certificate is kept: ");
+    write(renewed);
+    reload(&gateway, "--tls-cert: the renewed certificate is used");
+    let trust = home.write("root.pem", &ca.pem, 0o644);
+    let relay = RelayProcess::start(
+        &home,
+        &gateway.base_url(),
+        &["--upstream-ca", trust.to_str().unwrap()],
+    );
+    let target = EchoServer::start();
+    assert_tunnel_works(&relay, &target);
+}
+
+#[test]
+fn a_key_file_that_others_may_read_or_change_is_reported() {
+    let (home, ca) = (TempHome::new(), TestCa::new("root of the gateway"));
+    let (certificate, key) = ca.issue("127.0.0.1");
+    let certificate = home.write("cert.pem", certificate, 0o644);
+    for (mode, may) in [
+        (0o600, None),
+        (0o640, None),
+        (0o644, Some("read")),
+        (0o660, Some("change")),
+    ] {
+        let key = home.write("key.pem", &key, mode);
+        let options = [certificate.to_str().unwrap(), key.to_str().unwrap()];
+        let gateway =
+            GatewayProcess::start(&home, &["--tls-cert", options[0], "--tls-key", options[1]]);
+        let log = gateway.running.stop().stderr;
+        let reported = may.map(|may| format!("key file {}: other users can {may} it", options[1]));
+        match reported {
+            Some(line) => assert!(log.contains(&line), "{mode:o}: {log}"),
+            None => assert!(!log.contains("key file"), "{mode:o}: {log}"),
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
@@ -40,6 +43,16 @@ impl TestCa {
     /// Issues a certificate for `name`. Returns the certificate and its key as PEM.
     pub(crate) fn issue(&self, name: &str) -> (String, String) {
         let (certificate, key) = self.certificate(&[name.to_owned()]);
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// As [`issue`](Self::issue), but the certificate has expired.
+    pub(crate) fn issue_expired(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
