@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
 use super::report::Tally;
 use super::service::Service;
@@ -109,14 +109,22 @@ impl<S: Service> WorkerPool<S> {
         accepted: Accepted,
         wait: Duration,
     ) -> Result<(), (io::Error, TcpStream)> {
-        let Err(unsent) = self.connections.send_timeout(accepted, wait) else {
+        // `send_timeout` makes system calls even if it need not wait.
+        let unsent = if wait.is_zero() {
+            let sent = self.connections.try_send(accepted);
+            sent.map_err(TrySendError::into_inner)
+        } else {
+            let sent = self.connections.send_timeout(accepted, wait);
+            sent.map_err(SendTimeoutError::into_inner)
+        };
+        let Err(accepted) = unsent else {
             return Ok(());
         };
         self.started += 1;
         let id = self.started;
         // If the thread does not start, the connection is still in this channel.
         let (first, receiver) = bounded(1);
-        let _ = first.send(unsent.into_inner());
+        let _ = first.send(accepted);
         let worker = Worker {
             service: Arc::clone(&self.service),
             events: self.events.clone(),
