@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::address_class::{AddressClass, class_of, untranslated};
+use crate::net::sockets::is_local;
 
 /// The settings of the address policy.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,13 +69,26 @@ impl Policy {
     }
 
     /// Whether `address` reaches the gateway's own listener. On its port every loopback and
-    /// unspecified address counts, because the listener may be reachable through them.
+    /// unspecified address counts, because the listener may be reachable through them; and if it
+    /// listens on all addresses, every address that this machine has now.
     fn is_own(&self, address: SocketAddr) -> bool {
-        self.own.is_some_and(|own| {
-            let (ip, own_ip) = (untranslated(address.ip()), untranslated(own.ip()));
-            own.port() == address.port()
-                && (ip == own_ip || ip.is_loopback() || ip.is_unspecified())
-        })
+        let Some(own) = self.own.filter(|own| own.port() == address.port()) else {
+            return false;
+        };
+        let (ip, own_ip) = (untranslated(address.ip()), untranslated(own.ip()));
+        // An IPv6 address may have a zone.
+        let on_this_machine = || {
+            is_local(if ip.is_ipv4() {
+                (ip, 0).into()
+            } else {
+                address
+            })
+        };
+        let both_families = own_ip.is_ipv6();
+        ip == own_ip
+            || ip.is_loopback()
+            || ip.is_unspecified()
+            || own_ip.is_unspecified() && (both_families || ip.is_ipv4()) && on_this_machine()
     }
 }
 

@@ -5,6 +5,8 @@
 //! Where netlink is not available, the result is an error, and callers conclude nothing from it.
 
 use std::io;
+#[cfg(feature = "gateway")]
+use std::net::UdpSocket;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -281,6 +283,19 @@ fn request(own: SocketAddr, peer: SocketAddr, sequence: u32) -> [u8; QUERY] {
     query
 }
 
+/// Whether `address` is one of this machine's addresses, in the route tables too. No packet is
+/// sent.
+#[cfg(feature = "gateway")]
+pub(crate) fn is_local(mut address: SocketAddr) -> bool {
+    address.set_port(0);
+    // With `ip_nonlocal_bind`, any address can be bound; but only a local one can be the source of
+    // a connection.
+    UdpSocket::bind(address).is_ok_and(|socket| {
+        address.set_port(9);
+        socket.connect(address).is_ok()
+    })
+}
+
 /// How long ago data was last sent, and an acknowledgement was last received.
 fn times(answer: &[u8]) -> Option<(Duration, Duration)> {
     let info = tcp_info(answer)?;
@@ -363,6 +378,17 @@ mod tests {
         for socket in [&client, &server] {
             let time = round_trip(socket).unwrap();
             assert!(time < Duration::from_millis(100), "{time:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "gateway")]
+    fn the_addresses_of_this_machine_are_local() {
+        for local in ["127.0.0.1:1", "127.9.9.9:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(is_local(local.parse().unwrap()), "{local}");
+        }
+        for other in ["192.0.2.1:1", "[2001:db8::1]:1", "[::ffff:192.0.2.1]:1"] {
+            assert!(!is_local(other.parse().unwrap()), "{other}");
         }
     }
 

@@ -402,6 +402,45 @@ fn connect_from(n: u8, port: u16, authority: &str) -> (TcpStream, String) {
 }
 
 #[test]
+fn no_address_of_the_machine_leads_to_the_port_of_a_gateway_that_listens_on_all() {
+    in_namespaces(
+        "no_address_of_the_machine_leads_to_the_port_of_a_gateway_that_listens_on_all",
+        RESOLV_CONF,
+        || {
+            let add = |address: &str| {
+                let arguments = ["address", "add", address, "dev", "lo", "nodad"];
+                let arguments = &arguments[..if address.contains(':') { 6 } else { 5 }];
+                let home = TempHome::new();
+                finish(home.command("ip").args(arguments)).status.success()
+            };
+            // The second one is no preferred source address.
+            assert!(add("192.0.2.7/24") && add("192.0.2.8/24"));
+            let ipv6 = add("2001:db8::7/64");
+            let other = std::net::TcpListener::bind("192.0.2.7:0").unwrap();
+            for listen in ["0.0.0.0:0", "[::]:0"] {
+                if listen == "[::]:0" && !ipv6 {
+                    continue;
+                }
+                let home = TempHome::new();
+                home.write_token(TOKEN);
+                let gateway =
+                    GatewayProcess::start(&home, &["--listen", listen, "--allow-plaintext"]);
+                let base = format!("http://127.0.0.1:{}", gateway.port());
+                let relay = RelayProcess::start(&home, &base, &[]);
+                let mut hosts = vec!["192.0.2.7", "192.0.2.8", "[::ffff:192.0.2.8]"];
+                hosts.extend((listen == "[::]:0").then_some("[2001:db8::7]"));
+                for host in hosts {
+                    let authority = format!("{host}:{}", gateway.port());
+                    let (_, answer) = connect(relay.port(), &authority);
+                    assert_eq!(answer.status, 403, "{listen}, {host}: {answer:?}");
+                }
+                assert_opens(relay.port(), &other.local_addr().unwrap().to_string());
+            }
+        },
+    );
+}
+
+#[test]
 fn a_refusal_reports_the_address_of_a_name_only_to_the_log_of_the_gateway() {
     in_namespaces(
         "a_refusal_reports_the_address_of_a_name_only_to_the_log_of_the_gateway",
