@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::embedded::start_gateway;
 use crate::gateway::{Gateway, GatewayConfig, Sessions};
+use crate::setup::capacity;
 use crossbeam_channel::RecvTimeoutError;
 use sd_notify::NotifyState;
 use serde::Serialize;
@@ -34,6 +35,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     }
     let sessions = options.gateway.sessions.clone().unwrap_or_default();
     let drain_timeout = options.config.limits.drain_timeout;
+    let capacity = capacity::of_this_process(options.config.limits.max_tunnels, false);
     let mut files = RenewableFiles::of(&options.gateway);
     let gateway = match configure(options, &sessions, &mut files)
         .and_then(|config| start_gateway(config).map_err(|error| error.to_string()))
@@ -45,6 +47,8 @@ pub(crate) fn run(options: Options) -> ExitStatus {
         listening: gateway.local_addr(),
         base_url: gateway.base_url(),
         pid: std::process::id(),
+        max_tunnels: capacity.tunnels,
+        max_tunnels_reason: capacity.reason,
     };
     print(json_line(&ready).as_bytes());
     notify(NotifyState::Ready);
@@ -137,4 +141,6 @@ struct ReadyLine {
     listening: SocketAddr,
     base_url: String,
     pid: u32,
+    max_tunnels: usize,
+    max_tunnels_reason: &'static str,
 }

@@ -12,6 +12,7 @@ mod doctor;
 mod drain;
 mod env;
 mod exit_status;
+mod file_limit;
 #[cfg(feature = "gateway")]
 mod gateway;
 #[cfg(feature = "gateway")]
@@ -69,8 +70,9 @@ fn execute(
         options.log_level(arguments.subcommand, arguments.verbosity),
         environment.text("RUST_LOG"),
     );
+    let files = file_limit::InheritedLimit::raise();
     Ok(match arguments.subcommand {
-        Subcommand::Run => run::run(options, &arguments.command),
+        Subcommand::Run => run::run(options, &arguments.command, &files),
         Subcommand::Serve => serve::run(options),
         Subcommand::Env => env::run(options.format, environment),
         Subcommand::Doctor => doctor::run(options),

@@ -20,6 +20,7 @@ use signal_hook::consts::SIGCHLD;
 
 use super::command::{self, CommandError};
 use super::exit_status::ExitStatus;
+use super::file_limit::InheritedLimit;
 use super::output::fail;
 use super::program_options::Options;
 use super::setup::{SetUp, set_up};
@@ -29,7 +30,7 @@ use super::signals::{FORWARDED, Signal, Signals, stop_self};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs COMMAND (never empty) and returns its status.
-pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
+pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit) -> ExitStatus {
     let Options {
         config, require, ..
     } = options;
@@ -47,7 +48,7 @@ pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
-            let status = supervise(child, name, &signals);
+            let status = supervise(child, name, &signals, files);
             tear_down(handle, summary);
             status
         }
@@ -55,7 +56,7 @@ pub(crate) fn run(options: Options, command: &[OsString]) -> ExitStatus {
             &format!("nothing was run: the proxy is required, but disabled at {stage}: {reason}"),
             ExitStatus::DISABLED,
         ),
-        SetUp::Disabled { .. } => supervise(child, name, &signals),
+        SetUp::Disabled { .. } => supervise(child, name, &signals, files),
         SetUp::Interrupted(signal) => ExitStatus::of_signal(signal),
     }
 }
@@ -82,8 +83,13 @@ fn tear_down(handle: Handle, summary: bool) {
 }
 
 /// Starts the child and waits until it ends.
-fn supervise(mut command: Command, name: &OsStr, signals: &Signals) -> ExitStatus {
-    let child = match command.spawn() {
+fn supervise(
+    mut command: Command,
+    name: &OsStr,
+    signals: &Signals,
+    files: &InheritedLimit,
+) -> ExitStatus {
+    let child = match files.spawn(&mut command) {
         Ok(child) => child,
         Err(error) => {
             let error = CommandError::of_exec(name, &error);
@@ -205,7 +211,13 @@ mod tests {
     fn ended(script: &str) -> ExitStatus {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        supervise(command, OsStr::new("sh"), &Signals::watch(&[SIGCHLD]))
+        let files = InheritedLimit::raise();
+        supervise(
+            command,
+            OsStr::new("sh"),
+            &Signals::watch(&[SIGCHLD]),
+            &files,
+        )
     }
 
     fn signal(number: i32, from_kernel: bool) -> Signal {
@@ -231,7 +243,14 @@ mod tests {
     #[test]
     fn a_command_that_cannot_be_run_has_its_own_status() {
         let signals = Signals::watch(&[SIGCHLD]);
-        let status = |name: &str| supervise(Command::new(name), OsStr::new(name), &signals);
+        let status = |name: &str| {
+            supervise(
+                Command::new(name),
+                OsStr::new(name),
+                &signals,
+                &InheritedLimit::raise(),
+            )
+        };
         assert_eq!(status("/nonexistent"), ExitStatus::NOT_FOUND);
         assert_eq!(status("/etc/passwd"), ExitStatus::NOT_EXECUTABLE);
         let directory = tempfile::tempdir().unwrap();

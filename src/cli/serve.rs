@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
+use crate::setup::capacity::{self, Capacity};
 use crate::setup::child_env::ChildEnv;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
@@ -29,13 +30,15 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     } = options;
     let signals = Signals::stop_requests(false);
     let drain_timeout = config.limits.drain_timeout;
+    let capacity =
+        capacity::of_this_process(config.limits.max_tunnels, config.uses_embedded_gateway());
     let home = config.inherited.home();
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             // An embedded gateway stops on this thread: its private directory is removed even if a
             // second signal ends the drain.
             let (handle, gateway) = handle.detach_gateway();
-            let _state = announce(&handle, home.as_deref());
+            let _state = announce(&handle, capacity, home.as_deref());
             notify(NotifyState::Ready);
             let abort = handle.abort();
             let status = until_stopped(
@@ -65,13 +68,15 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 
 /// Announces that the relay is ready: first the state file, then standard output, so that a reader
 /// of the line finds the file.
-fn announce(handle: &Handle, home: Option<&Path>) -> Option<StateFile> {
+fn announce(handle: &Handle, capacity: Capacity, home: Option<&Path>) -> Option<StateFile> {
     let env = handle.env();
     let mut report = ReadyLine {
         enabled: true,
         port: handle.port(),
         ca_bundle: handle.ca_bundle().to_string_lossy(),
         pid: std::process::id(),
+        max_tunnels: capacity.tunnels,
+        max_tunnels_reason: capacity.reason,
         env: Variables(&env),
         state: None,
     };
@@ -131,6 +136,8 @@ struct ReadyLine<'a> {
     port: u16,
     ca_bundle: Cow<'a, str>,
     pid: u32,
+    max_tunnels: usize,
+    max_tunnels_reason: &'a str,
     env: Variables<'a>,
     #[serde(flatten)]
     state: Option<StateKeys<'a>>,
@@ -188,6 +195,8 @@ mod tests {
             port: 7,
             ca_bundle: "/a \"b\"".into(),
             pid: std::process::id(),
+            max_tunnels: 12,
+            max_tunnels_reason: "default",
             env: Variables(&env),
             state: None,
         };
@@ -196,6 +205,7 @@ mod tests {
             json_line(&report),
             format!(
                 "{{\"enabled\":true,\"port\":7,\"ca_bundle\":\"/a \\\"b\\\"\",\"pid\":{pid},\
+                 \"max_tunnels\":12,\"max_tunnels_reason\":\"default\",\
                  \"env\":{{\"HTTPS_PROXY\":\"http://127.0.0.1:7\"}}}}\n"
             )
         );

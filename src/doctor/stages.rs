@@ -15,6 +15,7 @@ use crate::orchestrator::bind;
 use crate::probe::options::RunningServe;
 use crate::probe::prepared::{Prepared, read_token, session, trusted};
 use crate::probe::problem::Problem;
+use crate::setup::capacity::{self, Capacity};
 use crate::setup::gate::Session;
 use crate::setup::token::TokenSource;
 use crate::setup::{bundle, ca, download, roots};
@@ -69,8 +70,7 @@ pub(super) fn check_all(
     report(if let Some(running) = running {
         Check::of(Step::Relay, listens(config, running))
     } else {
-        let bound = bind(config).map(|_| format!("{} can be bound", config.listen));
-        Check::of(Step::Relay, bound)
+        can_listen(config).unwrap_or_else(|error| Check::wrong(Step::Relay, error))
     });
 
     report(match (deleted, &token) {
@@ -151,6 +151,19 @@ fn can_write(place: &Path) -> Result<(), Error> {
             "make it writable, or set another path with ca-bundle (--ca-bundle)",
         )
     })
+}
+
+/// The check of the relay's address and of the number of tunnels.
+fn can_listen(config: &Config) -> Result<Check, Error> {
+    bind(config)?;
+    let embedded = config.uses_embedded_gateway();
+    let Capacity { tunnels, reason } =
+        capacity::of_this_process(config.limits.max_tunnels, embedded);
+    let detail = format!(
+        "{} can be bound; at most {tunnels} tunnels ({reason})",
+        config.listen
+    );
+    Ok(Check::ok(Step::Relay, detail).fact("max_tunnels", tunnels))
 }
 
 /// Whether the running `serve` accepts connections.

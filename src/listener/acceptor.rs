@@ -46,6 +46,9 @@ pub(super) struct Acceptor<S> {
     pub(super) workers: WorkerPool<S>,
     pub(super) refused: LingeringClose,
     pub(super) last_warning: Option<Instant>,
+    /// When the number of connections without a slot was logged, and the number since then.
+    pub(super) last_count: Option<Instant>,
+    pub(super) unlogged: u64,
 }
 
 impl<S: Service> Acceptor<S> {
@@ -78,7 +81,7 @@ impl<S: Service> Acceptor<S> {
                             },
                             wait,
                         ),
-                        None => self.refuse(connection),
+                        None => self.refuse_for_lack_of_slots(connection),
                     }
                     self.refused.drain();
                 }
@@ -134,6 +137,20 @@ impl<S: Service> Acceptor<S> {
         }
     }
 
+    /// Responds with 503, and logs how often at times.
+    fn refuse_for_lack_of_slots(&mut self, connection: TcpStream) {
+        self.refuse(connection);
+        self.unlogged += 1;
+        if is_due(&mut self.last_count) {
+            let (number, cap) = (std::mem::take(&mut self.unlogged), self.cap);
+            let line = format!(
+                "all {cap} slots are in use: {number} connections were refused with status 503; \
+                 raise max-tunnels (--max-tunnels)"
+            );
+            self.workers.events.log(LogLine::Warning(line));
+        }
+    }
+
     /// Responds without a thread and without waiting.
     fn refuse(&mut self, connection: TcpStream) {
         Counters::add(&self.counters.refused, 1);
@@ -166,15 +183,20 @@ impl<S: Service> Acceptor<S> {
     }
 
     fn warn(&mut self, what: &str) {
-        let now = Instant::now();
-        if self
-            .last_warning
-            .is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL)
-        {
-            self.last_warning = Some(now);
+        if is_due(&mut self.last_warning) {
             self.workers.events.log(LogLine::Warning(what.to_owned()));
         }
     }
+}
+
+/// Whether the next line may be logged.
+fn is_due(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let due = last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 /// The next connection. It is non-blocking.

@@ -172,6 +172,8 @@ pub(crate) fn start<S: Service>(
         workers: WorkerPool::new(service, events),
         refused: LingeringClose::default(),
         last_warning: None,
+        last_count: None,
+        unlogged: 0,
     };
     let [supervisor_name, acceptor_name, _] = S::THREADS;
     let acceptor = thread::Builder::new()

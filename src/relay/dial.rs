@@ -335,7 +335,8 @@ pub(crate) fn upgraded(head: &ResponseHead, key: &str) -> Result<Version, Tunnel
         300..=399 => return Err(UpgradeError::Redirect.into()),
         404 => return Err(UpgradeError::NotFound.into()),
         200..=299 => return Err(UpgradeError::Page.into()),
-        429 | 500..=599 => return Err(UpgradeError::Unavailable.into()),
+        429 | 503 => return Err(UpgradeError::Busy.into()),
+        500..=599 => return Err(UpgradeError::Unavailable.into()),
         _ => return Err(UpgradeError::NotSwitched.into()),
     }
     let fields = &head.fields;

@@ -51,7 +51,7 @@ impl DialError {
 /// The rejection for a failure on the path to the gateway.
 fn path_failed(phase: Phase, error: &TunnelError) -> Rejection {
     let status = match error {
-        TunnelError::Stopped => 503,
+        TunnelError::Stopped | TunnelError::Upgrade(UpgradeError::Busy) => 503,
         TunnelError::Io(error) if exhausted(error) => 503,
         _ if error.is_timeout() => 504,
         _ => 502,
@@ -62,9 +62,12 @@ fn path_failed(phase: Phase, error: &TunnelError) -> Rejection {
         proxy_status,
         detail,
     } = explain(phase, error);
-    let rejection = Rejection::new(status, phase, what)
+    let mut rejection = Rejection::new(status, phase, what)
         .remedy(remedy)
         .proxy_status(proxy_status);
+    if matches!(error, TunnelError::Upgrade(UpgradeError::Busy)) {
+        rejection = rejection.field("Retry-After", "1");
+    }
     if detail {
         rejection.detail(error.to_string())
     } else {
@@ -213,6 +216,7 @@ fn upgrade_failed(phase: Phase, error: UpgradeError) -> Explanation {
              instead of the upstream",
             "http_upgrade_failed",
         ),
+        UpgradeError::Busy => ("try again in a moment", "connection_limit_reached"),
         UpgradeError::Unavailable => ("try again later", "http_upgrade_failed"),
         _ if phase == Phase::Upgrade => ("check the base URL", "http_upgrade_failed"),
         _ => (
@@ -334,6 +338,15 @@ mod tests {
         );
         assert_eq!(rejection.remedy, "check that it runs at the base URL");
         assert_eq!(rejection.status, 502);
+        let busy = path_failed(Phase::Upgrade, &UpgradeError::Busy.into());
+        assert_eq!(
+            (busy.status, busy.proxy_status, busy.field),
+            (
+                503,
+                Some("connection_limit_reached"),
+                Some(("Retry-After", "1"))
+            )
+        );
         let late = path_failed(Phase::Tls, &TunnelError::TimedOut(Phase::Tls));
         assert_eq!(late.status, 504);
         let left = DialError::Path(TunnelError::ClientLeft);

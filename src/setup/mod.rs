@@ -10,6 +10,7 @@ pub(crate) mod bundle;
 mod burn;
 pub(crate) mod ca;
 pub(crate) mod capacity;
+mod cgroup;
 pub(crate) mod child_env;
 pub(crate) mod download;
 pub(crate) mod gate;

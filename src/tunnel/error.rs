@@ -111,7 +111,10 @@ pub(crate) enum UpgradeError {
     /// 2xx: the response of a web page.
     #[error("the upstream answered with a page instead of switching to WebSocket")]
     Page,
-    /// 429 or 5xx.
+    /// 429 or 503.
+    #[error("the upstream has no tunnel free, or is stopping")]
+    Busy,
+    /// Another 5xx.
     #[error("the upstream answered the upgrade with an error of its own")]
     Unavailable,
     /// Another status that is not 101.

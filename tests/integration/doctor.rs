@@ -243,6 +243,12 @@ fn a_response_that_is_not_an_upgrade_is_reported_with_a_remedy() {
         (
             "503 Service Unavailable",
             b"",
+            "no tunnel free",
+            "try again in a moment",
+        ),
+        (
+            "500 Internal Server Error",
+            b"",
             "error of its own",
             "try again later",
         ),

@@ -10,9 +10,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, TIMEOUT,
-    TempHome, TestCa, binary, connect, exchange, finish, pattern, read_to_end, request,
-    upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, Running,
+    SESSION, TIMEOUT, TOKEN, TempHome, TestCa, binary, connect, exchange, finish, pattern,
+    read_to_end, request, upstreamproxy,
 };
 
 /// Starts a gateway over TLS with a test certificate. Also returns the option that makes `serve`
@@ -363,6 +363,58 @@ fn at_the_tunnel_limit_the_next_client_gets_503_and_retry_after() {
         stream.read_exact(&mut received).unwrap();
         assert_eq!(&received, b"still here");
     }
+    let (_, again) = connect(relay.port(), &target.authority());
+    assert_eq!(again.status, 503, "{again:?}");
+    let log = relay.stop().stderr;
+    let lines = log.matches("all 2 slots are in use: 1 connections were refused");
+    assert_eq!(lines.count(), 1, "one line for both: {log}");
+}
+
+#[test]
+fn a_gateway_without_a_free_slot_is_reported_as_503_with_retry_after() {
+    let (home, target) = (TempHome::new(), EchoServer::start());
+    let gateway = GatewayProcess::start(&home, &["--max-tunnels", "2"]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &["--standby", "0"]);
+    let _open: Vec<_> = (0..2)
+        .map(|_| connect(relay.port(), &target.authority()))
+        .collect();
+    let (mut refused, answer) = connect(relay.port(), &target.authority());
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.head.contains("Retry-After: 1"), "{answer:?}");
+    assert!(
+        answer.head.contains("connection_limit_reached"),
+        "{answer:?}"
+    );
+    assert_eq!(read_to_end(&mut refused).1, Ending::Eof);
+    let log = relay.stop().stderr;
+    assert!(log.contains("refused 503 in upgrade"), "{log}");
+    let log = gateway.running.stop().stderr;
+    assert!(log.contains("all 2 slots are in use"), "{log}");
+}
+
+#[test]
+fn the_soft_limit_on_descriptors_is_raised_and_the_child_gets_the_inherited_one() {
+    let home = TempHome::new();
+    let under_limit = |script: &str| {
+        let mut command = home.command("sh");
+        command.args(["-c", script, binary()]);
+        finish(&mut command).succeeded().text()
+    };
+    let printed =
+        under_limit("ulimit -n 512; ulimit -S -n 256; exec \"$0\" run -- sh -c 'ulimit -S -n'");
+    assert!(printed.lines().any(|line| line == "256"), "{printed}");
+
+    let sessions = home.write("sessions", format!("{SESSION} {TOKEN}\n"), 0o600);
+    let mut command = home.command("sh");
+    let script = "ulimit -n 512; ulimit -S -n 256; exec \"$0\" \"$@\"";
+    command
+        .args(["-c", script, binary(), "gateway", "--listen", "127.0.0.1:0"])
+        .arg("--sessions")
+        .arg(sessions);
+    let (_running, ready) = Running::ready(&mut command);
+    // A quarter of the hard limit.
+    assert_eq!(ready["max_tunnels"], 128, "{ready}");
+    assert_eq!(ready["max_tunnels_reason"], "descriptors (ulimit -n)");
 }
 
 #[test]
