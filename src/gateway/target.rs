@@ -223,19 +223,27 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::lookup_error::LookupError;
     use std::io;
 
     #[test]
     fn a_target_is_blamed_only_for_its_own_failures() {
-        let lookup = |kind: io::ErrorKind| TargetError::Resolve(TunnelError::Io(kind.into()));
+        let lookup = |error: LookupError| TargetError::Resolve(error.into());
+        let not_found = LookupError::NotFound {
+            name: "a.example".to_owned(),
+            why: "no address".to_owned(),
+        };
         let connect = |error: TunnelError| TargetError::Connect(error);
         for (error, expected) in [
             (TargetError::Resolve(TunnelError::Stopped), Some(503)),
             (TargetError::Resolve(TunnelError::ClientLeft), None),
-            (lookup(io::ErrorKind::TimedOut), Some(504)),
-            (lookup(io::ErrorKind::NotFound), Some(502)),
             (
-                TargetError::Resolve(TunnelError::Io(rustix::io::Errno::AGAIN.into())),
+                lookup(LookupError::TimedOut("a.example".to_owned())),
+                Some(504),
+            ),
+            (lookup(not_found), Some(502)),
+            (
+                lookup(LookupError::System(rustix::io::Errno::AGAIN.into())),
                 Some(503),
             ),
             (connect(TunnelError::Stopped), Some(503)),

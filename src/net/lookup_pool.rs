@@ -11,14 +11,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::name::{Family, Name};
-
+use super::name::{Family, Found, Name};
 use crate::control::log;
 
 /// After this many requests in one owner's queue, those that no caller waits for are removed.
@@ -28,7 +26,7 @@ const PURGE_INTERVAL: usize = 256;
 const STACK_SIZE: usize = 1 << 20;
 
 /// The function that looks a name up. Tests replace it.
-pub(super) type Lookup = dyn Fn(&str, Family) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+pub(super) type Lookup = dyn Fn(&str, Family) -> Found + Send + Sync;
 
 /// How many threads there are, and the share of one owner.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +137,7 @@ impl LookupPool {
                 Err(error) => {
                     state.take_back(owner, arrival);
                     drop(state);
-                    name.finish(family, Err(error));
+                    name.finish(family, Err(error.into()));
                 }
             }
         }
@@ -286,7 +284,7 @@ mod tests {
     use crate::net::name::{Step, Waiter};
     use crossbeam_channel::{Receiver, Sender, unbounded};
     use std::collections::HashSet;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
     use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(60);

@@ -4,6 +4,7 @@
 #[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
 pub(crate) mod address_override;
 mod hosts_file;
+pub(crate) mod lookup_error;
 mod lookup_pool;
 mod name;
 mod proc_table;

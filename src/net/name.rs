@@ -11,6 +11,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lookup_error::{LookupError, LookupFailure};
+
 /// How long addresses are used after they were looked up. getaddrinfo(3) does not report the time
 /// to live of the record, and few records have a shorter one.
 const POSITIVE_LIFETIME: Duration = Duration::from_secs(30);
@@ -28,6 +30,9 @@ pub(super) enum Family {
     /// IPv4, for which DNS has A records.
     V4,
 }
+
+/// The addresses of one family, or why there are none.
+pub(super) type Found = Result<Vec<SocketAddr>, LookupFailure>;
 
 /// A name that is looked up.
 pub(super) struct Name {
@@ -65,7 +70,7 @@ enum Progress {
 
 struct Answer {
     at: Instant,
-    result: io::Result<Vec<SocketAddr>>,
+    result: Found,
 }
 
 impl Answer {
@@ -78,9 +83,10 @@ impl Answer {
     fn is_fresh(&self, other: &Lookup, now: Instant) -> bool {
         let counts_as_positive = match &self.result {
             // This machine's own condition (no descriptors, no threads) may end at any moment.
-            Err(error) if error.raw_os_error().is_some() => return false,
+            Err(LookupFailure::System(_)) => return false,
             Ok(addresses) => !addresses.is_empty() || other.has_addresses(),
-            Err(error) => error.kind() == io::ErrorKind::NotFound && other.has_addresses(),
+            Err(LookupFailure::NoAddress(_)) => other.has_addresses(),
+            Err(LookupFailure::Servers(_)) => false,
         };
         let lifetime = if counts_as_positive {
             POSITIVE_LIFETIME
@@ -151,23 +157,23 @@ impl State {
 
     /// The error for a name that has no address of either family. An error of the operating system
     /// concerns the caller more than what DNS reports.
-    fn failure(&self, name: &str) -> io::Error {
-        let failed = |lookup: &Lookup| match &lookup.answer {
-            Some(Answer {
-                result: Err(error), ..
-            }) => Some((error.raw_os_error(), error.to_string())),
-            _ => None,
-        };
-        let failures = [failed(&self.v4), failed(&self.v6)];
-        let mut failures = failures.iter().flatten();
-        if let Some(errno) = failures.clone().find_map(|(errno, _)| *errno) {
-            return io::Error::from_raw_os_error(errno);
+    fn failure(&self, name: &str) -> LookupError {
+        let mut why = None;
+        for lookup in [&self.v4, &self.v6] {
+            match lookup.answer.as_ref().map(|answer| &answer.result) {
+                Some(Err(LookupFailure::System(errno))) => {
+                    return LookupError::System(io::Error::from_raw_os_error(*errno));
+                }
+                Some(Err(LookupFailure::NoAddress(text) | LookupFailure::Servers(text))) => {
+                    why.get_or_insert(text);
+                }
+                Some(Ok(_)) | None => {}
+            }
         }
-        let why = failures.next().map_or("no address", |(_, text)| text);
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{name} cannot be looked up: {why}"),
-        )
+        LookupError::NotFound {
+            name: name.to_owned(),
+            why: why.map_or("no address", |text| text).to_owned(),
+        }
     }
 }
 
@@ -185,7 +191,7 @@ pub(super) enum Step {
     /// Use these addresses.
     Use(Known),
     /// The name has no address.
-    Fail(io::Error),
+    Fail(LookupError),
     /// Wait again: there are no answers yet.
     Wait,
 }
@@ -259,7 +265,7 @@ impl Name {
     }
 
     /// Records the answer, and wakes the callers that wait.
-    pub(super) fn finish(&self, family: Family, result: io::Result<Vec<SocketAddr>>) {
+    pub(super) fn finish(&self, family: Family, result: Found) {
         let mut state = self.lock();
         *state.lookup(family) = Lookup {
             progress: Progress::Idle,
@@ -333,7 +339,7 @@ impl Drop for Waiter {
 mod tests {
     use super::*;
 
-    fn answered(at: Instant, result: io::Result<Vec<SocketAddr>>) -> Lookup {
+    fn answered(at: Instant, result: Found) -> Lookup {
         Lookup {
             answer: Some(Answer { at, result }),
             ..Lookup::default()
@@ -347,8 +353,8 @@ mod tests {
     #[test]
     fn addresses_count_for_thirty_seconds_and_failures_for_two() {
         let at = Instant::now();
-        let not_found = || Err(io::ErrorKind::NotFound.into());
-        let failure = || Err(io::Error::other("SERVFAIL"));
+        let not_found = || Err(LookupFailure::NoAddress(String::new()));
+        let failure = || Err(LookupFailure::Servers("SERVFAIL".to_owned()));
         for (v6, v4, lifetimes) in [
             (Ok(address()), Ok(address()), [30, 30]),
             // That there is no IPv6 address is as certain as the IPv4 address.
@@ -356,7 +362,7 @@ mod tests {
             (Ok(Vec::new()), Ok(address()), [30, 30]),
             (failure(), Ok(address()), [2, 30]),
             (not_found(), not_found(), [2, 2]),
-            (Err(io::Error::from_raw_os_error(24)), failure(), [0, 2]),
+            (Err(LookupFailure::System(24)), failure(), [0, 2]),
         ] {
             let state = State {
                 v6: answered(at, v6),

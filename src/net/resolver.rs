@@ -8,19 +8,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dns_lookup::{AddrInfoHints, LookupError, LookupErrorKind, getaddrinfo};
+use dns_lookup::{AddrInfoHints, getaddrinfo};
 
 use crate::control::deadline::Deadline;
 use crate::http::authority::Host;
 use crate::net::address_override::Override;
 use crate::net::hosts_file::HostsFile;
+use crate::net::lookup_error::LookupError;
 use crate::net::lookup_pool::{Lookup, LookupPool, PoolLimits};
-use crate::net::name::{Family, Known, Name, Step, Waiter};
+use crate::net::name::{Family, Found, Known, Name, Step, Waiter};
 
 /// The lookups of a relay. It resolves the name of one gateway again and again.
 const RELAY_POOL: PoolLimits = PoolLimits {
@@ -189,14 +189,14 @@ impl Resolver {
     /// first one.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; `Interrupted` soon after `wanted` has become false; `NotFound`
-    /// if the name has no address.
+    /// `TimedOut` at the deadline; `NotWanted` soon after `wanted` has become false; `NotFound` if
+    /// the name has no address; `System` if this machine has no resources left.
     pub(crate) fn resolve(
         &self,
         host: &Host,
         port: u16,
         lookup: &LookupFor<'_>,
-    ) -> io::Result<Resolution> {
+    ) -> Result<Resolution, LookupError> {
         let shared = &self.0;
         let mut overrides = shared.overrides.iter().rev();
         if let Some(found) = overrides.find(|o| o.host == *host && o.port == port) {
@@ -241,7 +241,7 @@ impl Resolver {
     }
 
     /// The addresses that this machine knows without a lookup; none if it has to be looked up.
-    fn local_addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    fn local_addresses(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         // "Name resolution APIs and libraries [...] SHOULD always return the IP loopback address"
         // (RFC 6761, section 6.3). So no hosts file can send loopback traffic, perhaps in the
         // clear, to another machine. https://www.rfc-editor.org/rfc/rfc6761#section-6.3
@@ -261,11 +261,8 @@ impl Resolver {
         port: u16,
         first: Option<SocketAddr>,
         lookup: &LookupFor<'_>,
-    ) -> io::Result<Resolution> {
-        let timed_out = || {
-            let what = format!("looking up {name} took too long");
-            io::Error::new(io::ErrorKind::TimedOut, what)
-        };
+    ) -> Result<Resolution, LookupError> {
+        let timed_out = || LookupError::TimedOut(name.to_owned());
         if lookup.deadline.passed() {
             return Err(timed_out());
         }
@@ -281,7 +278,7 @@ impl Resolver {
                 Step::Use(known) => break known,
                 Step::Fail(error) => return Err(error),
                 Step::Wait if !(lookup.wanted)() => {
-                    return Err(io::ErrorKind::Interrupted.into());
+                    return Err(LookupError::NotWanted);
                 }
                 Step::Wait if lookup.deadline.passed() => match record.known() {
                     known if known.v4.is_empty() => return Err(timed_out()),
@@ -361,17 +358,15 @@ fn ends_in_a_number(name: &str) -> bool {
 }
 
 /// The address that the system reads `text` as, without a lookup.
-fn numeric(text: &str) -> io::Result<Vec<IpAddr>> {
+fn numeric(text: &str) -> Result<Vec<IpAddr>, LookupError> {
     let hints = AddrInfoHints {
         flags: libc::AI_NUMERICHOST,
         socktype: libc::SOCK_STREAM,
         ..AddrInfoHints::default()
     };
-    let not_found = || {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{text} cannot be looked up: it ends in a number and is not an address"),
-        )
+    let not_found = || LookupError::NotFound {
+        name: text.to_owned(),
+        why: "it ends in a number and is not an address".to_owned(),
     };
     let found = getaddrinfo(Some(text), None, Some(hints)).map_err(|_| not_found())?;
     let addresses: Vec<IpAddr> = found.flatten().map(|found| found.sockaddr.ip()).collect();
@@ -381,9 +376,8 @@ fn numeric(text: &str) -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// getaddrinfo(3) for one family. `NotFound`: there is no such name, or it has no address of this
-/// family.
-fn system_lookup(name: &str, family: Family) -> io::Result<Vec<SocketAddr>> {
+/// getaddrinfo(3) for one family.
+fn system_lookup(name: &str, family: Family) -> Found {
     let hints = AddrInfoHints {
         address: match family {
             Family::V6 => libc::AF_INET6,
@@ -392,15 +386,8 @@ fn system_lookup(name: &str, family: Family) -> io::Result<Vec<SocketAddr>> {
         socktype: libc::SOCK_STREAM,
         ..AddrInfoHints::default()
     };
-    let failed = |error: LookupError| match error.kind() {
-        LookupErrorKind::NoName | LookupErrorKind::NoData => {
-            io::Error::new(io::ErrorKind::NotFound, error.to_string())
-        }
-        _ => error.into(),
-    };
-    let found = getaddrinfo(Some(name), None, Some(hints)).map_err(failed)?;
-    found
-        .map(|found| found.map(|found| found.sockaddr))
+    getaddrinfo(Some(name), None, Some(hints))?
+        .map(|found| Ok(found?.sockaddr))
         .collect()
 }
 
@@ -455,6 +442,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::lookup_error::LookupFailure;
     use crossbeam_channel::{Sender, unbounded};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
@@ -474,13 +462,15 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn resolver(
-        lookup: impl Fn(&str, Family) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
-    ) -> Resolver {
+    fn resolver(lookup: impl Fn(&str, Family) -> Found + Send + Sync + 'static) -> Resolver {
         Resolver::with_lookup(Vec::new(), OneLabel::Absolute, Arc::new(lookup), LIMITS)
     }
 
-    fn resolve(resolver: &Resolver, host: &str, limit: Duration) -> io::Result<Resolution> {
+    fn resolve(
+        resolver: &Resolver,
+        host: &str,
+        limit: Duration,
+    ) -> Result<Resolution, LookupError> {
         let lookup = LookupFor {
             owner: 1,
             deadline: Deadline::after(limit),
@@ -542,15 +532,15 @@ mod tests {
         let local = system_lookup("localhost", Family::V4).unwrap();
         assert!(!local.is_empty() && local.iter().all(|a| a.ip() == Ipv4Addr::LOCALHOST));
         let empty = resolver(|_, _| Ok(Vec::new()));
-        let unknown = resolver(|_, _| Err(io::Error::other("unknown")));
-        let none = resolver(|_, _| Err(io::ErrorKind::NotFound.into()));
+        let unknown = resolver(|_, _| Err(LookupFailure::Servers("unknown".to_owned())));
+        let none = resolver(|_, _| Err(LookupFailure::NoAddress("no such name".to_owned())));
         for resolver in [empty, unknown, none] {
             let error = resolve(&resolver, "a.example", LONG).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            assert!(matches!(error, LookupError::NotFound { .. }), "{error:?}");
             assert!(error.to_string().contains("a.example"), "{error}");
         }
         let error = resolve(&Resolver::new(), "1.2.3.4.5", LONG).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(matches!(error, LookupError::NotFound { .. }), "{error:?}");
     }
 
     #[test]
@@ -559,11 +549,14 @@ mod tests {
         let counted = Arc::clone(&calls);
         let resolver = resolver(move |_, _| {
             counted.fetch_add(1, Ordering::Relaxed);
-            Err(io::Error::from_raw_os_error(24))
+            Err(LookupFailure::System(24))
         });
         for calls_so_far in [2, 4] {
             let error = resolve(&resolver, "a.example", LONG).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(24));
+            assert!(
+                matches!(&error, LookupError::System(error) if error.raw_os_error() == Some(24)),
+                "{error:?}"
+            );
             assert_eq!(calls.load(Ordering::Relaxed), calls_so_far);
         }
     }
@@ -675,7 +668,7 @@ mod tests {
         for failing in [Family::V6, Family::V4] {
             let resolver = resolver(move |_, family| {
                 if family == failing {
-                    return Err(io::Error::other("SERVFAIL"));
+                    return Err(LookupFailure::Servers("SERVFAIL".to_owned()));
                 }
                 Ok(both(family))
             });
@@ -691,14 +684,14 @@ mod tests {
             Ok(both(family))
         });
         let late = resolve(&resolver, "a.example", Duration::from_millis(20));
-        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(matches!(late, Err(LookupError::TimedOut(_))), "{late:?}");
         let left = LookupFor {
             owner: 1,
             deadline: Deadline::never(),
             wanted: &|| false,
         };
         let left = resolver.resolve(&name("a.example"), 7, &left);
-        assert_eq!(left.unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert!(matches!(left, Err(LookupError::NotWanted)), "{left:?}");
         // The lookup that they began serves the next caller.
         drop(release);
         assert!(!found(&resolver, "a.example").is_empty());

@@ -17,6 +17,7 @@ use super::error::TunnelError;
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
 use crate::http::authority::Authority;
+use crate::net::lookup_error::LookupError;
 use crate::net::resolver::{LookupFor, Resolution, Resolver};
 use crate::net::wait::wait;
 
@@ -64,9 +65,9 @@ pub(crate) fn resolve(
         wanted: &|| context.interruption().is_none(),
     };
     let result = resolver.resolve(&authority.host, authority.port, &lookup);
-    result.map_err(|error| match context.interruption() {
-        Some(interruption) if error.kind() == io::ErrorKind::Interrupted => interruption,
-        _ => TunnelError::Io(error),
+    result.map_err(|error| match (context.interruption(), error) {
+        (Some(interruption), LookupError::NotWanted) => interruption,
+        (_, error) => error.into(),
     })
 }
 

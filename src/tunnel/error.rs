@@ -10,6 +10,7 @@ use super::chunk::DecodeError;
 use crate::control::peer_text;
 use crate::control::phase::Phase;
 use crate::http::head::HeadError;
+use crate::net::lookup_error::LookupError;
 use crate::net::socket_owner::ForeignOwner;
 
 /// Why a tunnel failed, before or during its stream.
@@ -18,6 +19,9 @@ pub(crate) enum TunnelError {
     /// A system call on the socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The host has no addresses.
+    #[error(transparent)]
+    Lookup(LookupError),
     /// The process at the upstream's port belongs to another user.
     #[error(transparent)]
     ForeignOwner(#[from] ForeignOwner),
@@ -204,7 +208,7 @@ impl TunnelError {
     /// Whether a time limit expired.
     pub(crate) fn is_timeout(&self) -> bool {
         match self {
-            Self::TimedOut(_) | Self::PeerSilent => true,
+            Self::TimedOut(_) | Self::PeerSilent | Self::Lookup(LookupError::TimedOut(_)) => true,
             Self::Io(error) => error.kind() == io::ErrorKind::TimedOut,
             _ => false,
         }
@@ -224,6 +228,15 @@ pub(crate) fn exhausted(error: &io::Error) -> bool {
     ]
     .iter()
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+impl From<LookupError> for TunnelError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::System(error) => Self::Io(error),
+            error => Self::Lookup(error),
+        }
+    }
 }
 
 impl From<rustls::Error> for TunnelError {
