@@ -1,10 +1,10 @@
 //! Starting a gateway: inside the process of a relay, with a session, a token and a CA of its own,
 //! or as a server for others.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -173,7 +173,10 @@ impl PrivateDirectory {
     fn create() -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("upstreamproxy-{}", *random::hex::<8>()?));
         // Created, never reused: if another user has created this name first, this fails.
-        DirBuilder::new().mode(0o700).create(&path)?;
+        // Processes of other users may belong to the session and read the bundle by its name. The
+        // token file has a mode of its own.
+        DirBuilder::new().mode(0o711).create(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o711))?;
         Ok(Self(path))
     }
 

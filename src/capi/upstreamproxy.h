@@ -175,11 +175,13 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *                       its NO_PROXY
  *   system-ca           PEM file with the base roots; default SSL_CERT_FILE of the environment, or the roots of the
  *                       distribution
- *   ca-bundle           where to write the merged CA bundle for children; default ~/.ccr/ca-bundle.crt, with embedded a
+ *   ca-bundle           where to write the merged CA bundle for children; default ~/.ccr/ca-bundle.crt (for root whose home
+ *                       is closed to other users, /run/upstreamproxy/ca-bundle.crt), with embedded a
  *                       private temporary directory that is removed with the proxy
  *   listen              ADDR:PORT; default 127.0.0.1:0; port 0 selects a free port
  *   allow-non-loopback  switch: allow a listen address that other machines can reach; without it the proxy is disabled
- *   allow-any-user      switch: allow every local user to use the port; by default only this user and root
+ *   allow-any-user      switch: allow every local user to use the port; by default only this user, root, and
+ *                       processes that this process has started
  *   listen-credential   switch: put a random password into the URL, and refuse clients that do not send it
  *   omit-variable       list: variables that are not set for children, in upper and lower case, such as http_proxy
  *   intercept           list, with embedded: targets whose TLS is intercepted: *, example.com or *.example.com, each with

@@ -89,6 +89,9 @@ fn supervise(
     signals: &Signals,
     files: &InheritedLimit,
 ) -> ExitStatus {
+    // Processes that outlive their parent become children of this one. So they still count as
+    // started by it, whichever user they have.
+    let adopts = rustix::process::set_child_subreaper(Some(Pid::INIT)).is_ok();
     let child = match files.spawn(&mut command) {
         Ok(child) => child,
         Err(error) => {
@@ -96,8 +99,12 @@ fn supervise(
             return fail(&error.to_string(), error.status());
         }
     };
-    let reaper = Reaper::for_this_process();
-    // It is never waited for through std: PID 1 reaps all processes, in one place.
+    let reaper = if adopts || getpid() == Pid::INIT {
+        Reaper::All
+    } else {
+        Reaper::Child
+    };
+    // It is never waited for through std: all processes are reaped in one place.
     let child = Pid::from_child(&child);
     let ended = if signals.are_watched() {
         attend(child, reaper, signals.receiver())
@@ -148,19 +155,11 @@ fn forward(signal: Signal, child: Pid) {
 enum Reaper {
     /// Only the child.
     Child,
-    /// All: orphans become children of PID 1, and no other process can reap them.
+    /// All: orphans become children of this process, and no other process can reap them.
     All,
 }
 
 impl Reaper {
-    fn for_this_process() -> Self {
-        if getpid() == Pid::INIT {
-            Self::All
-        } else {
-            Self::Child
-        }
-    }
-
     /// Waits until the child ends, without forwarding signals.
     fn wait_for(self, child: Pid) -> io::Result<WaitStatus> {
         loop {

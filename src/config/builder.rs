@@ -215,7 +215,8 @@ impl Config {
         self.with("system-ca", |config| config.system_ca = Some(path.into()))
     }
 
-    /// Where the merged CA bundle is written. Default `~/.ccr/ca-bundle.crt`.
+    /// Where the merged CA bundle is written. Default `~/.ccr/ca-bundle.crt`; for root, if other
+    /// users cannot enter root's home, `/run/upstreamproxy/ca-bundle.crt`.
     pub fn ca_bundle(self, path: impl Into<PathBuf>) -> Self {
         self.with("ca-bundle", |config| config.ca_bundle = Some(path.into()))
     }

@@ -100,7 +100,10 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .setter(|config, value| put_some(&mut config.system_ca, path(value))),
     Setting::value("ca-bundle", "PATH", RELAY)
         .help("where to write the merged CA bundle")
-        .default("~/.ccr/ca-bundle.crt")
+        .default(
+            "~/.ccr/ca-bundle.crt; for root whose home is closed to other users, \
+             /run/upstreamproxy/ca-bundle.crt",
+        )
         .setter(|config, value| put_some(&mut config.ca_bundle, path(value))),
     Setting::value("listen", "ADDR:PORT", RELAY)
         .help("address that the relay listens on; port 0 selects a free port")
@@ -114,7 +117,10 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .setter(|config, value| put(&mut config.allow_non_loopback, switch(value))),
     Setting::switch("allow-any-user", RELAY)
         .help("allow every local user to use the port")
-        .default("only this user and root, where the kernel reports the owner of a socket")
+        .default(
+            "only this user, root, and processes that run has started, where the kernel reports \
+             the owner of a socket",
+        )
         .setter(|config, value| put(&mut config.allow_any_user, switch(value))),
     Setting::switch("listen-credential", RELAY)
         .help(

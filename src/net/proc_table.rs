@@ -22,11 +22,11 @@ const PIECE: usize = 64 << 10;
 
 /// The owner of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Owner {
-    pub(super) uid: u32,
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
     /// Zero for a socket that no process has open: one that was closed, or not accepted yet. The
     /// kernel then reports root as its owner.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
 }
 
 /// A socket to find in the table, as the texts of its two addresses. The first text that is found

@@ -10,7 +10,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Mutex, PoisonError};
 use std::{fmt, fs, io};
 
-use super::proc_table::{Owner, ProcTable, Wanted};
+pub(crate) use super::proc_table::Owner;
+use super::proc_table::{ProcTable, Wanted};
 use super::sockets::{SocketEntry, SocketTable, unmapped};
 
 const ROOT: u32 = 0;
@@ -48,8 +49,8 @@ impl SocketOwners {
         self.netlink.is_some()
     }
 
-    /// The user who owns the client's end of the connection from `client` to `local`; `None` if
-    /// that end is closed.
+    /// The owner of the client's end of the connection from `client` to `local`; `None` if that end
+    /// is closed.
     ///
     /// # Errors
     /// This system does not report the owners of sockets.
@@ -57,15 +58,13 @@ impl SocketOwners {
         &self,
         client: SocketAddr,
         local: SocketAddr,
-    ) -> io::Result<Option<u32>> {
+    ) -> io::Result<Option<Owner>> {
         let found = self.netlink(|table| Ok(table.query(client, local)?.map(owner)));
         let owner = found.or_else(|_| {
             let wanted = Wanted::connected(unmapped(client), unmapped(local));
             Ok::<_, io::Error>(self.proc_table.find(vec![wanted])?[0])
         })?;
-        Ok(owner
-            .filter(|owner| owner.inode != 0)
-            .map(|owner| owner.uid))
+        Ok(owner.filter(|owner| owner.inode != 0))
     }
 
     /// The user who owns the server's end of the connection from `local` to `server`; `None` if it
@@ -273,8 +272,8 @@ mod tests {
                 accepted.local_addr().unwrap(),
             );
             for owners in sources() {
-                let client = owners.of_client(peer, local).unwrap();
-                assert_eq!(client, Some(own_uid()), "{listener:?} {owners:?}");
+                let client = owners.of_client(peer, local).unwrap().unwrap();
+                assert_eq!(client.uid, own_uid(), "{listener:?} {owners:?}");
                 let server = owners.of_server(server, own).unwrap();
                 assert_eq!(server, Some(own_uid()), "{listener:?} {owners:?}");
             }

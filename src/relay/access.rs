@@ -22,8 +22,10 @@ use crate::control::rejection::Rejection;
 use crate::crypto::random;
 use crate::crypto::secret::{Credentials, Secret};
 use crate::http::head::Fields;
-use crate::net::socket_owner::{SocketOwners, TrustedUsers};
+use crate::net::socket_owner::{Owner, SocketOwners, TrustedUsers};
 use crate::net::wait::{OVER, events_now};
+#[cfg(target_os = "linux")]
+use crate::sys::descendants;
 
 /// The user name in the proxy URL. It is the same for every relay: the password alone is checked.
 const USER: &str = "upstreamproxy";
@@ -84,7 +86,8 @@ impl AccessControl {
             .map(|password| password.userinfo.as_str())
     }
 
-    /// Checks the user of `connection`: this process's own or root. Returns the party to which the
+    /// Checks the user of `connection`: this process's own or root, or the one of a process that
+    /// this process has started. Returns the party to which the
     /// connection belongs; `None`: all clients are one party.
     ///
     /// # Errors
@@ -99,14 +102,16 @@ impl AccessControl {
         let found = connection
             .local_addr()
             .and_then(|local| owners.of_client(peer, local));
-        let may_use = |uid| self.allow_any_user || self.trusted.contains(uid);
+        let may_use = |owner: &Owner| {
+            self.allow_any_user || self.trusted.contains(owner.uid) || is_started_here(owner)
+        };
         let detail = match found {
-            Ok(Some(uid)) if may_use(uid) => return Ok(self.party(uid)),
+            Ok(Some(owner)) if may_use(&owner) => return Ok(self.party(owner.uid)),
             Ok(None) if self.allow_remote && !peer.ip().is_loopback() => {
                 return Ok(self.party(network(peer.ip())));
             }
             _ if self.allow_any_user => return Ok(self.party("unknown")),
-            Ok(Some(uid)) => format!("the client is user {uid}"),
+            Ok(Some(owner)) => format!("the client is user {}", owner.uid),
             // A local client whose socket does not exist any more has closed it, although its reset
             // may not have arrived yet.
             Ok(None)
@@ -194,6 +199,18 @@ fn supported_owners(trusted: TrustedUsers, source: &LogSource) -> Option<SocketO
          listen-credential (--listen-credential) to require a password"
     );
     supported.then_some(owners)
+}
+
+/// Whether a process that this process has started, directly or not, has the socket: a command that
+/// root starts may change to another user.
+fn is_started_here(owner: &Owner) -> bool {
+    #[cfg(target_os = "linux")]
+    return descendants::have_socket(owner.uid, owner.inode);
+    #[cfg(not(target_os = "linux"))]
+    return {
+        let _ = owner;
+        false
+    };
 }
 
 /// The part of a machine's address that it cannot choose: all of IPv4, the first half of IPv6.

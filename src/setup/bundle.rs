@@ -5,8 +5,11 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, Mode, accessat};
+use rustix::process::geteuid;
 
 use crate::config::Config;
 use crate::control::log;
@@ -17,6 +20,8 @@ use crate::sys::owned_name::OwnedName;
 /// The bundle below the home directory.
 const DIRECTORY: &str = ".ccr";
 const FILE: &str = "ca-bundle.crt";
+/// Its directory for root whose home is closed to other users.
+const SHARED_DIRECTORY: &str = "/run/upstreamproxy";
 /// Every child may read the bundle, whichever user it runs as and whatever this process's umask is.
 pub(super) const FILE_MODE: u32 = 0o644;
 pub(super) const DIRECTORY_MODE: u32 = 0o755;
@@ -60,7 +65,9 @@ pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
         }));
     };
     match fs::metadata(&home) {
-        Ok(found) if found.is_dir() => Ok(home.join(DIRECTORY).join(FILE)),
+        Ok(found) if found.is_dir() => Ok(shared_directory(&home, &found)
+            .unwrap_or_else(|| home.join(DIRECTORY))
+            .join(FILE)),
         Ok(_) => Err(fault(format!(
             "HOME ({}) is not a directory",
             home.display()
@@ -70,6 +77,22 @@ pub(crate) fn place(config: &Config) -> Result<PathBuf, Error> {
             home.display()
         ))),
     }
+}
+
+/// The directory in place of the one below root's home, if other users cannot enter that home: the
+/// command may change to another user, who needs the bundle.
+fn shared_directory(home: &Path, found: &fs::Metadata) -> Option<PathBuf> {
+    let is_open = Mode::from_raw_mode(found.mode()).contains(Mode::XOTH);
+    if is_open || !geteuid().is_root() {
+        return None;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let of_root = |line: &&str| line.split(':').nth(2) == Some("0");
+    let root_home = passwd.lines().find(of_root)?.split(':').nth(5)?;
+    let shared = Path::new(SHARED_DIRECTORY);
+    let may = Access::WRITE_OK | Access::EXEC_OK;
+    let usable = accessat(CWD, shared.parent()?, may, AtFlags::EACCESS).is_ok();
+    (Path::new(root_home) == home && usable).then(|| shared.to_owned())
 }
 
 /// Takes the name `path`, or the first numbered one beside it that no live process owns. Creates

@@ -1,5 +1,7 @@
 //! What the process shares with its host: files, descriptors, memory and log records.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod descendants;
 pub(crate) mod files;
 pub(crate) mod inherited;
 #[cfg(any(test, feature = "cli", feature = "capi"))]

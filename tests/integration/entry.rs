@@ -1,13 +1,16 @@
 //! Who may use the relay's port: this user and root, and with `--listen-credential` only clients
 //! with the password.
 
+use std::fs;
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::support::{
-    EchoServer, GatewayProcess, RelayProcess, Running, TempHome, connect, finish, need_tool,
-    read_to_end, request, skip, upstreamproxy,
+    EchoServer, GatewayProcess, HttpsOrigin, RelayProcess, Running, TOKEN, TempHome, connect,
+    finish, need_tool, read_to_end, request, skip, upstreamproxy,
 };
 
 /// Runs `curl` as another user through the proxy of the environment. Prints the status of its
@@ -15,34 +18,87 @@ use crate::support::{
 const OTHER_USER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups \
     curl --silent --insecure --output /dev/null --write-out '%{http_connect}' --cacert /dev/null https://127.0.0.1:9/ --noproxy ''; true";
 
-fn connect_status_of_another_user(options: &[&str]) -> Option<String> {
+fn can_change_user() -> bool {
     if !rustix::process::geteuid().is_root() {
         skip("only root can become another user");
-        return None;
+        return false;
     }
-    if !need_tool("setpriv") || !need_tool("curl") {
-        return None;
+    need_tool("setpriv") && need_tool("curl")
+}
+
+#[test]
+fn another_user_of_this_machine_is_refused_unless_every_user_is_allowed() {
+    if !can_change_user() {
+        return;
     }
     let home = TempHome::new();
-    let mut command = upstreamproxy(&home);
-    command.args(["run", "--embedded"]).args(options);
-    let finished = finish(command.args(["--", "sh", "-c", OTHER_USER])).succeeded();
-    Some(finished.text())
-}
-
-#[test]
-fn another_user_of_this_machine_is_refused() {
-    if let Some(status) = connect_status_of_another_user(&[]) {
-        assert!(status.contains("403"), "{status}");
-    }
-}
-
-#[test]
-fn another_user_is_accepted_with_allow_any_user() {
+    let gateway = GatewayProcess::start(&home, &[]);
     // The target port is closed, so the gateway answers that it cannot connect.
-    if let Some(status) = connect_status_of_another_user(&["--allow-any-user"]) {
-        assert!(status.contains("502"), "{status}");
+    for (options, expected) in [(&[][..], "403"), (&["--allow-any-user"], "502")] {
+        home.write_token(TOKEN);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), options);
+        let mut stranger = home.command("sh");
+        let proxy = format!("http://127.0.0.1:{}", relay.port());
+        let finished = finish(stranger.args(["-c", OTHER_USER]).env("https_proxy", proxy));
+        assert_eq!(finished.succeeded().text(), expected, "{options:?}");
+        relay.stop();
     }
+}
+
+/// A process that `run` has started may use the relay, whichever user it is now: also one whose
+/// parent has ended. A stranger of the same user may not.
+#[test]
+fn what_the_command_starts_may_use_the_relay_as_any_user() {
+    if !can_change_user() {
+        return;
+    }
+    let origin = HttpsOrigin::start("origin.test");
+    let home = TempHome::new();
+    let fetch = "setpriv --reuid 65534 --regid 65534 --clear-groups curl --silent --show-error --max-time 20";
+    let stranger = "setpriv --reuid 65534 --regid 65534 --clear-groups curl --silent --output /dev/null \
+        --write-out %{http_connect} --proxy";
+    // The shell in the background has no parent but `run` when it fetches.
+    let script = format!(
+        "{fetch} $1; ( (sleep 0.3; {fetch} $1 > $2; echo done > $3) & ); \
+         until test -e $3; do sleep 0.1; done; cat $2; \
+         echo $HTTPS_PROXY > $4.new; mv $4.new $4; until test -e $5; do sleep 0.1; done"
+    );
+    let path = |name: &str| home.join(name).display().to_string();
+    let mut command = origin.embedded(
+        &home,
+        &["--upstream-ca", origin.ca_file().to_str().unwrap()],
+    );
+    command
+        .args(["--", "setpriv", "--inh-caps=-all", "sh", "-c"])
+        .arg(script)
+        .arg("sh");
+    command.args([
+        origin.url("/hello"),
+        path("orphan"),
+        path("done"),
+        path("port"),
+        path("stop"),
+    ]);
+    let running = Running::spawn(&mut command);
+    let mut proxy = String::new();
+    for _ in 0..200 {
+        if let Ok(text) = fs::read_to_string(path("port")) {
+            proxy = text;
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!proxy.is_empty(), "{}", running.stderr());
+    // A stranger with the same user ID.
+    let refused = finish(home.command("sh").arg("-c").arg(format!(
+        "{stranger} {} https://127.0.0.1:9/ --noproxy ''; true",
+        proxy.trim()
+    )));
+    fs::write(path("stop"), "").unwrap();
+    let finished = running.wait().succeeded();
+    let expected = HttpsOrigin::HELLO.repeat(2);
+    assert_eq!(finished.text(), expected.trim_end(), "{finished:#?}");
+    assert_eq!(refused.text(), "403", "{refused:#?}");
 }
 
 /// A gateway of another user on `port`.
