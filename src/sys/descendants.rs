@@ -85,7 +85,7 @@ fn processes() -> HashMap<u32, Process> {
     .collect()
 }
 
-/// The parent and the file system user ID in `/proc/PID/status` (proc_pid_status(5)).
+/// The parent and the file system user ID in `/proc/PID/status` (proc(5)).
 fn parse(status: &str) -> Option<Process> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     Some(Process {
