@@ -46,8 +46,11 @@ pub struct Limits {
     pub linger: Duration,
     /// Limit for the closing handshake. Default 2 s.
     pub close_timeout: Duration,
-    /// How long a tunnel must have been silent before a drain closes it cleanly. Default 2 s.
+    /// How long a tunnel must have been silent before a drain ends it. Default 2 s.
     pub drain_silence: Duration,
+    /// How long a peer may accept none of the last data of a tunnel before it is reset; a quarter
+    /// of it after a fault. The time starts again when the peer accepts some. Default 60 s.
+    pub stall_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -66,6 +69,7 @@ impl Default for Limits {
             linger: Duration::from_secs(5),
             close_timeout: Duration::from_secs(2),
             drain_silence: Duration::from_secs(2),
+            stall_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -87,6 +91,7 @@ impl Limits {
             &mut self.linger,
             &mut self.close_timeout,
             &mut self.drain_silence,
+            &mut self.stall_timeout,
         ] {
             *duration = YEAR.min(*duration);
         }

@@ -81,6 +81,8 @@ pub(crate) struct TunnelSummary {
     pub(crate) up: u64,
     /// Bytes from target to client.
     pub(crate) down: u64,
+    /// How many of these bytes the client or target did not acknowledge.
+    pub(crate) undelivered: (u64, Party),
 }
 
 /// What a worker reports about its connection, exactly once.
@@ -96,6 +98,8 @@ pub(crate) struct Outcome {
     up: u64,
     /// Bytes from target to client.
     down: u64,
+    /// See [`TunnelSummary::undelivered`].
+    undelivered: Option<(u64, Party)>,
     /// When the connection was accepted.
     since: Instant,
 }
@@ -108,9 +112,12 @@ impl Outcome {
         authority: Option<String>,
         result: Result<TunnelSummary, EndReason>,
     ) -> Self {
-        let (reason, up, down) = match result {
-            Ok(TunnelSummary { reason, up, down }) => (reason, up, down),
-            Err(reason) => (reason, 0, 0),
+        let (reason, up, down, undelivered) = match result {
+            Ok(tunnel) => {
+                let undelivered = Some(tunnel.undelivered);
+                (tunnel.reason, tunnel.up, tunnel.down, undelivered)
+            }
+            Err(reason) => (reason, 0, 0, None),
         };
         Self {
             authority,
@@ -118,6 +125,7 @@ impl Outcome {
             reason,
             up,
             down,
+            undelivered,
             since,
         }
     }
@@ -152,7 +160,16 @@ impl Outcome {
                 self.reason
             ),
             (reason, _) => {
-                log::info!(target: target, "{who}: {authority} {up} bytes up, {down} bytes down, {took}, {reason}");
+                let rest = match self.undelivered {
+                    Some((bytes @ 1.., party)) => {
+                        format!("; {bytes} bytes were not delivered to the {}", party.name())
+                    }
+                    _ => String::new(),
+                };
+                log::info!(
+                    target: target,
+                    "{who}: {authority} {up} bytes up, {down} bytes down, {took}, {reason}{rest}"
+                );
             }
         }
     }

@@ -33,6 +33,7 @@ use crate::tunnel::error::{TlsError, TunnelError};
 use crate::tunnel::exchange::{self, Cause, ExchangeError, Exchanged, HttpPeer, Request, Traffic};
 use crate::tunnel::frame::Role;
 use crate::tunnel::pump::{Pump, PumpContext};
+use crate::tunnel::remainder::{Bounds, FAULT_SHARE, TcpEnd, deliver};
 use crate::tunnel::tls::Tls;
 
 /// How long a connection may wait for the client's next request.
@@ -244,9 +245,13 @@ impl<'a> Forwarder<'a> {
             ..
         } = self;
         let (client, _) = client.into_parts();
-        close_and_drain(client, &relay.context.stop, CLOSE_TIMEOUT);
+        let (failure, undelivered) = finish_client(relay, client, TcpEnd::Fin);
+        let reason = failure.unwrap_or(reason);
         match origin {
-            Some(origin) => origin.close(relay, reason),
+            Some(mut origin) => {
+                origin.traffic.undelivered = undelivered;
+                origin.close(relay, reason)
+            }
             None => Outcome::new(Instant::now(), None, Err(EndReason::Answered)),
         }
     }
@@ -285,7 +290,11 @@ impl<'a> Forwarder<'a> {
         } else {
             let (client, _) = self.client.into_parts();
             if answered {
-                client.reset();
+                // The first failure is the reason.
+                let (_, undelivered) = finish_client(self.relay, client, TcpEnd::Reset);
+                if let Some(origin) = &mut self.origin {
+                    origin.traffic.undelivered = undelivered;
+                }
             }
         }
         match self.origin {
@@ -295,6 +304,40 @@ impl<'a> Forwarder<'a> {
                 Outcome::new(since, authority, Err(reason))
             }
             None => Outcome::new(since, authority, Err(reason)),
+        }
+    }
+}
+
+/// Delivers the last response to the client, and ends the connection. Returns why this failed, and
+/// how many bytes the client did not acknowledge.
+fn finish_client(relay: &Relay, mut client: Conn, end: TcpEnd) -> (Option<EndReason>, u64) {
+    let context = &relay.context;
+    let stall = context.limits.stall_timeout;
+    let bounds = Bounds {
+        stop: &context.stop,
+        stall: match end {
+            TcpEnd::Fin => stall,
+            TcpEnd::Reset => stall / FAULT_SHARE,
+        },
+        last_read: match end {
+            TcpEnd::Fin => CLOSE_TIMEOUT,
+            TcpEnd::Reset => Duration::ZERO,
+        },
+    };
+    let mut rest = Buffer::new(&context.pool);
+    let result = deliver(&mut client, &mut rest, bounds, |client| match end {
+        TcpEnd::Fin => client.send_fin(true),
+        TcpEnd::Reset => Ok(()),
+    });
+    if result.is_err() || end == TcpEnd::Reset {
+        client.reset();
+    }
+    match result {
+        Ok(()) => (None, 0),
+        Err(TunnelError::Stopped) => (Some(EndReason::Cut), client.undelivered()),
+        Err(error) => {
+            let (by, why) = (Party::Client, error.to_string());
+            (Some(EndReason::Broken { by, why }), client.undelivered())
         }
     }
 }
@@ -402,8 +445,12 @@ impl Origin {
         traffic: Traffic,
         reason: EndReason,
     ) -> Outcome {
-        let Traffic { up, down } = traffic;
-        let summary = TunnelSummary { reason, up, down };
+        let summary = TunnelSummary {
+            reason,
+            up: traffic.up,
+            down: traffic.down,
+            undelivered: (traffic.undelivered, Party::Client),
+        };
         Outcome::new(since, Some(target.authority.to_string()), Ok(summary))
     }
 }

@@ -3,7 +3,7 @@
 //! This covers the pages of a worker's stack: a handshake uses a deep stack, and the tunnel after
 //! it waits for hours in a shallow one. It also covers the free memory of the C library after most
 //! of many tunnels have ended, because the C library keeps all of it between the blocks that are
-//! still in use.
+//! still in use. And it asks how many bytes the kernel keeps for the peer of a socket.
 //!
 //! One of the three places with `unsafe` code (the others are `sys::inherited` and the FFI of the C
 //! API), for the calls that need it.
@@ -13,6 +13,8 @@
 use std::cell::Cell;
 #[cfg(target_os = "linux")]
 use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 
 /// The stack size of a worker. The C library takes its own part out of it.
 pub(crate) const STACK: usize = 256 << 10;
@@ -119,6 +121,20 @@ pub(crate) fn give_back_heap() {
 /// Other C libraries have no such function, or do not need one.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn give_back_heap() {}
+
+/// The number of bytes that the kernel keeps for the peer of `socket`: written, but not
+/// acknowledged. A FIN counts as one (`SIOCOUTQ`, tcp(7)).
+pub(crate) fn unacknowledged_bytes(socket: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `socket` is an open descriptor, and this request writes one int, to `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    // It fails for a socket that was never connected only.
+    if result == 0 {
+        usize::try_from(bytes).unwrap_or(0)
+    } else {
+        0
+    }
+}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

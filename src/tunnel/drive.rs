@@ -181,7 +181,7 @@ fn wait_for_events(
     until: Deadline,
 ) -> Result<(), TunnelError> {
     let mut interest = PollFlags::IN;
-    interest.set(PollFlags::OUT, !conn.flushed());
+    interest.set(PollFlags::OUT, conn.wants_write());
     // No events for the client except its end; what it sends waits in its socket.
     let (client, client_events) = context.client_poll();
     let stop = context.stop_deadline();
@@ -214,12 +214,11 @@ pub(crate) fn refuse_and_drain(conn: Conn, stop: &Stop, at_most: Duration) {
 
 fn drain(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
     let mut until = Deadline::after(at_most);
-    let mut shut_down = false;
     loop {
         if let Some(stop) = stop.requested() {
             until = until.min(stop);
         }
-        if conn.flush().is_err() || (conn.flushed() && conn.eof()) {
+        if conn.flush().is_err() || conn.write_failed() || (conn.flushed() && conn.eof()) {
             return;
         }
         if until.passed() {
@@ -229,15 +228,16 @@ fn drain(mut conn: Conn, stop: &Stop, at_most: Duration, mut bytes: usize) {
             }
             return;
         }
-        if conn.flushed() && !mem::replace(&mut shut_down, true) {
+        if conn.flushed() {
             conn.shut_writing();
         }
         match conn.discard() {
-            Some(len) if len < bytes => bytes -= len,
+            Ok(len) if len < bytes => bytes -= len,
             _ => return,
         }
-        let mut interest = PollFlags::IN;
-        interest.set(PollFlags::OUT, !conn.flushed());
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::IN, !conn.eof());
+        interest.set(PollFlags::OUT, conn.wants_write());
         let mut fds = [PollFd::from_borrowed_fd(conn.fd(), interest)];
         if wait(&mut fds, until.instant()).is_err() {
             return;

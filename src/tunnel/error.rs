@@ -50,6 +50,9 @@ pub(crate) enum TunnelError {
     /// Nothing was received for three keepalive intervals.
     #[error("no sign of life for three keepalive intervals")]
     PeerSilent,
+    /// The last data of a tunnel was not accepted in time.
+    #[error("it accepted no more of the last data")]
+    Stalled,
     /// The client disconnected before its tunnel was open.
     #[error("the client disconnected")]
     ClientLeft,
@@ -208,7 +211,10 @@ impl TunnelError {
     /// Whether a time limit expired.
     pub(crate) fn is_timeout(&self) -> bool {
         match self {
-            Self::TimedOut(_) | Self::PeerSilent | Self::Lookup(LookupError::TimedOut(_)) => true,
+            Self::TimedOut(_)
+            | Self::PeerSilent
+            | Self::Stalled
+            | Self::Lookup(LookupError::TimedOut(_)) => true,
             Self::Io(error) => error.kind() == io::ErrorKind::TimedOut,
             _ => false,
         }

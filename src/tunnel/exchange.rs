@@ -114,6 +114,8 @@ pub(crate) struct Traffic {
     pub(crate) up: u64,
     /// From origin to client, with heads.
     pub(crate) down: u64,
+    /// How many of them the client did not acknowledge.
+    pub(crate) undelivered: u64,
 }
 
 impl HttpPeer {
@@ -411,7 +413,7 @@ impl Exchange<'_> {
         if self.origin.side.conn.flush().is_err() {
             // The origin may have refused the request before it closed the connection. If not,
             // reading reports the error.
-            self.origin.side.conn.abandon_writing();
+            self.origin.side.conn.abandon_writing(None);
             self.origin_persists = false;
             self.client_persists = false;
             self.request_body = Body::EMPTY;

@@ -4,7 +4,8 @@
 //! `chunk`, `frame`, `ws_codec`, `tls` and `opening` convert bytes without I/O. `conn` is a socket
 //! with its layers, `keepalive` decides about pings, `drive` runs one connection until a condition
 //! holds, `connect` opens a TCP connection, `parent` one through a parent proxy, and `pump` moves
-//! the stream between two connections, and `exchange` HTTP messages.
+//! the stream between two connections, and `exchange` HTTP messages. `remainder` delivers the
+//! last data of a connection.
 //! This module does not depend on the relay or the gateway.
 
 pub(crate) mod buffer;
@@ -19,5 +20,6 @@ pub(crate) mod keepalive;
 pub(crate) mod opening;
 pub(crate) mod parent;
 pub(crate) mod pump;
+pub(crate) mod remainder;
 pub(crate) mod tls;
 pub(crate) mod ws_codec;

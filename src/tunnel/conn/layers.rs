@@ -6,7 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::mem;
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -79,9 +79,18 @@ pub(crate) struct Conn {
     pub(crate) sent: bool,
     /// An error to return from the next `fill`.
     deferred_error: Option<TunnelError>,
+    /// The socket accepts no more bytes, ever. What it has received can still be read.
+    pub(super) write_failed: bool,
+    /// An error to return when everything that the socket has received was read.
+    pub(super) end_error: Option<TunnelError>,
+    pub(super) written: u64,
+    /// Bytes that were encoded and dropped, because the socket did not accept them.
+    pub(super) dropped: u64,
     pub(super) eof: bool,
     pub(super) fin_due: bool,
     pub(super) fin_sent: bool,
+    /// The sending direction of the socket was ended.
+    pub(super) shut: bool,
 }
 
 impl Conn {
@@ -101,9 +110,14 @@ impl Conn {
             received: false,
             sent: false,
             deferred_error: None,
+            write_failed: false,
+            end_error: None,
+            written: 0,
+            dropped: 0,
             eof: false,
             fin_due: false,
             fin_sent: false,
+            shut: false,
         }
     }
 
@@ -214,6 +228,9 @@ impl Conn {
             Ok(0) => {
                 self.eof = true;
                 self.readable = false;
+                if let Some(error) = self.end_error.take() {
+                    return Err(error);
+                }
             }
             Ok(n) => {
                 self.received = true;
@@ -228,7 +245,7 @@ impl Conn {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.end_error.take().unwrap_or_else(|| error.into())),
         }
         if plain_tcp && self.outer.is_none() {
             Ok(())
@@ -345,36 +362,53 @@ impl Conn {
             self.send_between()?;
             self.write()?;
         }
-        if self.fin_due && self.outgoing.is_empty() {
+        if self.fin_due && self.flushed() {
             self.fin_due = false;
             self.fin_sent = true;
             if self.websocket.is_none() {
-                // This fails if the peer is gone, which needs no action.
-                let _ = self.socket.shutdown(Shutdown::Write);
+                self.shut_writing();
             }
         }
         Ok(())
     }
 
     fn write(&mut self) -> Result<(), TunnelError> {
+        if self.write_failed {
+            self.drop_outgoing();
+        }
         while self.writable && !self.outgoing.is_empty() {
             match (&*self.socket).write(self.outgoing.filled()) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(n) => {
                     self.sent = true;
+                    self.written += n as u64;
                     self.outgoing.consume(n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.write_failed = true;
+                    self.drop_outgoing();
+                    return Err(error.into());
+                }
             }
         }
         Ok(())
     }
 
+    pub(super) fn drop_outgoing(&mut self) {
+        self.dropped += self.outgoing.len() as u64;
+        self.outgoing.consume(self.outgoing.len());
+    }
+
     /// Whether all encoded bytes were written.
     pub(crate) fn flushed(&self) -> bool {
-        self.outgoing.is_empty()
+        self.outgoing.is_empty() && !self.write_failed
+    }
+
+    /// Whether bytes wait for the socket to accept them.
+    pub(crate) fn wants_write(&self) -> bool {
+        !self.outgoing.is_empty() && !self.write_failed
     }
 
     /// Ends the sending direction, once: `close_notify` if there is TLS and `clean`, then `fin` of

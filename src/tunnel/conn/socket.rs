@@ -1,6 +1,7 @@
 //! The socket of a connection: its options, its state in the kernel, and how it ends.
 
 use std::io::{self, Read};
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use socket2::SockRef;
 use super::layers::{Conn, Socket};
 use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
+use crate::sys::memory::unacknowledged_bytes;
+use crate::tunnel::error::TunnelError;
 
 impl Conn {
     /// Whether the kernel has bytes that it has not sent because the peer's receive window is full.
@@ -71,23 +74,31 @@ impl Conn {
         self.writable |= flags.intersects(OVER | PollFlags::OUT);
     }
 
-    /// Reads once and drops the bytes. Returns their number; `None` at the end of the stream or
-    /// after an error.
-    pub(crate) fn discard(&mut self) -> Option<usize> {
+    /// Reads once and drops the bytes. Returns their number; it is 0 at the end of the stream, and
+    /// if there are none now.
+    ///
+    /// # Errors
+    /// The connection has failed, which ends the stream too.
+    pub(crate) fn discard(&mut self) -> io::Result<usize> {
         let mut into = [0; 16 << 10];
         match (&*self.socket).read(&mut into) {
-            Ok(len @ 1..) => return Some(len),
+            Ok(len) => {
+                self.eof |= len == 0;
+                Ok(len)
+            }
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
-                return Some(0);
+                Ok(0)
             }
-            Ok(0) | Err(_) => self.eof = true,
+            Err(error) => {
+                self.eof = true;
+                Err(error)
+            }
         }
-        None
     }
 
     /// Treats the peer's direction as ended: nothing more is read.
@@ -99,20 +110,58 @@ impl Conn {
     /// Treats both directions as ended and drops the bytes that were not written.
     pub(crate) fn abandon(&mut self) {
         self.eof = true;
-        self.abandon_writing();
-    }
-
-    /// Treats the sending direction as ended and drops the bytes that were not written. What the
-    /// peer has sent can still be read.
-    pub(crate) fn abandon_writing(&mut self) {
-        self.outgoing.consume(self.outgoing.len());
+        self.end_error = None;
+        self.write_failed = false;
+        self.drop_outgoing();
         self.fin_due = false;
         self.fin_sent = true;
     }
 
-    /// Ends the sending direction of the socket.
-    pub(crate) fn shut_writing(&self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
+    /// Drops the bytes that were not written, and all later ones. What the peer has sent can still
+    /// be read; then `fill` returns `error`, if there is one.
+    pub(crate) fn abandon_writing(&mut self, error: Option<TunnelError>) {
+        self.write_failed = true;
+        self.drop_outgoing();
+        self.end_error = self.end_error.take().or(error);
+    }
+
+    /// Whether the socket has failed, so that nothing can be written.
+    pub(crate) fn write_failed(&self) -> bool {
+        self.write_failed
+    }
+
+    /// The error of a socket to which nothing can be written.
+    pub(crate) fn take_write_error(&mut self) -> Option<TunnelError> {
+        self.write_failed.then(|| {
+            self.end_error
+                .take()
+                .unwrap_or(TunnelError::ConnectionEnded)
+        })
+    }
+
+    /// The number of written bytes that the peer has not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        // A FIN counts as a byte.
+        let bytes = unacknowledged_bytes(&self.socket) as u64;
+        bytes.saturating_sub(self.shut.into())
+    }
+
+    /// The number of written bytes that the peer has acknowledged.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.written.saturating_sub(self.unacknowledged())
+    }
+
+    /// The number of encoded bytes that the peer has not acknowledged.
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.outgoing.len() as u64 + self.dropped + self.unacknowledged()
+    }
+
+    /// Ends the sending direction of the socket, once.
+    pub(crate) fn shut_writing(&mut self) {
+        if !mem::replace(&mut self.shut, true) {
+            // This fails if the peer is gone, which needs no action.
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
     }
 
     /// Makes the kernel send a reset when the socket is closed, so that the peer does not take

@@ -1,25 +1,18 @@
 //! The end of a tunnel: detects the events of the module page and does what the rules say.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::rules::{self, Action, ClosingAction, ClosingFacts, Event, WsState};
 use super::state::{Pump, PumpPhase, SideError};
-use crate::control::outcome::{EndReason, Party, TunnelSummary};
-use crate::sys::memory;
-use crate::tunnel::drive::close_and_drain;
+use crate::control::outcome::EndReason;
+#[cfg(feature = "gateway")]
+use crate::control::outcome::TunnelSummary;
 use crate::tunnel::error::TunnelError;
-use crate::tunnel::frame::Role;
 #[cfg(feature = "gateway")]
 use crate::tunnel::ws_codec::WsCodec;
-
-/// How long to wait for the client or target to close after everything was delivered.
-const LAST_READ: Duration = Duration::from_secs(1);
-/// The maximum number of reads from a TCP side that failed. It is enough for the socket's receive
-/// buffer, and bounds an endless stream.
-const REMAINING_READS: usize = 32;
 
 impl Pump<'_> {
     /// Replaces the TCP side by `last`, the last bytes for the peer, and ends the tunnel cleanly:
@@ -39,42 +32,6 @@ impl Pump<'_> {
         self.run()
     }
 
-    /// Closes both connections. How depends on how the tunnel ended.
-    pub(super) fn finish(self: Box<Self>, reason: EndReason) -> TunnelSummary {
-        // Draining needs a large buffer.
-        memory::in_own_frame(|| self.close_connections(reason))
-    }
-
-    fn close_connections(self: Box<Self>, reason: EndReason) -> TunnelSummary {
-        let Self {
-            ws,
-            tcp,
-            up,
-            down,
-            context,
-            ..
-        } = *self;
-        let (mut ws, tcp) = (ws.conn, tcp.conn);
-        let timeout = context.limits.close_timeout;
-        match reason {
-            EndReason::Clean | EndReason::Stopped | EndReason::Idle => {
-                // Both close frames were exchanged, so a missing close_notify does no harm.
-                let _ = ws.send_close_notify_and_flush();
-                drop(ws);
-                close_and_drain(tcp, context.stop, timeout.min(LAST_READ));
-            }
-            _ => {
-                // First, so that the client or target need not wait for the peer.
-                tcp.reset();
-                drop(tcp);
-                if !ws.eof() && reason != EndReason::Cut {
-                    close_and_drain(ws, context.stop, timeout);
-                }
-            }
-        }
-        TunnelSummary { reason, up, down }
-    }
-
     /// The TCP side failed with `error`.
     pub(super) fn tcp_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         self.apply(Event::TcpFailed, SideError::Tcp(error))
@@ -83,12 +40,36 @@ impl Pump<'_> {
     /// The WebSocket failed with `error`.
     pub(super) fn ws_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         let event = match error {
-            TunnelError::Io(_) | TunnelError::TimedOut(_) | TunnelError::PeerSilent => {
-                Event::WsLost
-            }
+            TunnelError::Io(_)
+            | TunnelError::TimedOut(_)
+            | TunnelError::PeerSilent
+            | TunnelError::Stalled => Event::WsLost,
             _ => Event::WsInvalid,
         };
         self.apply(event, SideError::Ws(error))
+    }
+
+    /// The TCP side accepts no more bytes. What it has sent is still read and forwarded; then the
+    /// tunnel fails. A server that refuses an upload answers and closes, and its answer must not be
+    /// lost.
+    pub(super) fn tcp_write_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
+        let may_read = !self.is_closing() && !self.tcp.conn.peer_finished();
+        if may_read && matches!(error, TunnelError::Io(_)) {
+            self.ws.drop_pending();
+            self.tcp.conn.abandon_writing(Some(error));
+            return Ok(());
+        }
+        self.tcp_failed(error)
+    }
+
+    /// The same for the WebSocket.
+    pub(super) fn ws_write_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
+        let may_read = !self.ws.conn.eof() && self.peer_close().is_none();
+        if may_read && matches!(error, TunnelError::Io(_)) {
+            self.ws.conn.abandon_writing(Some(error));
+            return Ok(());
+        }
+        self.ws_failed(error)
     }
 
     /// Does what the rules say about `event`.
@@ -122,13 +103,6 @@ impl Pump<'_> {
                 Ok(())
             }
         }
-    }
-
-    /// Ends the tunnel at the drain deadline. Reports this to the peer, if that does not block.
-    pub(super) fn cut(&mut self) -> EndReason {
-        let ws = &mut self.ws.conn;
-        let _ = ws.send_close(CloseCode::Error).and_then(|()| ws.flush());
-        EndReason::Cut
     }
 
     /// Detects the events of this turn, and whether a closing tunnel has ended.
@@ -170,13 +144,13 @@ impl Pump<'_> {
         } else if self.ws.conn.eof() {
             self.handle(Event::WsEnded)?;
         }
-        self.check_closing()
+        Ok(self.check_closing())
     }
 
     /// Ends the tunnel if it is closing and the rules say so.
-    fn check_closing(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
+    fn check_closing(&mut self) -> ControlFlow<EndReason> {
         let PumpPhase::Closing { until, .. } = self.phase else {
-            return Ok(ControlFlow::Continue(()));
+            return ControlFlow::Continue(());
         };
         let facts = self.facts();
         let ws = if facts.peer_closed {
@@ -186,34 +160,28 @@ impl Pump<'_> {
         } else {
             WsState::Open
         };
-        if ws == WsState::Closed && !facts.lingered && self.ws.pending.is_empty() {
-            self.end_tcp()?;
-            self.flush()?;
-        }
-        let accepted = match ws {
-            WsState::Closed => self.tcp.conn.fin_sent(),
-            WsState::Open | WsState::Ended => self.tcp.conn.flushed(),
-        };
         let overdue = until <= Instant::now();
         let action = rules::closing(ClosingFacts {
             ws,
-            lingered: facts.lingered,
             refused: facts.refused,
-            flushed: self.ws.conn.flushed(),
-            delivered: self.ws.pending.is_empty() && accepted,
+            flushed: !self.ws.conn.wants_write(),
+            accepted: (self.ws.pending.is_empty() && self.tcp.conn.flushed())
+                || !rules::tcp_needs_data(&facts),
             overdue,
-            needed: rules::tcp_needs_data(&facts),
             // A system call, so only where the rules use it.
-            unsent: ws == WsState::Open && overdue && !facts.refused && self.ws.conn.has_unsent(),
+            unacknowledged: ws == WsState::Open
+                && overdue
+                && !facts.refused
+                && self.ws.conn.unacknowledged() > 0,
         });
         match (action, &self.phase) {
             (ClosingAction::Finish, PumpPhase::Closing { reason, .. }) => {
-                return Ok(ControlFlow::Break(reason.clone()));
+                return ControlFlow::Break(reason.clone());
             }
             (ClosingAction::ExtendTimeout, _) => self.restart_close_timeout(),
             _ => {}
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     }
 
     /// Ends the WebSocket's direction, after everything from the TCP side was forwarded.
@@ -246,66 +214,6 @@ impl Pump<'_> {
     fn restart_close_timeout(&mut self) {
         if let PumpPhase::Closing { until, .. } = &mut self.phase {
             *until = Instant::now() + self.context.limits.close_timeout;
-        }
-    }
-
-    /// Reads what the TCP side sent before it failed, and forwards it as far as ws accepts it
-    /// without blocking. A server that refuses an upload answers and closes; a failed write to it
-    /// must not lose the answer.
-    fn forward_remaining(&mut self) {
-        for _ in 0..REMAINING_READS {
-            if !self.ws.conn.flushed() || self.close_queued() || !self.ws.conn.accepts_data() {
-                return;
-            }
-            let read = self.tcp.conn.fill(&mut self.tcp.pending);
-            let nothing = self.tcp.pending.is_empty();
-            if nothing || self.forward().is_err() || self.ws.conn.flush().is_err() {
-                return;
-            }
-            if read.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Reports the failure of the tunnel to the peer, as far as this does not block. Data received
-    /// before is still forwarded.
-    pub(super) fn report_failure(&mut self, error: SideError) -> EndReason {
-        let (own, far) = match self.role {
-            Role::Client => (Party::Client, Party::Gateway),
-            Role::Server => (Party::Target, Party::Relay),
-        };
-        // The client ended its direction and then closed the connection: it needs no more data.
-        // The relay sees the reset itself and reports it to the gateway with 1011.
-        let client_left = match (&error, self.role) {
-            (SideError::Tcp(TunnelError::Io(_)), Role::Client) => self.tcp.conn.peer_finished(),
-            (SideError::Ws(TunnelError::Closed(Some(code))), Role::Server) => {
-                *code == u16::from(CloseCode::Error) && self.ws.conn.peer_finished()
-            }
-            _ => false,
-        };
-        match &error {
-            SideError::Tcp(TunnelError::Io(_)) => self.forward_remaining(),
-            SideError::Tcp(_) => {}
-            SideError::Ws(_) => {
-                let _ = self.forward().and_then(|()| self.flush());
-            }
-        }
-        let (by, error, code) = match error {
-            SideError::Tcp(error) => (own, error, CloseCode::Error),
-            SideError::Ws(error) => {
-                let code = error.close_code();
-                (far, error, code)
-            }
-        };
-        let ws = &mut self.ws.conn;
-        let _ = ws.send_close(code).and_then(|()| ws.flush());
-        if client_left {
-            return EndReason::ClientClosed;
-        }
-        EndReason::Broken {
-            by,
-            why: error.to_string(),
         }
     }
 }

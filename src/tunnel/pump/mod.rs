@@ -5,7 +5,8 @@
 //! is read only while its buffer is empty, so nothing queues without a bound.
 //!
 //! `transfer` moves the bytes, `timers` does what depends on time, `ending` detects the events that
-//! end a tunnel, and `rules` decides about them without I/O. The rules are the tables below; a test
+//! end a tunnel, and `rules` decides about them without I/O. `closing` closes both connections,
+//! after the remaining data was delivered. The rules are the tables below; a test
 //! compares them with the code. In both tables the first matching row applies. Conditions in one
 //! cell must all hold. Version and role are those of this end.
 //!
@@ -67,38 +68,57 @@
 //! - *Refused*: the gateway could not intercept the tunnel and delivers a TLS alert instead
 //!   ([`Pump::finish_with`]).
 //!
-//! At the drain deadline a tunnel is cut in any phase: this end sends code 1011 and resets both
-//! sides.
+//! A tunnel is not silent while data waits: in a buffer, or in the kernel because the peer has not
+//! acknowledged it. At the drain deadline a tunnel is cut in any phase: this end sends code 1011
+//! and resets both sides.
 //!
 //! # Closing
 //!
 //! | ws | condition | action |
 //! |---|---|---|
-//! | close frame received | lingered | finish |
-//! | close frame received | flushed, delivered | finish |
-//! | close frame received | overdue, delivered | finish |
-//! | close frame received | overdue, not needed | finish |
+//! | close frame received | flushed | finish |
+//! | close frame received | overdue | finish |
 //! | close frame received | | wait |
-//! | open | overdue, unsent, not refused | start the close timeout again |
-//! | open | overdue, delivered | finish |
-//! | open | overdue, not needed | finish |
+//! | open | overdue, unacknowledged, not refused | start the close timeout again |
+//! | open | overdue, accepted | finish |
 //! | open | | wait |
-//! | ended | delivered | finish |
-//! | ended | not needed | finish |
-//! | ended | | wait |
+//! | ended | | finish |
 //!
-//! - *Delivered*: the TCP side has accepted all data, and after a close frame also its end.
 //! - *Overdue*: the close timeout has passed.
-//! - *Needed*: a TCP side that does not accept its data makes the tunnel fail.
-//! - *Unsent*: the kernel has bytes for which the peer's receive window has no room.
+//! - *Accepted*: the TCP side has accepted all data, or needs none.
+//! - *Unacknowledged*: the peer has not acknowledged everything that was written to ws.
+//!
+//! # The end of the TCP side
+//!
+//! A tunnel that finishes has a reason, and its TCP side ends like this:
+//!
+//! | reason | version | condition | tcp |
+//! |---|---|---|---|
+//! | linger expired | any | | reset |
+//! | any | any | ws finished | FIN |
+//! | clean | any | refused | FIN |
+//! | clean | 1 | close frame 1000 | FIN |
+//! | any | any | | reset |
+//!
+//! Only the stream itself can say that it is complete: an end by a stop, a timeout or a fault is a
+//! reset, so that the peer does not take a part for the whole.
+//!
+//! Both FIN and reset come after the data. A tunnel has finished or failed, but its data may still
+//! be in a buffer or in the kernel: it is delivered first, and the time for the peer's own end
+//! starts when the peer has acknowledged everything. If it acknowledges nothing for the stall
+//! timeout, or if the drain deadline passes, the end is a reset, and the log line says how many
+//! bytes were not delivered. If the TCP side fails, what it had sent is delivered to ws in the same
+//! way, before the close frame.
 //!
 //! [RFC 6455, section 7]: https://www.rfc-editor.org/rfc/rfc6455#section-7
 
+mod closing;
 mod ending;
 mod rules;
 pub(super) mod side;
 mod state;
 mod timers;
+mod traffic;
 mod transfer;
 
 #[cfg_attr(not(feature = "gateway"), allow(unused_imports))]

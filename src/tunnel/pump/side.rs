@@ -34,7 +34,7 @@ impl Side {
     pub(in crate::tunnel) fn interest(&self, reads: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, reads);
-        flags.set(PollFlags::OUT, !self.conn.flushed());
+        flags.set(PollFlags::OUT, self.conn.wants_write());
         flags
     }
 

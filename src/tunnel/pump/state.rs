@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use super::rules::{self, Facts};
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::rules::{self, EndFacts, Facts};
 use super::side::Side;
+use super::traffic::{Direction, Traffic};
 use crate::config::Limits;
 use crate::control::metrics::Counters;
 use crate::control::outcome::EndReason;
@@ -15,16 +18,8 @@ use crate::tunnel::conn::Conn;
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
 use crate::tunnel::keepalive::Keepalive;
+use crate::tunnel::remainder::Progress;
 use crate::tunnel::ws_codec::{PeerClose, Version, WsCodec};
-
-/// The direction of data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// From the client to the target.
-    Up,
-    /// From the target to the client.
-    Down,
-}
 
 /// An error, and the side that it concerns.
 pub(super) enum SideError {
@@ -121,8 +116,11 @@ pub(crate) struct Pump<'a> {
     pub(super) activity: ActivityTimes,
     /// Turns since the last poll.
     pub(super) busy_turns: u32,
-    pub(super) up: u64,
-    pub(super) down: u64,
+    pub(super) traffic: Traffic<'a>,
+    /// Whether the last data of the tunnel is accepted.
+    pub(super) progress: Progress,
+    /// Data was still to be accepted when the tunnel had been silent for long enough.
+    pub(super) late: bool,
 }
 
 impl<'a> Pump<'a> {
@@ -162,8 +160,9 @@ impl<'a> Pump<'a> {
                 blocked: false,
             },
             busy_turns: 0,
-            up: 0,
-            down: 0,
+            traffic: Traffic::new(role, context.counters),
+            progress: Progress::new(now),
+            late: false,
         })
     }
 
@@ -183,7 +182,7 @@ impl<'a> Pump<'a> {
     /// Why TLS can no longer be added to both connections, and who is the cause.
     #[cfg(feature = "gateway")]
     pub(crate) fn tls_obstacle(&self) -> Option<(Party, &'static str)> {
-        if self.down > 0 || !self.tcp.pending.is_empty() {
+        if self.traffic.down() > 0 || !self.tcp.pending.is_empty() {
             Some((Party::Target, "the target sent data before the ClientHello"))
         } else if self.tcp.conn.peer_finished() {
             Some((Party::Target, "the target ended before the ClientHello"))
@@ -250,6 +249,18 @@ impl<'a> Pump<'a> {
             fin_sent: self.ws.conn.fin_sent(),
             peer_closed: self.peer_close().is_some(),
             both_fins: self.both_fins(),
+        }
+    }
+
+    /// What decides how the TCP side ends.
+    pub(super) fn end_facts(&self) -> EndFacts {
+        EndFacts {
+            version: self.version,
+            ws_finished: self.ws.conn.peer_finished(),
+            refused: self.ws_deadline.is_some(),
+            closed_normally: self
+                .peer_close()
+                .is_some_and(|close| close.code == Some(CloseCode::Normal.into())),
         }
     }
 

@@ -5,13 +5,15 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::rules::Event;
-use super::state::{Direction, Pump, PumpPhase, SideError};
+use super::state::{Pump, PumpPhase, SideError};
+use super::traffic::Direction;
 use crate::control::deadline::Deadline;
 use crate::net::sockets::Delivery;
 use crate::sys::memory;
 use crate::tunnel::error::TunnelError;
 use crate::tunnel::frame::Role;
 use crate::tunnel::keepalive::KeepaliveAction;
+use crate::tunnel::remainder::{FAULT_SHARE, Progress};
 use crate::tunnel::ws_codec::Version;
 
 /// The time without any byte, pings included, after which unused memory is released.
@@ -61,14 +63,14 @@ impl Pump<'_> {
             self.ws_deadline.filter(|at| *at > now),
             self.peek.as_ref().and_then(|peek| peek.until),
             self.delivery_check_due(),
+            self.stall_check_due(),
         ];
         timers.into_iter().flatten().min()
     }
 
-    /// When silence ends the tunnel, and the event. `None` while data waits to be accepted, however
-    /// long that takes.
+    /// When silence ends the tunnel, and the event.
     fn silence_timer(&self) -> Option<(Instant, Event)> {
-        if self.is_closing() || !self.tcp.is_idle() || !self.ws.is_idle() {
+        if self.is_closing() {
             return None;
         }
         let limits = self.context.limits;
@@ -91,6 +93,9 @@ impl Pump<'_> {
     /// Runs the timers that are due.
     pub(super) fn on_timer(&mut self) -> Result<(), SideError> {
         let now = Instant::now();
+        // Before a ping is queued, which is not data that waits.
+        self.check_silence(now)?;
+        self.check_stall(now)?;
         let reading = self.reads_ws();
         match self.keepalive.check(now, reading) {
             KeepaliveAction::Ping => {
@@ -114,17 +119,74 @@ impl Pump<'_> {
             self.ws.release_buffers();
             memory::give_back_stack();
         }
-        match self.silence_timer() {
-            // The reset would destroy bytes for which the client has no room yet.
-            Some((at, Event::LingerTimeout)) if at <= now && self.tcp.conn.has_unsent() => {
-                self.activity.last_data = now;
-            }
-            Some((at, event)) if at <= now => {
-                self.handle(event)?;
-            }
-            _ => {}
-        }
         Ok(())
+    }
+
+    /// Ends a tunnel that was silent for long enough. It is not silent while data waits to be
+    /// accepted: the time starts again when nothing waits.
+    fn check_silence(&mut self, now: Instant) -> Result<(), SideError> {
+        let Some((_, event)) = self.silence_timer().filter(|(at, _)| *at <= now) else {
+            return Ok(());
+        };
+        let queued = !self.tcp.is_idle() || !self.ws.is_idle();
+        if queued || self.tcp.conn.unacknowledged() > 0 || self.ws.conn.has_unsent() {
+            self.late = true;
+            self.activity.last_data = now;
+            return Ok(());
+        }
+        self.late = false;
+        self.handle(event)
+    }
+
+    /// When to check whether the last data of the tunnel is still accepted. `None` if no end of the
+    /// tunnel depends on that.
+    fn stall_check_due(&self) -> Option<Instant> {
+        let ends = self.is_closing() || self.both_fins() || self.a_write_failed() || self.late;
+        ends.then(|| self.progress.checked + self.stall_limit() / 4)
+    }
+
+    fn a_write_failed(&self) -> bool {
+        self.tcp.conn.write_failed() || self.ws.conn.write_failed()
+    }
+
+    fn stall_limit(&self) -> Duration {
+        let limit = self.context.limits.stall_timeout;
+        if self.a_write_failed() {
+            limit / FAULT_SHARE
+        } else {
+            limit
+        }
+    }
+
+    /// Fails a side that accepts none of the last data.
+    fn check_stall(&mut self, now: Instant) -> Result<(), SideError> {
+        if self.stall_check_due().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        let limit = self.stall_limit();
+        let (tcp, ws) = (&mut self.tcp, &mut self.ws);
+        let tcp_waits = !ws.pending.is_empty() || tcp.conn.undelivered() > 0;
+        let ws_waits = !tcp.pending.is_empty() || ws.conn.undelivered() > 0;
+        if !tcp_waits && !ws_waits {
+            self.late = false;
+            self.progress = Progress::new(now);
+            return Ok(());
+        }
+        let slow = if tcp_waits { &tcp.conn } else { &ws.conn };
+        let accepted = slow.acknowledged() + self.traffic.total();
+        if !self.progress.stalled(accepted, now, limit) {
+            return Ok(());
+        }
+        // The first failure is the reason.
+        if let Some(error) = tcp.conn.take_write_error() {
+            self.tcp_failed(error)
+        } else if let Some(error) = ws.conn.take_write_error() {
+            self.ws_failed(error)
+        } else if tcp_waits {
+            self.tcp_failed(TunnelError::Stalled)
+        } else {
+            self.ws_failed(TunnelError::Stalled)
+        }
     }
 
     /// When to check whether the peer of the TCP side acknowledges what it receives.

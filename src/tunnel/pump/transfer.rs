@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::state::{Direction, Held, Peek, Pump, SideError};
+use super::state::{Held, Peek, Pump, SideError};
+use super::traffic::Direction;
 use crate::control::deadline::Deadline;
-use crate::control::metrics::Counters;
 use crate::control::outcome::{EndReason, TunnelSummary};
 use crate::net::wait::wait;
-use crate::tunnel::frame::Role;
 
 /// The number of turns without poll(2) while data moves. A flood on one side must not delay small
 /// messages of the other. A turn moves at most half a MiB, so this takes a few milliseconds.
@@ -25,14 +24,14 @@ impl Pump<'_> {
     pub(crate) fn run(mut self: Box<Self>) -> TunnelSummary {
         // A long handshake may have come before, so silence starts now.
         self.activity.last_data = Instant::now();
-        let reason = loop {
+        let ended = loop {
             match self.turn() {
                 Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(reason)) => break reason,
-                Err(error) => break self.report_failure(error),
+                Ok(ControlFlow::Break(reason)) => break Ok(reason),
+                Err(error) => break Err(error),
             }
         };
-        self.finish(reason)
+        self.finish(ended)
     }
 
     /// Passes the first bytes from ws to `decide`, with whether ws has ended, until that returns
@@ -63,11 +62,8 @@ impl Pump<'_> {
             }
             match self.turn() {
                 Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(reason)) => return Err(self.finish(reason)),
-                Err(error) => {
-                    let reason = self.report_failure(error);
-                    return Err(self.finish(reason));
-                }
+                Ok(ControlFlow::Break(reason)) => return Err(self.finish(Ok(reason))),
+                Err(error) => return Err(self.finish(Err(error))),
             }
         }
         Ok(self)
@@ -77,14 +73,11 @@ impl Pump<'_> {
     /// the other.
     fn turn(&mut self) -> Result<ControlFlow<EndReason>, SideError> {
         if self.context.stop.requested().is_some_and(Deadline::passed) {
-            return Ok(ControlFlow::Break(self.cut()));
+            return Ok(ControlFlow::Break(EndReason::Cut));
         }
         let pending_before = self.ws.pending.len();
         if self.reads_tcp() && self.tcp.conn.readable {
-            self.tcp
-                .conn
-                .fill(&mut self.tcp.pending)
-                .map_err(SideError::Tcp)?;
+            self.read_tcp()?;
         }
         if self.reads_ws() && self.ws.conn.readable {
             self.read_ws()?;
@@ -115,19 +108,26 @@ impl Pump<'_> {
 
     pub(super) fn flush(&mut self) -> Result<(), SideError> {
         if let Err(error) = self.tcp.conn.flush() {
-            self.tcp_failed(error)?;
+            self.tcp_write_failed(error)?;
         }
         if let Err(error) = self.ws.conn.flush() {
-            self.ws_failed(error)?;
+            self.ws_write_failed(error)?;
         }
         Ok(())
+    }
+
+    fn read_tcp(&mut self) -> Result<(), SideError> {
+        match self.tcp.conn.fill(&mut self.tcp.pending) {
+            Ok(()) => Ok(()),
+            Err(error) => self.tcp_failed(error),
+        }
     }
 
     fn read_ws(&mut self) -> Result<(), SideError> {
         if let Err(error) = self.ws.conn.fill(&mut self.ws.pending) {
             self.ws_failed(error)?;
         }
-        if !self.tcp_needs_data() {
+        if !self.tcp_needs_data() || self.tcp.conn.write_failed() {
             self.ws.drop_pending();
         }
         Ok(())
@@ -161,19 +161,17 @@ impl Pump<'_> {
 
     /// Passes the data of each direction to the connection that sends it.
     pub(super) fn forward(&mut self) -> Result<(), SideError> {
-        let (outbound, inbound) = match self.role {
-            Role::Client => (Direction::Up, Direction::Down),
-            Role::Server => (Direction::Down, Direction::Up),
-        };
         if self.can_forward_outbound() {
-            self.count(self.tcp.pending.len(), outbound);
+            let direction = self.traffic.count_from_tcp(self.tcp.pending.len());
+            self.moved(direction);
             self.ws
                 .conn
                 .encode(&mut self.tcp.pending)
                 .map_err(SideError::Ws)?;
         }
         if self.can_forward_inbound() {
-            self.count(self.ws.pending.len(), inbound);
+            let direction = self.traffic.count_from_ws(self.ws.pending.len());
+            self.moved(direction);
             self.tcp
                 .conn
                 .encode(&mut self.ws.pending)
@@ -182,14 +180,7 @@ impl Pump<'_> {
         Ok(())
     }
 
-    fn count(&mut self, bytes: usize, direction: Direction) {
-        let counters = self.context.counters;
-        let (own, shared) = match direction {
-            Direction::Up => (&mut self.up, &counters.bytes_up),
-            Direction::Down => (&mut self.down, &counters.bytes_down),
-        };
-        *own += bytes as u64;
-        Counters::add(shared, bytes as u64);
+    fn moved(&mut self, direction: Direction) {
         self.activity.last_direction = Some(direction);
         self.activity.data_moved = true;
     }
@@ -227,10 +218,10 @@ impl Pump<'_> {
         let tcp_ended = self.tcp.record(tcp_events, tcp_interest);
         let ws_ended = self.ws.record(ws_events, ws_interest);
         if tcp_ended && let Some(error) = self.tcp.conn.error() {
-            self.tcp_failed(error.into())?;
+            self.tcp_write_failed(error.into())?;
         }
         if ws_ended && let Some(error) = self.ws.conn.error() {
-            self.ws_failed(error.into())?;
+            self.ws_write_failed(error.into())?;
         }
         // Received bytes must be read before the peer counts as silent.
         if ws_events.is_empty() {
