@@ -42,7 +42,7 @@ pub(crate) enum EndReason {
     LingerExpired,
     /// Silent when a stop was requested, and ended cleanly.
     Stopped,
-    /// The client had ended its direction, and closed while data still arrived.
+    /// The client reset its connection, after it had ended its direction or received everything.
     ClientClosed,
     /// No data for as long as the idle timeout.
     Idle,

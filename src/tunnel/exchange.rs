@@ -477,6 +477,9 @@ impl Exchange<'_> {
                 // A client whose request is refused early may never send the rest of its body.
                 self.client_persists &=
                     !body.ends_with_connection() && self.request_body.is_complete();
+                if body.ends_with_connection() {
+                    self.client.side.conn.reset_if_incomplete();
+                }
                 self.response_body = Some(body);
             }
             let reason = head::reason_phrase(&self.origin.side.pending.filled()[..len]);

@@ -3,10 +3,9 @@
 //!
 //! `chunk`, `frame`, `ws_codec`, `tls` and `opening` convert bytes without I/O. `conn` is a socket
 //! with its layers, `keepalive` decides about pings, `drive` runs one connection until a condition
-//! holds, `connect` opens a TCP connection, `parent` one through a parent proxy, and `pump` moves
-//! the stream between two connections, and `exchange` HTTP messages. `remainder` delivers the
-//! last data of a connection.
-//! This module does not depend on the relay or the gateway.
+//! holds, `connect` opens a TCP connection, `parent` one through a parent proxy, `pump` moves the
+//! stream between two connections, and `exchange` HTTP messages. `remainder` delivers the last data
+//! of a connection. This module does not depend on the relay or the gateway.
 
 pub(crate) mod buffer;
 pub(crate) mod chunk;

@@ -169,3 +169,60 @@ fn wait_for(
     conn.set_readiness(events);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use super::*;
+    use crate::tunnel::buffer::Pool;
+
+    /// More than the kernel keeps for one connection.
+    const SIZE: usize = 32 << 20;
+
+    /// Delivers [`SIZE`] bytes and a FIN. Returns the result, and how many bytes were not
+    /// delivered.
+    fn delivered(stall: Duration, peer: impl FnOnce(TcpStream) + Send) -> (bool, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let (pool, stop) = (Pool::default(), Stop::new().unwrap());
+        let mut conn = Conn::new(stream, &pool);
+        let mut rest = Buffer::new(&pool);
+        rest.extend(&vec![b'x'; SIZE]);
+        let bounds = Bounds {
+            stop: &stop,
+            stall,
+            last_read: Duration::ZERO,
+        };
+        let (result, undelivered) = thread::scope(|scope| {
+            let never_closed = accepted.try_clone().unwrap();
+            scope.spawn(|| peer(accepted));
+            let result = deliver(&mut conn, &mut rest, bounds, |conn| conn.send_fin(true));
+            drop(never_closed);
+            (result, conn.undelivered())
+        });
+        let stalled = matches!(result, Err(TunnelError::Stalled));
+        assert!(stalled || result.is_ok(), "{result:?}");
+        (stalled, undelivered)
+    }
+
+    #[test]
+    fn a_peer_that_accepts_nothing_is_given_up() {
+        let (stalled, undelivered) = delivered(Duration::from_millis(200), |_| {});
+        assert!(stalled && undelivered > 0, "{undelivered}");
+    }
+
+    #[test]
+    fn a_peer_that_reads_after_a_long_time_receives_everything() {
+        let mut received = Vec::new();
+        let result = delivered(Duration::from_secs(60), |mut peer| {
+            thread::sleep(Duration::from_millis(1500));
+            peer.read_to_end(&mut received).unwrap();
+        });
+        assert_eq!((result, received.len()), ((false, 0), SIZE));
+    }
+}

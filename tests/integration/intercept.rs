@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use data_encoding::BASE64;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -17,16 +16,15 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use tungstenite::Message;
-use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use upstreamproxy::gateway::{GatewayConfig, Sessions};
 use upstreamproxy::start_gateway;
 
-use crate::stream::{Target, chunk};
+use crate::stream::{Target, chunk, opening};
 use crate::support::{
-    EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, Running, SESSION, TIMEOUT,
-    TOKEN, TempHome, TestCa, connect, exchange, finish, need_tool, read_to_end, upstreamproxy,
+    EchoServer, Ending, GatewayProcess, HttpsOrigin, RelayProcess, Running, SESSION, TOKEN,
+    TempHome, TestCa, connect, exchange, finish, need_tool, read_to_end, upstreamproxy,
 };
 
 const NAME: &str = "origin.test";
@@ -51,6 +49,17 @@ fn handshake_with(
     target: &str,
     bundle: &[u8],
 ) -> std::io::Result<(Vec<CertificateDer<'static>>, String)> {
+    let mut tls = open_tls(port, target, bundle);
+    tls.write_all(b"GET /hello HTTP/1.1\r\nHost: origin.test\r\n\r\n")?;
+    let mut reply = String::new();
+    tls.read_to_string(&mut reply)?;
+    let chain = tls.conn.peer_certificates().unwrap_or_default().to_vec();
+    Ok((chain, reply))
+}
+
+/// A tunnel to `target` with a TLS client that trusts `bundle`.
+#[track_caller]
+fn open_tls(port: u16, target: &str, bundle: &[u8]) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(bundle).map_while(Result::ok));
     let config =
@@ -63,12 +72,7 @@ fn handshake_with(
     assert_eq!(answer.status, 200);
     let name = ServerName::try_from(NAME).unwrap();
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut tls = StreamOwned::new(connection, stream);
-    tls.write_all(b"GET /hello HTTP/1.1\r\nHost: origin.test\r\n\r\n")?;
-    let mut reply = String::new();
-    tls.read_to_string(&mut reply)?;
-    let chain = tls.conn.peer_certificates().unwrap_or_default().to_vec();
-    Ok((chain, reply))
+    StreamOwned::new(connection, stream)
 }
 
 #[test]
@@ -96,6 +100,70 @@ fn an_intercepted_client_gets_a_certificate_signed_by_the_ca_in_the_bundle() {
     // fails.
     let error = handshake(relay.port(), &origin, origin.ca_pem().as_bytes()).unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+}
+
+/// A TLS server that echoes the first bytes and closes; with `close_notify` or without. Returns its
+/// port.
+fn closes_after_response(ca: &TestCa, close_notify: bool) -> u16 {
+    let (certificate, key) = ca.issue(NAME);
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let provider = rustls::crypto::ring::default_provider().into();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let (target, config) = (Target::start(), Arc::new(config));
+    let port = target.authority().rsplit(':').next().unwrap().parse();
+    thread::spawn(move || {
+        loop {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = StreamOwned::new(connection, target.accept());
+            let mut bytes = [0; 64];
+            let read = tls.read(&mut bytes).unwrap();
+            tls.write_all(&bytes[..read]).unwrap();
+            if close_notify {
+                tls.conn.send_close_notify();
+            }
+            tls.flush().unwrap();
+        }
+    });
+    port.unwrap()
+}
+
+#[test]
+fn an_exchange_after_which_no_byte_can_be_missing_is_not_logged_as_broken() {
+    let (home, ca) = (TempHome::new(), TestCa::new("closing origin"));
+    let file = home.write("ca.pem", &ca.pem, 0o644);
+    let ports = [true, false].map(|close_notify| closes_after_response(&ca, close_notify));
+    let [first, second] = ports.map(|port| format!("--resolve={NAME}:{port}:127.0.0.1"));
+    let target_ca = format!("--target-ca={}", file.display());
+    let options = [&first, &second, &target_ca, "--intercept", "*"];
+    let gateway = GatewayProcess::start(&home, &options);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let bundle = std::fs::read(relay.ready["ca_bundle"].as_str().unwrap()).unwrap();
+    for port in ports {
+        for sends_close_notify in [true, false] {
+            for _ in 0..10 {
+                let mut tls = open_tls(relay.port(), &format!("{NAME}:{port}"), &bundle);
+                tls.write_all(b"GET /").unwrap();
+                let mut reply = Vec::new();
+                // Without close_notify it ends with an error, after the bytes.
+                let _ = tls.read_to_end(&mut reply);
+                assert_eq!(reply, b"GET /");
+                if sends_close_notify {
+                    tls.conn.send_close_notify();
+                    // The relay may have closed already.
+                    let _ = tls.flush();
+                }
+            }
+        }
+    }
+    for log in [relay.stop().stderr, gateway.running.stop().stderr] {
+        assert_eq!(log.matches(" ms, ended").count(), 40, "{log}");
+    }
 }
 
 #[test]
@@ -472,26 +540,8 @@ fn require_tls_refuses_everything_else_on_intercepted_targets() {
 /// Opens a WebSocket to the gateway and sends the opening, these messages and their end in one
 /// write.
 #[track_caller]
-fn in_one_write(gateway: &GatewayProcess, target: &Target, version_2: bool, rest: Vec<Message>) {
-    let base = gateway.base_url();
-    let mut request = format!("{}/v1/code/upstreamproxy/ws", base.replace("http:", "ws:"))
-        .into_client_request()
-        .unwrap();
-    let headers = request.headers_mut();
-    let bearer = format!("Bearer {TOKEN}").parse().unwrap();
-    headers.insert("Authorization", bearer);
-    if version_2 {
-        let protocol = "upstreamproxy.v2".parse().unwrap();
-        headers.insert("Sec-WebSocket-Protocol", protocol);
-    }
-    let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let (mut ws, _) = tungstenite::client(request, stream).unwrap();
-    let basic = BASE64.encode(format!("{SESSION}:{TOKEN}").as_bytes());
-    let authority = target.authority();
-    let opening =
-        format!("CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic {basic}\r\n\r\n");
-    ws.write(chunk(opening.as_bytes())).unwrap();
+fn in_one_write(gateway: &GatewayProcess, target: &Target, version: u8, rest: Vec<Message>) {
+    let mut ws = opening(&gateway.base_url(), target, version);
     for message in rest {
         ws.write(message).unwrap();
     }
@@ -518,25 +568,22 @@ fn an_end_in_the_same_read_as_the_hello_does_not_bypass_interception() {
         Message::binary(with_fin)
     };
     let cases = [
-        (true, vec![chunk(&hello), fin()]),
-        (true, vec![both(&hello)]),
-        (true, vec![both(&hello), close()]),
-        (true, vec![chunk(&hello), chunk(b"and data"), fin()]),
-        (
-            true,
-            vec![chunk(&hello[..30]), chunk(&hello[30..40]), fin()],
-        ),
-        (true, vec![both(&hello[..3])]),
-        (true, vec![chunk(&alert), chunk(&hello), fin()]),
-        (true, vec![chunk(&hello), close()]),
-        (false, vec![chunk(&hello), close()]),
-        (false, vec![chunk(&hello[..30]), close()]),
-        (false, vec![chunk(&alert), chunk(&hello), close()]),
+        (2, vec![chunk(&hello), fin()]),
+        (2, vec![both(&hello)]),
+        (2, vec![both(&hello), close()]),
+        (2, vec![chunk(&hello), chunk(b"and data"), fin()]),
+        (2, vec![chunk(&hello[..30]), chunk(&hello[30..40]), fin()]),
+        (2, vec![both(&hello[..3])]),
+        (2, vec![chunk(&alert), chunk(&hello), fin()]),
+        (2, vec![chunk(&hello), close()]),
+        (1, vec![chunk(&hello), close()]),
+        (1, vec![chunk(&hello[..30]), close()]),
+        (1, vec![chunk(&alert), chunk(&hello), close()]),
     ];
-    for (version_2, messages) in cases {
+    for (version, messages) in cases {
         let target = Target::start();
-        let shown = format!("{version_2} {messages:?}");
-        in_one_write(&gateway, &target, version_2, messages);
+        let shown = format!("{version} {messages:?}");
+        in_one_write(&gateway, &target, version, messages);
         let reached = read_to_end(&mut target.accept()).0;
         assert!(
             reached.is_empty(),
@@ -545,7 +592,7 @@ fn an_end_in_the_same_read_as_the_hello_does_not_bypass_interception() {
     }
     // Another protocol passes, also with its end.
     let target = Target::start();
-    in_one_write(&gateway, &target, false, vec![chunk(b"plain"), close()]);
+    in_one_write(&gateway, &target, 1, vec![chunk(b"plain"), close()]);
     let reached = read_to_end(&mut target.accept());
     assert_eq!(reached, (b"plain".to_vec(), Ending::Eof));
 }

@@ -17,6 +17,7 @@ mod capi;
 mod clients;
 mod doctor;
 mod embedding;
+mod endings;
 mod entry;
 mod examples;
 mod forward;

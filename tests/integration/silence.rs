@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::stream::{Target, Version1, chunk};
+use crate::stream::{ScriptedUpstream, Target, chunk};
 use crate::support::{
     EchoServer, Ending, GatewayProcess, HalfCloseServer, Network, RelayProcess, Running, SESSION,
     TIMEOUT, TOKEN, TempHome, TestCa, connect, exchange, long_tests_enabled, pattern, read_to_end,
@@ -246,7 +246,7 @@ fn a_vanished_target_is_detected_idle_or_with_unacknowledged_bytes() {
 
 #[test]
 fn any_received_frame_counts_as_activity() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &SHORT);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     // The gateway never reads, so it answers no ping. But it sends, for twenty intervals.

@@ -131,7 +131,7 @@ fn files_left_by_kill_9_do_not_affect_the_next_start() {
         let port = relay.port();
         relay.running.signal(Signal::KILL);
         relay.running.wait();
-        // The kernel closes the connection, with a reset if there was unread data.
+        // The kernel closes the connection: with a reset, except in its first 300 ms.
         assert!(stream.read(&mut [0]).map_or(true, |read| read == 0));
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
     }

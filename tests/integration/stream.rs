@@ -14,6 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use socket2::SockRef;
 use tungstenite::client::IntoClientRequest;
+use tungstenite::handshake::server::{Request, Response};
+use tungstenite::http::HeaderValue;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
@@ -78,18 +80,18 @@ impl Pair {
     }
 }
 
-/// A test gateway that speaks version 1; the test handles its `WebSocket`s. Its thread ends with
-/// the test process.
-pub(crate) struct Version1 {
+/// A test gateway; the test handles its `WebSocket`s. Its thread ends with the test process.
+pub(crate) struct ScriptedUpstream {
     port: u16,
     tunnels: Receiver<WebSocket<TcpStream>>,
 }
 
-impl Version1 {
-    pub(crate) fn start() -> Self {
+impl ScriptedUpstream {
+    /// Starts one that speaks this version of the protocol.
+    pub(crate) fn start(version: u8) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let ca = TestCa::new("ca of a version 1 gateway").pem;
+        let ca = TestCa::new("ca of a test gateway").pem;
         let (send, tunnels) = channel();
         thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
@@ -97,7 +99,15 @@ impl Version1 {
                 let read = stream.peek(&mut line).unwrap();
                 if String::from_utf8_lossy(&line[..read]).contains("/ws ") {
                     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-                    let _ = send.send(tungstenite::accept(stream).unwrap());
+                    #[allow(clippy::result_large_err, reason = "the type is tungstenite's")]
+                    let select = |_: &Request, mut response: Response| {
+                        if version == 2 {
+                            let protocol = HeaderValue::from_static(VERSION_2);
+                            response.headers_mut().insert(PROTOCOL_FIELD, protocol);
+                        }
+                        Ok(response)
+                    };
+                    let _ = send.send(tungstenite::accept_hdr(stream, select).unwrap());
                 } else {
                     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", ca.len());
                     let _ = stream.write_all((head + &ca).as_bytes());
@@ -115,8 +125,14 @@ impl Version1 {
     /// gateway's.
     #[track_caller]
     pub(crate) fn tunnel(&self, relay: &RelayProcess) -> (TcpStream, WebSocket<TcpStream>) {
-        let port = relay.port();
-        let client = thread::spawn(move || connect(port, "target.test:443"));
+        self.tunnel_to("target.test:443", relay.port())
+    }
+
+    /// The same through the relay at `port`, with another target.
+    #[track_caller]
+    pub(crate) fn tunnel_to(&self, target: &str, port: u16) -> (TcpStream, WebSocket<TcpStream>) {
+        let target = target.to_owned();
+        let client = thread::spawn(move || connect(port, &target));
         let mut ws = self.tunnels.recv_timeout(TIMEOUT).unwrap();
         assert!(ws.read().unwrap().is_binary());
         ws.send(chunk(b"HTTP/1.1 200 OK\r\n\r\n")).unwrap();
@@ -140,7 +156,7 @@ pub(crate) fn chunk(data: &[u8]) -> Message {
 }
 
 /// The data in a chunk that has only the field `data`.
-fn data_of(message: &[u8]) -> &[u8] {
+pub(crate) fn data_of(message: &[u8]) -> &[u8] {
     let (tag, rest) = message.split_first().unwrap();
     assert_eq!(*tag, 0x0a);
     let length = rest.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
@@ -203,7 +219,7 @@ fn fill(mut stream: &TcpStream, data: &[u8]) -> usize {
 }
 
 /// Closes with a reset.
-fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     SockRef::from(&stream)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
@@ -327,7 +343,7 @@ fn waiting_uses_no_processor_time_in_any_state() {
 
 #[test]
 fn in_version_1_a_slow_client_that_ended_gets_all_data_before_the_close() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &["--keepalive", "2s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     client.shutdown(Shutdown::Write).unwrap();
@@ -369,7 +385,7 @@ fn in_version_1_a_slow_client_that_ended_gets_all_data_before_the_close() {
 
 #[test]
 fn in_version_1_data_before_the_close_reaches_a_slow_client_after_the_gateway_disconnected() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     let data = pattern(4 << 20);
@@ -395,15 +411,23 @@ fn in_version_1_data_before_the_close_reaches_a_slow_client_after_the_gateway_di
     assert!(received == expected);
 }
 
-/// A version 1 tunnel to `target` through `gateway`, without a relay.
+/// The field and the value that select version 2.
+const PROTOCOL_FIELD: &str = "Sec-WebSocket-Protocol";
+const VERSION_2: &str = "upstreamproxy.v2";
+
+/// An upgraded `WebSocket` to the gateway at `base`, without a relay, in which the opening for
+/// `target` is queued.
 #[track_caller]
-fn version_1_tunnel(gateway: &GatewayProcess, target: &Target) -> WebSocket<TcpStream> {
-    let base = gateway.base_url();
+pub(crate) fn opening(base: &str, target: &Target, version: u8) -> WebSocket<TcpStream> {
     let mut request = format!("{}/v1/code/upstreamproxy/ws", base.replace("http:", "ws:"))
         .into_client_request()
         .unwrap();
+    let headers = request.headers_mut();
     let bearer = format!("Bearer {TOKEN}").parse().unwrap();
-    request.headers_mut().insert("Authorization", bearer);
+    headers.insert("Authorization", bearer);
+    if version == 2 {
+        headers.insert(PROTOCOL_FIELD, HeaderValue::from_static(VERSION_2));
+    }
     let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (mut ws, _) = tungstenite::client(request, stream).unwrap();
@@ -411,7 +435,15 @@ fn version_1_tunnel(gateway: &GatewayProcess, target: &Target) -> WebSocket<TcpS
     let authority = target.authority();
     let opening =
         format!("CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic {basic}\r\n\r\n");
-    ws.send(chunk(opening.as_bytes())).unwrap();
+    ws.write(chunk(opening.as_bytes())).unwrap();
+    ws
+}
+
+/// A tunnel to `target` through the gateway at `base`, without a relay.
+#[track_caller]
+pub(crate) fn direct_tunnel(base: &str, target: &Target, version: u8) -> WebSocket<TcpStream> {
+    let mut ws = opening(base, target, version);
+    ws.flush().unwrap();
     let answer = ws.read().unwrap().into_data();
     assert!(
         String::from_utf8_lossy(&answer).contains(" 200 "),
@@ -431,7 +463,7 @@ fn in_version_1_a_slow_reader_gets_everything_that_the_target_sent_before_its_en
     let tunnels: Vec<_> = sizes
         .iter()
         .map(|&size| {
-            let ws = version_1_tunnel(&gateway, &target);
+            let ws = direct_tunnel(&gateway.base_url(), &target, 1);
             let mut far = target.accept();
             let sender = thread::spawn(move || far.write_all(&pattern(size)));
             (ws, sender)
@@ -465,7 +497,7 @@ fn in_version_1_a_slow_reader_gets_everything_that_the_target_sent_before_its_en
 
 #[test]
 fn in_version_1_data_that_crosses_the_relays_close_is_delivered() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &["--idle-timeout", "1s"]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     // The relay has sent its close. The gateway sends data before it reads the close.
@@ -484,7 +516,7 @@ fn in_version_1_data_that_crosses_the_relays_close_is_delivered() {
 
 #[test]
 fn in_version_1_a_client_that_ended_first_is_reset_although_the_gateway_answers_the_close() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (mut client, mut ws) = gateway.tunnel(&relay);
     client.shutdown(Shutdown::Write).unwrap();
@@ -502,7 +534,7 @@ fn in_version_1_a_client_that_ended_first_is_reset_although_the_gateway_answers_
 
 #[test]
 fn data_in_one_segment_with_a_fault_is_delivered_before_the_reset() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let port = relay.port();
     let client = thread::spawn(move || connect(port, "target.test:443"));
@@ -526,7 +558,7 @@ fn data_in_one_segment_with_a_fault_is_delivered_before_the_reset() {
 
 #[test]
 fn a_ping_is_answered_during_a_saturated_upload() {
-    let (home, gateway) = (TempHome::new(), Version1::start());
+    let (home, gateway) = (TempHome::new(), ScriptedUpstream::start(1));
     let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
     let (client, mut ws) = gateway.tunnel(&relay);
     let data = pattern(8 << 20);

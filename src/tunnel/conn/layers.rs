@@ -78,19 +78,25 @@ pub(crate) struct Conn {
     /// Bytes were written since the owner last cleared this.
     pub(crate) sent: bool,
     /// An error to return from the next `fill`.
-    deferred_error: Option<TunnelError>,
+    deferred_error: Option<Box<TunnelError>>,
     /// The socket accepts no more bytes, ever. What it has received can still be read.
     pub(super) write_failed: bool,
     /// An error to return when everything that the socket has received was read.
-    pub(super) end_error: Option<TunnelError>,
+    pub(super) end_error: Option<Box<TunnelError>>,
     pub(super) written: u64,
     /// Bytes that were encoded and dropped, because the socket did not accept them.
     pub(super) dropped: u64,
+    /// The size of the `close_notify` at the end of the stream.
+    pub(super) close_notify: u64,
     pub(super) eof: bool,
     pub(super) fin_due: bool,
     pub(super) fin_sent: bool,
     /// The sending direction of the socket was ended.
     pub(super) shut: bool,
+    /// Closing the socket resets the connection.
+    pub(super) resets: bool,
+    /// The connection is gone, and nothing is missing.
+    pub(super) abandoned: bool,
 }
 
 impl Conn {
@@ -114,10 +120,13 @@ impl Conn {
             end_error: None,
             written: 0,
             dropped: 0,
+            close_notify: 0,
             eof: false,
             fin_due: false,
             fin_sent: false,
             shut: false,
+            resets: false,
+            abandoned: false,
         }
     }
 
@@ -189,14 +198,14 @@ impl Conn {
     /// Returns `error` from the next [`Self::fill`]. After an error the layers cannot process more
     /// input.
     pub(crate) fn defer_error(&mut self, error: TunnelError) {
-        self.deferred_error = Some(error);
+        self.deferred_error = Some(Box::new(error));
         self.readable = true;
     }
 
     /// Reads once from the socket, and appends the received data to `plain`.
     pub(crate) fn fill(&mut self, plain: &mut Buffer) -> Result<(), TunnelError> {
         if let Some(error) = self.deferred_error.take() {
-            return Err(error);
+            return Err(*error);
         }
         let plain_tcp = self.websocket.is_none() && self.inner.is_none();
         let plain_websocket = self.outer.is_none() && self.inner.is_none();
@@ -229,7 +238,7 @@ impl Conn {
                 self.eof = true;
                 self.readable = false;
                 if let Some(error) = self.end_error.take() {
-                    return Err(error);
+                    return Err(*error);
                 }
             }
             Ok(n) => {
@@ -245,7 +254,12 @@ impl Conn {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(self.end_error.take().unwrap_or_else(|| error.into())),
+            Err(error) => {
+                return Err(self
+                    .end_error
+                    .take()
+                    .map_or_else(|| error.into(), |first| *first));
+            }
         }
         if plain_tcp && self.outer.is_none() {
             Ok(())
@@ -429,7 +443,9 @@ impl Conn {
         } else if let Some(tls) = &mut self.outer
             && clean
         {
+            let data = self.outgoing.len();
             tls.send_close_notify(&mut self.outgoing)?;
+            self.close_notify = (self.outgoing.len() - data) as u64;
         }
         Ok(())
     }

@@ -110,6 +110,7 @@ impl Conn {
     /// Treats both directions as ended and drops the bytes that were not written.
     pub(crate) fn abandon(&mut self) {
         self.eof = true;
+        self.abandoned = true;
         self.end_error = None;
         self.write_failed = false;
         self.drop_outgoing();
@@ -122,7 +123,12 @@ impl Conn {
     pub(crate) fn abandon_writing(&mut self, error: Option<TunnelError>) {
         self.write_failed = true;
         self.drop_outgoing();
-        self.end_error = self.end_error.take().or(error);
+        self.end_error = self.end_error.take().or_else(|| error.map(Box::new));
+    }
+
+    /// Counts `bytes` as dropped, which were not encoded because the socket has failed.
+    pub(crate) fn count_dropped(&mut self, bytes: usize) {
+        self.dropped += bytes as u64;
     }
 
     /// Whether the socket has failed, so that nothing can be written.
@@ -135,12 +141,15 @@ impl Conn {
         self.write_failed.then(|| {
             self.end_error
                 .take()
-                .unwrap_or(TunnelError::ConnectionEnded)
+                .map_or(TunnelError::ConnectionEnded, |error| *error)
         })
     }
 
-    /// The number of written bytes that the peer has not acknowledged.
+    /// The number of written bytes that the peer has not acknowledged and still needs.
     pub(crate) fn unacknowledged(&self) -> u64 {
+        if self.abandoned {
+            return 0;
+        }
         // A FIN counts as a byte.
         let bytes = unacknowledged_bytes(&self.socket) as u64;
         bytes.saturating_sub(self.shut.into())
@@ -156,18 +165,36 @@ impl Conn {
         self.outgoing.len() as u64 + self.dropped + self.unacknowledged()
     }
 
-    /// Ends the sending direction of the socket, once.
+    /// The same without the end of TLS, which is no data.
+    pub(crate) fn undelivered_data(&self) -> u64 {
+        self.undelivered().saturating_sub(self.close_notify)
+    }
+
+    /// Ends the sending direction of the socket, once: the peer has received a complete stream.
     pub(crate) fn shut_writing(&mut self) {
         if !mem::replace(&mut self.shut, true) {
             // This fails if the peer is gone, which needs no action.
             let _ = self.socket.shutdown(Shutdown::Write);
+            if mem::take(&mut self.resets) {
+                let _ = SockRef::from(&*self.socket).set_linger(None);
+            }
+        }
+    }
+
+    /// Makes the kernel send a reset when the socket is closed, also if the process is killed,
+    /// unless [`Self::shut_writing`] is called before.
+    pub(crate) fn reset_if_incomplete(&mut self) {
+        if !self.shut {
+            self.reset();
         }
     }
 
     /// Makes the kernel send a reset when the socket is closed, so that the peer does not take
     /// partial data for all of it.
-    pub(crate) fn reset(&self) {
-        let _ = SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO));
+    pub(crate) fn reset(&mut self) {
+        if !mem::replace(&mut self.resets, true) {
+            let _ = SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// The socket's pending error, if any.

@@ -11,7 +11,7 @@ use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::sys::memory;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::drive::close_and_drain;
-use crate::tunnel::error::TunnelError;
+use crate::tunnel::error::{TlsError, TunnelError};
 use crate::tunnel::frame::Role;
 use crate::tunnel::remainder::{Bounds, FAULT_SHARE, TcpEnd, deliver};
 
@@ -46,6 +46,8 @@ impl Pump<'_> {
         let needed = self.tcp_needs_data();
         let end = rules::tcp_end(self.end_facts(), &reason);
         let clean = self.ws.conn.peer_finished_cleanly();
+        let complete = self.is_complete();
+        let ended = self.tcp_finished;
         let bounds = Bounds {
             stop: self.context.stop,
             stall: if needed {
@@ -80,12 +82,14 @@ impl Pump<'_> {
         let Err(error) = result else {
             return traffic.summary(reason, 0);
         };
+        let undelivered = conn.undelivered_data();
         let reason = match error {
             _ if !needed || reason == EndReason::LingerExpired => reason,
+            _ if complete && undelivered == 0 => reason,
             TunnelError::Stopped => EndReason::Cut,
-            error => tcp_failure(traffic.tcp_party(), &conn, &error),
+            error => tcp_failure(traffic.tcp_party(), ended || undelivered == 0, &error),
         };
-        traffic.summary(reason, conn.undelivered())
+        traffic.summary(reason, undelivered)
     }
 
     /// The TCP side has failed. What it sent is delivered to the peer, before the close frame that
@@ -98,14 +102,15 @@ impl Pump<'_> {
             last_read: limits.close_timeout,
         };
         let mut accepts_data = !self.close_queued();
+        let undelivered = self.undelivered_to_tcp();
+        let ended = self.tcp_finished;
         let Self {
-            tcp,
+            mut tcp,
             mut ws,
             mut traffic,
             ..
         } = *self;
-        let reason = tcp_failure(traffic.tcp_party(), &tcp.conn, error);
-        let undelivered = tcp.conn.undelivered();
+        let reason = tcp_failure(traffic.tcp_party(), ended || undelivered == 0, error);
         // First, so that the client or target need not wait for the peer.
         tcp.conn.reset();
         drop(tcp.conn);
@@ -128,7 +133,8 @@ impl Pump<'_> {
     fn finish_without_ws(mut self: Box<Self>, error: &TunnelError) -> TunnelSummary {
         let ws = &mut self.ws.conn;
         let _ = ws.send_close(error.close_code()).and_then(|()| ws.flush());
-        let reason = self.ws_failure(error);
+        let mut reason = self.ws_failure(error);
+        let complete = self.is_complete();
         let bounds = Bounds {
             stop: self.context.stop,
             stall: self.context.limits.stall_timeout / FAULT_SHARE,
@@ -146,7 +152,10 @@ impl Pump<'_> {
         // The first failure is the reason.
         let result = deliver(&mut conn, &mut rest, bounds, |_| Ok(()));
         traffic.count_from_ws(before - rest.len());
-        let undelivered = result.map_or_else(|_| conn.undelivered(), |()| 0);
+        let undelivered = result.map_or_else(|_| conn.undelivered_data(), |()| 0);
+        if complete && undelivered == 0 {
+            reason = EndReason::Clean;
+        }
         conn.reset();
         drop(conn);
         if !ws.conn.eof() {
@@ -159,17 +168,24 @@ impl Pump<'_> {
     fn cut(mut self: Box<Self>) -> TunnelSummary {
         let ws = &mut self.ws.conn;
         let _ = ws.send_close(CloseCode::Error).and_then(|()| ws.flush());
-        let Self { tcp, traffic, .. } = *self;
+        let Self {
+            mut tcp, traffic, ..
+        } = *self;
         tcp.conn.reset();
-        traffic.summary(EndReason::Cut, tcp.conn.undelivered())
+        traffic.summary(EndReason::Cut, tcp.conn.undelivered_data())
     }
 
     fn ws_failure(&self, error: &TunnelError) -> EndReason {
         // The relay saw the reset of its client, and reports it with 1011.
-        let client_left = self.role == Role::Server
-            && self.ws.conn.peer_finished()
+        let client_left = self.ws.conn.peer_finished()
             && matches!(error, TunnelError::Closed(Some(code)) if *code == u16::from(CloseCode::Error));
-        if client_left {
+        // OpenSSL answers the end of a target that sends no close_notify with an alert.
+        let alert = self.tcp_finished
+            && matches!(
+                error,
+                TunnelError::Tls(TlsError::Rustls(rustls::Error::AlertReceived(_)))
+            );
+        if self.role == Role::Server && (client_left || alert) {
             return EndReason::ClientClosed;
         }
         EndReason::Broken {
@@ -182,9 +198,10 @@ impl Pump<'_> {
     }
 }
 
-fn tcp_failure(by: Party, conn: &Conn, error: &TunnelError) -> EndReason {
-    // The client ended its direction and then closed the connection: it needs no more data.
-    if by == Party::Client && conn.peer_finished() && matches!(error, TunnelError::Io(_)) {
+/// Why the TCP side of `by` failed. `content`: it had ended its direction, or received everything,
+/// so it needs no more data.
+fn tcp_failure(by: Party, content: bool, error: &TunnelError) -> EndReason {
+    if by == Party::Client && content && matches!(error, TunnelError::Io(_)) {
         return EndReason::ClientClosed;
     }
     EndReason::Broken {

@@ -34,7 +34,13 @@ impl Pump<'_> {
 
     /// The TCP side failed with `error`.
     pub(super) fn tcp_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
-        self.apply(Event::TcpFailed, SideError::Tcp(error))
+        let all = self.is_complete() && self.undelivered_to_tcp() == 0;
+        let event = if all {
+            Event::TcpFailedAtEnd
+        } else {
+            Event::TcpFailed
+        };
+        self.apply(event, SideError::Tcp(error))
     }
 
     /// The WebSocket failed with `error`.
@@ -55,14 +61,20 @@ impl Pump<'_> {
     pub(super) fn tcp_write_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         let may_read = !self.is_closing() && !self.tcp.conn.peer_finished();
         if may_read && matches!(error, TunnelError::Io(_)) {
-            self.ws.drop_pending();
             self.tcp.conn.abandon_writing(Some(error));
+            self.drop_for_tcp();
             return Ok(());
         }
         self.tcp_failed(error)
     }
 
-    /// The same for the WebSocket.
+    /// Drops the data for a TCP side that accepts no more.
+    pub(super) fn drop_for_tcp(&mut self) {
+        self.tcp.conn.count_dropped(self.ws.pending.len());
+        self.ws.drop_pending();
+    }
+
+    /// As [`Self::tcp_write_failed`], for the WebSocket.
     pub(super) fn ws_write_failed(&mut self, error: TunnelError) -> Result<(), SideError> {
         let may_read = !self.ws.conn.eof() && self.peer_close().is_none();
         if may_read && matches!(error, TunnelError::Io(_)) {

@@ -6,9 +6,9 @@
 //!
 //! `transfer` moves the bytes, `timers` does what depends on time, `ending` detects the events that
 //! end a tunnel, and `rules` decides about them without I/O. `closing` closes both connections,
-//! after the remaining data was delivered. The rules are the tables below; a test
-//! compares them with the code. In both tables the first matching row applies. Conditions in one
-//! cell must all hold. Version and role are those of this end.
+//! after the remaining data was delivered. The rules are the tables below; a test compares them
+//! with the code. In each table the first matching row applies. Conditions in one cell must all
+//! hold. Version and role are those of this end.
 //!
 //! # Events
 //!
@@ -50,6 +50,7 @@
 //! | tcp fails | any | any | closing | lingered | abandon tcp |
 //! | tcp fails | any | any | any | refused | abandon tcp |
 //! | tcp fails | any | any | any | | fail |
+//! | tcp fails at the end | any | any | any | | abandon tcp |
 //! | idle timeout | any | any | open | | close 1001: idle |
 //! | idle timeout | any | any | closing | | none |
 //! | silence after a stop request | any | any | open | | close 1001: stopped |
@@ -64,6 +65,8 @@
 //! - *Linger*: version 1 cannot forward the client's end, so the relay continues to deliver until
 //!   no data was moved for the linger time. It then resets the client, because the delivered data
 //!   may be incomplete.
+//! - *At the end*: both streams have ended, and the TCP side has acknowledged all data. A server
+//!   that has closed its connection answers a late `close_notify` with a reset.
 //! - *Abandon* drops what was queued for a side that is gone and no longer needed.
 //! - *Refused*: the gateway could not intercept the tunnel and delivers a TLS alert instead
 //!   ([`Pump::finish_with`]).

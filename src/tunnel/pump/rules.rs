@@ -39,6 +39,8 @@ pub(super) enum Event {
     WsInvalid,
     /// The TCP side failed.
     TcpFailed,
+    /// The TCP side failed after both streams had ended, and had received all data.
+    TcpFailedAtEnd,
     /// No data was moved for `--idle-timeout`.
     IdleTimeout,
     /// A stop was requested, and no data was moved for a moment.
@@ -123,7 +125,7 @@ pub(super) fn next(event: Event, facts: &Facts) -> Action {
         }
         Event::WsLost | Event::WsInvalid => Action::Fail,
         Event::TcpFailed if tcp_needs_data(facts) && !facts.lingered => Action::Fail,
-        Event::TcpFailed => Action::AbandonTcp,
+        Event::TcpFailed | Event::TcpFailedAtEnd => Action::AbandonTcp,
         Event::IdleTimeout | Event::DrainSilence | Event::LingerTimeout if facts.closing => {
             Action::None
         }
@@ -243,7 +245,7 @@ mod tests {
     /// The module page with the tables.
     const PAGE: &str = include_str!("mod.rs");
 
-    const EVENTS: [(Event, &str); 16] = [
+    const EVENTS: [(Event, &str); 17] = [
         (Event::TcpFinished, "tcp finishes"),
         (Event::WsFinished, "ws finishes"),
         (
@@ -260,6 +262,7 @@ mod tests {
         (Event::WsLost, "ws is lost"),
         (Event::WsInvalid, "ws receives invalid bytes"),
         (Event::TcpFailed, "tcp fails"),
+        (Event::TcpFailedAtEnd, "tcp fails at the end"),
         (Event::IdleTimeout, "idle timeout"),
         (Event::DrainSilence, "silence after a stop request"),
         (Event::LingerTimeout, "linger timeout"),

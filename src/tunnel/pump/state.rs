@@ -109,6 +109,7 @@ pub(crate) struct Pump<'a> {
     pub(super) tcp_finished: bool,
     /// When a refusal must have been delivered; set if the TCP side was replaced by a refusal.
     pub(super) ws_deadline: Option<Instant>,
+    pub(super) started: Instant,
     pub(super) keepalive: Keepalive,
     /// The kernel watches ws with a user timeout.
     pub(super) user_timeout_set: bool,
@@ -146,6 +147,7 @@ impl<'a> Pump<'a> {
             peek: None,
             tcp_finished: false,
             ws_deadline: None,
+            started: now,
             keepalive: Keepalive::new(context.limits.keepalive, now),
             user_timeout_set: false,
             delivery: DeliveryWatch {
@@ -234,6 +236,17 @@ impl<'a> Pump<'a> {
     pub(super) fn both_fins(&self) -> bool {
         self.codec()
             .is_some_and(|codec| codec.fin_received() && codec.fin_queued())
+    }
+
+    /// Whether both streams have ended and were forwarded: no later fault can lose a byte, except
+    /// one that the TCP side has not acknowledged.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tcp_finished && self.ws.conn.peer_finished()
+    }
+
+    /// The number of received bytes that the TCP side has not acknowledged.
+    pub(super) fn undelivered_to_tcp(&self) -> u64 {
+        self.tcp.conn.undelivered_data() + self.ws.pending.len() as u64
     }
 
     /// The input of the rules.

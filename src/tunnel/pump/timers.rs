@@ -18,6 +18,9 @@ use crate::tunnel::ws_codec::Version;
 
 /// The time without any byte, pings included, after which unused memory is released.
 const RELEASE_AFTER: Duration = Duration::from_millis(300);
+/// The age from which a killed process ends a tunnel with a reset. Most tunnels of a package
+/// manager are younger at their end; they save two system calls.
+const RESETS_FROM: Duration = Duration::from_millis(300);
 /// The number of keepalive intervals without an acknowledgement that end the tunnel. The check runs
 /// once per interval, so three may have passed.
 const UNACKED_INTERVALS: u32 = 2;
@@ -93,6 +96,9 @@ impl Pump<'_> {
     /// Runs the timers that are due.
     pub(super) fn on_timer(&mut self) -> Result<(), SideError> {
         let now = Instant::now();
+        if now >= self.started + RESETS_FROM {
+            self.tcp.conn.reset_if_incomplete();
+        }
         // Before a ping is queued, which is not data that waits.
         self.check_silence(now)?;
         self.check_stall(now)?;

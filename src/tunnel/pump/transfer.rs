@@ -127,7 +127,9 @@ impl Pump<'_> {
         if let Err(error) = self.ws.conn.fill(&mut self.ws.pending) {
             self.ws_failed(error)?;
         }
-        if !self.tcp_needs_data() || self.tcp.conn.write_failed() {
+        if self.tcp.conn.write_failed() {
+            self.drop_for_tcp();
+        } else if !self.tcp_needs_data() {
             self.ws.drop_pending();
         }
         Ok(())
