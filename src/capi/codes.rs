@@ -1,7 +1,7 @@
 //! The results of calls: a code, and an error message that is stored per thread. `upstreamproxy.h`
 //! has the same codes.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -64,17 +64,36 @@ impl ApiError {
     }
 }
 
+/// The space for a message and its final zero byte. A longer one is cut: messages name at most one
+/// path, and the longest path has 4096 bytes.
+const LAST_SIZE: usize = 8192;
+
 thread_local! {
-    /// The message of this thread's last error.
-    static LAST: RefCell<CString> = RefCell::default();
+    /// The message of this thread's last error. It has one address for the life of the thread: in
+    /// `printf("%d %s", set(...), last_error())` a C compiler may call `last_error` first.
+    static LAST: [Cell<u8>; LAST_SIZE] = const { [const { Cell::new(0) }; LAST_SIZE] };
 }
 
-/// The message of this thread's last error; empty if there was none. Valid until the thread's next
-/// error.
+/// The message of this thread's last error; empty if there was none. The address stays valid, and
+/// the thread's next error replaces the text.
 pub(super) fn last_error() -> *const c_char {
     // It is not available while the thread's locals are being destroyed.
-    LAST.try_with(|last| last.borrow().as_ptr())
+    LAST.try_with(|last| last.as_ptr().cast())
         .unwrap_or(c"".as_ptr())
+}
+
+/// Replaces the message. A zero byte would end it early, so zero bytes are left out.
+fn set_last_error(text: &str) {
+    let mut end = text.len().min(LAST_SIZE - 1);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let bytes = text[..end].bytes().filter(|&byte| byte != 0).chain([0]);
+    let _ = LAST.try_with(|last| {
+        for (cell, byte) in last.iter().zip(bytes) {
+            cell.set(byte);
+        }
+    });
 }
 
 /// The code that `call` returns, or the code of its error, whose message is stored for
@@ -111,7 +130,7 @@ fn attempt<T>(call: impl FnOnce() -> Result<T, ApiError>) -> Result<T, c_int> {
             "the library panicked; report it with the message on standard error",
         ),
     };
-    let _ = LAST.try_with(|last| last.replace(c_string(error.text)));
+    set_last_error(&error.text);
     Err(error.code)
 }
 
@@ -120,7 +139,12 @@ mod tests {
     use super::*;
 
     fn message() -> String {
-        LAST.with(|last| last.borrow().to_str().unwrap().to_owned())
+        let bytes = LAST.with(|last| last.iter().map(Cell::get).collect::<Vec<u8>>());
+        CStr::from_bytes_until_nul(&bytes)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
     }
 
     #[test]
@@ -132,6 +156,24 @@ mod tests {
             .unwrap();
         assert_eq!(code_of(|| Ok(OK)), OK);
         assert_eq!(message(), "config is NULL", "kept until the next error");
+    }
+
+    #[test]
+    fn the_message_keeps_its_address_and_a_long_one_is_cut_at_a_character() {
+        let address = last_error();
+        let long = format!("a{}", "\u{e9}".repeat(LAST_SIZE));
+        assert_eq!(
+            code_of(|| Err(ApiError::new(ERROR_VALUE, long.clone()))),
+            ERROR_VALUE
+        );
+        assert_eq!(last_error(), address);
+        assert_eq!(message().len(), LAST_SIZE - 1);
+        assert!(long.starts_with(&message()));
+        assert_eq!(
+            code_of(|| Err(ApiError::new(ERROR_VALUE, "sh\0ort"))),
+            ERROR_VALUE
+        );
+        assert_eq!((last_error(), message().as_str()), (address, "short"));
     }
 
     #[test]

@@ -24,6 +24,20 @@ impl CStrPtr {
     }
 }
 
+/// The start of some bytes from C; may be NULL.
+#[repr(transparent)]
+pub(super) struct BytesPtr(*const u8);
+
+impl BytesPtr {
+    /// The first `length` bytes.
+    pub(super) fn bytes(&self, length: usize) -> Option<&[u8]> {
+        // SAFETY: not NULL; the caller guarantees `length` readable bytes during the call, which
+        // this argument does not outlive. No object is larger than isize::MAX.
+        (!self.0.is_null() && length <= isize::MAX.unsigned_abs())
+            .then(|| unsafe { std::slice::from_raw_parts(self.0, length) })
+    }
+}
+
 /// An array of strings from C that ends with NULL; may be NULL itself.
 #[repr(transparent)]
 pub(super) struct CStrArray(*const *const c_char);

@@ -22,7 +22,7 @@ use codes::{
     ABI_VERSION, ApiError, DISABLED, DRAIN_DEFAULT, ERROR_ARGUMENT, OK, STATE_ENABLED, code_of,
     last_error, string_of, value_of,
 };
-use ffi::{CStrArray, CStrPtr, Numbers, OutPtr};
+use ffi::{BytesPtr, CStrArray, CStrPtr, Numbers, OutPtr};
 use logging::Callback;
 use proxy::Proxy;
 
@@ -113,6 +113,20 @@ extern "C" fn upstreamproxy_config_set(
         let name = given(name.bytes(), "name")?;
         let value = given(value.bytes(), "value")?;
         config.with(|config| settings::set(config, name, value))
+    })
+}
+
+/// Gives the session token.
+#[unsafe(no_mangle)]
+extern "C" fn upstreamproxy_config_set_token(
+    config: Option<&ConfigHandle>,
+    token: BytesPtr,
+    length: usize,
+) -> c_int {
+    code_of(|| {
+        let config = given(config, "config")?;
+        let token = given(token.bytes(length), "token")?;
+        config.with(|config| settings::set_token(config, token))
     })
 }
 

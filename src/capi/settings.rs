@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::codes::{ApiError, ERROR_SETTING, ERROR_VALUE, OK};
 use crate::config::{Config, Environment};
+use crate::crypto::secret::Secret;
+use crate::setup::token_file::is_token;
 
 /// Sets the setting called `name`.
 pub(super) fn set(config: &mut Config, name: &[u8], value: &[u8]) -> Result<c_int, ApiError> {
@@ -19,6 +21,21 @@ pub(super) fn set(config: &mut Config, name: &[u8], value: &[u8]) -> Result<c_in
             let text = format!("{error}; the settings are {}", known.join(", "));
             ApiError::new(ERROR_SETTING, text)
         })
+}
+
+/// Sets the session token.
+pub(super) fn set_token(config: &mut Config, token: &[u8]) -> Result<c_int, ApiError> {
+    let invalid = || {
+        ApiError::new(
+            ERROR_VALUE,
+            "the token is empty or has a byte that is not visible ASCII",
+        )
+    };
+    if !is_token(token) {
+        return Err(invalid());
+    }
+    config.token = Some(Secret::try_from(token.to_vec()).map_err(|_| invalid())?);
+    Ok(OK)
 }
 
 /// The environment that `NAME=VALUE` strings describe.

@@ -116,7 +116,9 @@ uint32_t upstreamproxy_abi_version(void);
 const char *upstreamproxy_version(void);
 
 /* The message of the last error of a call in this thread: one sentence for the user of the program; "" if there was none.
- * Valid until the next error in this thread, or its end. Calls that succeed do not change it. */
+ * The pointer is the same for the life of the thread, and the next error replaces the text, so that
+ * printf("%d %s", upstreamproxy_config_set(...), upstreamproxy_last_error()) prints the message of that call. Calls that
+ * succeed do not change it. */
 const char *upstreamproxy_last_error(void);
 
 /* A function of the host that receives the log. `context` is the one passed to upstreamproxy_log_to; `level` is 1 error,
@@ -201,6 +203,10 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   harden              switch: make the process non-dumpable before the token is read; default true
  */
 int upstreamproxy_config_set(upstreamproxy_config *config, const char *name, const char *value);
+
+/* Gives the session token itself: `length` bytes of visible ASCII, which are copied; wipe your own copy. No token file is read
+ * or deleted then. UPSTREAMPROXY_ERROR_VALUE if the bytes cannot be a token. */
+int upstreamproxy_config_set_token(upstreamproxy_config *config, const void *token, size_t length);
 
 /* Cancels every start with these settings, one that is running in another thread and all later ones. A cancelled start
  * changes nothing more and returns UPSTREAMPROXY_DISABLED, at the latest when its current download ends (5 s). This cannot

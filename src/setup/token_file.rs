@@ -195,7 +195,7 @@ impl fmt::Debug for TokenFile {
 
 /// Whether `bytes` can be a token. It becomes part of header fields, where a line end would let its
 /// writer add fields.
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(u8::is_ascii_graphic)
 }
 

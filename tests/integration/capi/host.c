@@ -275,6 +275,15 @@ static void misuse(void)
     expect_error(upstreamproxy_config_set(config, "keepalive", "soon"), UPSTREAMPROXY_ERROR_VALUE, "duration");
     expect_error(upstreamproxy_config_set(config, "base-url", "ftp://a"), UPSTREAMPROXY_ERROR_VALUE, "base-url");
     expect_error(upstreamproxy_config_cancel(NULL), UPSTREAMPROXY_ERROR_NULL, "config");
+    {
+        const char *message = upstreamproxy_last_error();
+        expect_error(upstreamproxy_config_set_token(NULL, "t", 1), UPSTREAMPROXY_ERROR_NULL, "config");
+        expect_error(upstreamproxy_config_set_token(config, NULL, 1), UPSTREAMPROXY_ERROR_NULL, "token");
+        expect_error(upstreamproxy_config_set_token(config, "a b", 3), UPSTREAMPROXY_ERROR_VALUE, "visible ASCII");
+        expect_error(upstreamproxy_config_set_token(config, "a", 0), UPSTREAMPROXY_ERROR_VALUE, "empty");
+        EXPECT(upstreamproxy_config_set_token(config, "a\0b", 1) == UPSTREAMPROXY_OK);
+        EXPECT(message == upstreamproxy_last_error() && strstr(message, "empty") != NULL);
+    }
 
     expect_error(upstreamproxy_start(NULL, &proxy), UPSTREAMPROXY_ERROR_NULL, "config");
     EXPECT(proxy == NULL);
