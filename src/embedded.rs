@@ -143,7 +143,13 @@ fn target_roots(config: &GatewayConfig) -> Result<Vec<CertificateDer<'static>>, 
         ..Config::default()
     });
     let Some(file) = &config.target_ca else {
-        return found;
+        return match found {
+            // Only the TLS of intercepted targets is verified here.
+            Err(error) if error.kind() == ErrorKind::NotFound && config.intercept.is_empty() => {
+                Ok(Vec::new())
+            }
+            found => found,
+        };
     };
     let base_roots = match found {
         // An image without root certificates: only the CA in `target_ca` is trusted.

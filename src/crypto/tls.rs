@@ -54,7 +54,8 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// A root that webpki cannot parse is skipped: distributions ship such certificates.
 ///
 /// # Errors
-/// There is no usable root, so every handshake would fail.
+/// None of the roots is usable, so every handshake would fail. Without any, a client is made that
+/// no certificate satisfies.
 pub(crate) fn client_config(
     roots: &[CertificateDer<'_>],
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
@@ -63,7 +64,7 @@ pub(crate) fn client_config(
     if skipped > 0 {
         log::debug!("tls: {added} roots, {skipped} unreadable ones skipped");
     }
-    if added == 0 {
+    if added == 0 && !roots.is_empty() {
         let what = format!("none of {} root certificates can be used", roots.len());
         return Err(rustls::Error::General(what));
     }

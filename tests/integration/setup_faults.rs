@@ -9,7 +9,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Finished, GatewayProcess, TOKEN, TempHome, binary, finish, need_tool, skip};
+use crate::support::{
+    Finished, GatewayProcess, Running, TOKEN, TempHome, binary, finish, need_tool, skip,
+};
 
 const OLD_BUNDLE: &str = "the bundle of an earlier session\n";
 
@@ -220,6 +222,38 @@ fn a_token_that_cannot_be_unlinked_is_emptied_or_gives_a_warning_and_the_relay_r
         assert_enabled_with_warning(case, "burn", &run("0"));
         assert_eq!(fs::read_to_string(&token).unwrap(), left, "{case}");
     }
+}
+
+#[test]
+fn a_gateway_without_roots_starts_only_if_it_intercepts_nothing() {
+    if !need_namespaces() {
+        return;
+    }
+    let home = TempHome::new();
+    let sessions = home.write("sessions", "session-1 token-1", 0o600);
+    let gateway = |options: &[&str]| {
+        let mut command = home.command("unshare");
+        // The roots of the distribution disappear with the directory.
+        command.args([
+            "-m",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /etc/ssl && exec \"$@\"",
+            "sh",
+        ]);
+        command.args([binary(), "gateway", "--listen", "127.0.0.1:0", "--sessions"]);
+        command.arg(&sessions).args(options);
+        command
+    };
+    let (running, ready) = Running::ready(&mut gateway(&["--intercept", "none"]));
+    assert!(ready["base_url"].is_string(), "{ready}");
+    running.stop().succeeded();
+    let finished = finish(&mut gateway(&[]));
+    assert_eq!(finished.status.code(), Some(2), "{finished:#?}");
+    assert!(
+        finished.stderr.contains("no root certificates"),
+        "{finished:#?}"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ const EXPORTS: &str = include_str!("../../../src/capi/mod.rs");
 const CODES: &str = include_str!("../../../src/capi/codes.rs");
 
 /// Each type in an exported function, and its name in C.
-const TYPES: [(&str, &str); 19] = [
+const TYPES: &[(&str, &str)] = &[
     ("u16", "uint16_t"),
     ("u32", "uint32_t"),
     ("i64", "int64_t"),
@@ -20,6 +20,7 @@ const TYPES: [(&str, &str); 19] = [
     ("*mut c_void", "void *"),
     ("*const c_char", "const char *"),
     ("*const *mut c_char", "char *const *"),
+    ("BytesPtr", "const void *"),
     ("CStrPtr", "const char *"),
     ("CStrArray", "const char *const *"),
     ("Option<Callback>", "upstreamproxy_log_callback"),
