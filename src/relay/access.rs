@@ -6,7 +6,7 @@
 //! [RFC 9110, section 11.7]: https://www.rfc-editor.org/rfc/rfc9110#section-11.7
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::{fmt, io};
 
 use data_encoding::BASE64;
@@ -86,19 +86,21 @@ impl AccessControl {
             .map(|password| password.userinfo.as_str())
     }
 
-    /// Checks the user of `connection`: this process's own or root, or the one of a process that
-    /// this process has started. Returns the party to which the
-    /// connection belongs; `None`: all clients are one party.
+    /// Checks the user of `connection` from `peer`: this process's own or root, or the one of a
+    /// process that this process has started. Returns the party to which the connection belongs;
+    /// `None`: all clients are one party.
     ///
     /// # Errors
     /// A rejection for another user or an unknown one; `Abandoned` if the client has already closed
     /// its socket.
-    pub(super) fn admit(&self, connection: &TcpStream) -> Result<Option<u64>, EndReason> {
+    pub(super) fn admit(
+        &self,
+        connection: &TcpStream,
+        peer: SocketAddr,
+    ) -> Result<Option<u64>, EndReason> {
         let Some(owners) = &self.owners else {
             return Ok(None);
         };
-        // A socket that was reset has no peer.
-        let peer = connection.peer_addr().map_err(|_| EndReason::Abandoned)?;
         let found = connection
             .local_addr()
             .and_then(|local| owners.of_client(peer, local));

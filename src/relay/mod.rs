@@ -164,10 +164,10 @@ impl Service for Relay {
     fn serve(
         &self,
         connection: TcpStream,
-        _: SocketAddr,
+        peer: SocketAddr,
         report: &mut dyn FnMut(Outcome),
     ) -> Outcome {
-        self.serve_connection(connection, report)
+        self.serve_connection(connection, peer, report)
     }
 
     fn busy_response(&self) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! One client connection from accept to its outcome: access, request, dial, response, pump
 //! (`manual/protocol.md`).
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,12 +46,13 @@ impl Relay {
     pub(super) fn serve_connection(
         &self,
         connection: TcpStream,
+        peer: SocketAddr,
         report: &mut dyn FnMut(Outcome),
     ) -> Outcome {
         let since = Instant::now();
         let mut authority = None;
         // The stack of a handshake is returned while the stream is silent.
-        let opened = memory::in_own_frame(|| self.open(connection, &mut authority));
+        let opened = memory::in_own_frame(|| self.open(connection, peer, &mut authority));
         let result = match opened {
             Ok(Opened::Tunnel(pump, _share)) => Ok(pump.run()),
             Ok(Opened::Request(client, early, head, target, _share)) => {
@@ -66,12 +67,13 @@ impl Relay {
     fn open(
         &self,
         connection: TcpStream,
+        peer: SocketAddr,
         authority: &mut Option<String>,
     ) -> Result<Opened<'_>, EndReason> {
         let context = &self.context;
         let connection = Arc::new(connection);
         let mut newcomer = self.newcomers.add(&connection);
-        let admitted = self.access.admit(&connection);
+        let admitted = self.access.admit(&connection, peer);
         let mut client = Conn::new(connection, &context.pool);
         let mut early = Buffer::new(&context.pool);
         let mut protocol = Protocol::Http;
