@@ -54,8 +54,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// A root that webpki cannot parse is skipped: distributions ship such certificates.
 ///
 /// # Errors
-/// None of the roots is usable, so every handshake would fail. Without any, a client is made that
-/// no certificate satisfies.
+/// There is no usable root, so every handshake would fail.
 pub(crate) fn client_config(
     roots: &[CertificateDer<'_>],
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
@@ -64,10 +63,20 @@ pub(crate) fn client_config(
     if skipped > 0 {
         log::debug!("tls: {added} roots, {skipped} unreadable ones skipped");
     }
-    if added == 0 && !roots.is_empty() {
+    if added == 0 {
         let what = format!("none of {} root certificates can be used", roots.len());
         return Err(rustls::Error::General(what));
     }
+    client_of(store)
+}
+
+/// A client that trusts no certificate, for a gateway that intercepts nothing.
+#[cfg(feature = "gateway")]
+pub(crate) fn client_without_roots() -> Result<Arc<ClientConfig>, rustls::Error> {
+    client_of(RootCertStore::empty())
+}
+
+fn client_of(store: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(store)

@@ -224,7 +224,12 @@ pub(crate) fn start(
     }
     let issuer = issuer(config.interception_ca.as_ref())?;
     let tls = config.tls.as_ref().map(tls_server).transpose()?;
-    let mut target_tls = tls::client_config(roots).map_err(|error| {
+    let client = if roots.is_empty() && config.intercept.is_empty() {
+        tls::client_without_roots()
+    } else {
+        tls::client_config(roots)
+    };
+    let mut target_tls = client.map_err(|error| {
         let what = format!("targets cannot be verified: {error}");
         invalid(what, "check target-ca (--target-ca)").caused_by(error)
     })?;
