@@ -650,7 +650,17 @@ mod tests {
         shared::<Config>();
         shared::<Abort>();
         shared::<Error>();
+        shared::<Stats>();
+        shared::<StatsReader>();
+        shared::<ShutdownReport>();
+        shared::<crate::config::Cancel>();
+        shared::<crate::config::ParentProxy>();
         #[cfg(feature = "gateway")]
-        shared::<crate::gateway::Gateway>();
+        {
+            shared::<crate::gateway::Gateway>();
+            shared::<crate::gateway::GatewayConfig>();
+            shared::<crate::gateway::Sessions>();
+            shared::<crate::gateway::TlsIdentity>();
+        }
     }
 }

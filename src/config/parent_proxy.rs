@@ -11,7 +11,7 @@ use std::str::FromStr;
 use ureq::ProxyProtocol;
 use zeroize::Zeroizing;
 
-use crate::crypto::secret::{Credentials, Secret};
+use crate::crypto::secret::basic;
 use crate::error::ValueError;
 use crate::http::authority::Authority;
 use crate::http::direct_hosts::DirectHosts;
@@ -138,11 +138,7 @@ impl FromStr for ParentProxy {
             if user.contains(':') || user.chars().chain(password.chars()).any(char::is_control) {
                 return Err(BAD_USERINFO);
             }
-            let credentials = Credentials {
-                session_id: user.to_owned(),
-                token: Secret::new(password.to_owned()),
-            };
-            Ok(credentials.basic())
+            Ok(basic(user, password))
         });
         Ok(Self {
             authority,

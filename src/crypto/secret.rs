@@ -70,14 +70,9 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// The value of `Proxy-Authorization` in the opening: `Basic base64(session_id ":" token)`
-    /// ([RFC 7617, section 2]).
-    ///
-    /// [RFC 7617, section 2]: https://www.rfc-editor.org/rfc/rfc7617#section-2
+    /// The value of `Proxy-Authorization` in the opening.
     pub(crate) fn basic(&self) -> Zeroizing<String> {
-        let pair = Zeroizing::new(format!("{}:{}", self.session_id, self.token.expose()));
-        let encoded = Zeroizing::new(BASE64.encode(pair.as_bytes()));
-        Zeroizing::new(format!("Basic {}", *encoded))
+        basic(&self.session_id, self.token.expose())
     }
 
     /// The value of `Authorization` in the upgrade: `Bearer <token>` ([RFC 6750, section 2.1]).
@@ -86,6 +81,16 @@ impl Credentials {
     pub(crate) fn bearer(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("Bearer {}", self.token.expose()))
     }
+}
+
+/// The value of a field with Basic credentials: `Basic base64(user ":" password)` ([RFC 7617,
+/// section 2]).
+///
+/// [RFC 7617, section 2]: https://www.rfc-editor.org/rfc/rfc7617#section-2
+pub(crate) fn basic(user: impl AsRef<[u8]>, password: impl AsRef<[u8]>) -> Zeroizing<String> {
+    let pair = Zeroizing::new([user.as_ref(), b":", password.as_ref()].concat());
+    let encoded = Zeroizing::new(BASE64.encode(&pair));
+    Zeroizing::new(format!("Basic {}", *encoded))
 }
 
 #[cfg(test)]

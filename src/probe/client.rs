@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::control::deadline::Deadline;
 use crate::control::phase::Phase;
-use crate::crypto::secret::{Credentials, Secret};
+use crate::crypto::secret::{Secret, basic};
 use crate::http::authority::{Authority, Host};
 use crate::http::head::{self, Fields};
 use crate::http::response;
@@ -22,7 +22,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) address: SocketAddr,
-    credentials: Option<Credentials>,
+    /// The value of `Proxy-Authorization`.
+    authorization: Option<Secret>,
 }
 
 impl Port {
@@ -30,20 +31,18 @@ impl Port {
     pub(crate) fn open(address: SocketAddr) -> Self {
         Self {
             address,
-            credentials: None,
+            authorization: None,
         }
     }
 
     /// The port at `address`, with the credentials in its URL, if there are any.
     pub(crate) fn of_url(address: SocketAddr, url: &str) -> Self {
         let userinfo = url_parts(url).0.and_then(|text| text.split_once(':'));
-        let credentials = userinfo.map(|(user, password)| Credentials {
-            session_id: user.to_owned(),
-            token: Secret::new(password.to_owned()),
-        });
+        let authorization =
+            userinfo.map(|(user, password)| Secret::from_zeroizing(basic(user, password)));
         Self {
             address,
-            credentials,
+            authorization,
         }
     }
 }
@@ -116,9 +115,9 @@ impl Tunnel {
         stream.set_write_timeout(Some(within))?;
         let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
         stream.write_all(head.as_bytes())?;
-        if let Some(credentials) = &port.credentials {
+        if let Some(authorization) = &port.authorization {
             // In parts: a string that grows would leave copies of the secret behind.
-            for part in ["Proxy-Authorization: ", &credentials.basic(), "\r\n"] {
+            for part in ["Proxy-Authorization: ", authorization.expose(), "\r\n"] {
                 stream.write_all(part.as_bytes())?;
             }
         }

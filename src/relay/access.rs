@@ -9,9 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::{fmt, io};
 
-use data_encoding::BASE64;
 use rustix::event::PollFlags;
-use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::control::log;
@@ -20,7 +18,7 @@ use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::random;
-use crate::crypto::secret::{Credentials, Secret};
+use crate::crypto::secret::{Secret, basic};
 use crate::http::head::Fields;
 use crate::net::socket_owner::{Owner, SocketOwners, TrustedUsers};
 use crate::net::wait::{OVER, events_now};
@@ -160,8 +158,7 @@ impl AccessControl {
 
     /// Whether these are the user name and the password, if they are required.
     pub(super) fn is_password(&self, user: &[u8], password: &[u8]) -> bool {
-        let pair = Zeroizing::new([user, b":", password].concat());
-        let value = Zeroizing::new(format!("Basic {}", BASE64.encode(&pair)));
+        let value = basic(user, password);
         let required = self.password.as_ref();
         required.is_none_or(|required| required.header.matches(value.as_bytes()))
     }
@@ -227,15 +224,10 @@ fn network(address: IpAddr) -> [u8; 8] {
 
 impl Password {
     fn new() -> io::Result<Self> {
-        let token = random::hex::<16>()?;
-        let userinfo = format!("{USER}:{}", *token);
-        let credentials = Credentials {
-            session_id: USER.into(),
-            token: Secret::from_zeroizing(token),
-        };
+        let password = random::hex::<16>()?;
         Ok(Self {
-            header: Secret::from_zeroizing(credentials.basic()),
-            userinfo,
+            header: Secret::from_zeroizing(basic(USER, &*password)),
+            userinfo: format!("{USER}:{}", *password),
         })
     }
 }
