@@ -131,7 +131,7 @@ pub(crate) fn start(
         own_address,
         newcomers: EvictableList::new(GRACE),
         tunnels: Shares::new(cap),
-        standby: StandbyPool::new(limits.standby),
+        standby: StandbyPool::new(limits.standby, &counters),
         origin_tls: OriginTls::new(bundle),
         context: Arc::new(RelayContext {
             upstream,

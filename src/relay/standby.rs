@@ -21,6 +21,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::context::RelayContext;
 use super::dial::dial_ahead;
 use crate::control::log;
+use crate::control::metrics::Counters;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
@@ -46,6 +47,7 @@ pub(super) struct StandbyPool(Arc<Inner>);
 /// What the pool shares with its threads.
 struct Inner {
     limit: usize,
+    counters: Arc<Counters>,
     state: Mutex<StandbyState>,
 }
 
@@ -82,9 +84,10 @@ impl std::fmt::Debug for StandbyPool {
 
 impl StandbyPool {
     /// A pool of at most `limit` connections; zero switches it off.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, counters: &Arc<Counters>) -> Self {
         Self(Arc::new(Inner {
             limit,
+            counters: Arc::clone(counters),
             state: Mutex::default(),
         }))
     }
@@ -108,7 +111,7 @@ impl StandbyPool {
                 break;
             }
         }
-        state.update_counter(context);
+        self.0.count(&state);
         self.0.start_dialers(&mut state, context, now);
         taken
     }
@@ -126,7 +129,9 @@ impl Drop for StandbyPool {
         let (ready, threads) = {
             let mut state = self.0.lock();
             state.closed = true;
-            (mem::take(&mut state.ready), mem::take(&mut state.threads))
+            let ready = mem::take(&mut state.ready);
+            self.0.count(&state);
+            (ready, mem::take(&mut state.threads))
         };
         close_all(ready);
         for thread in threads {
@@ -139,6 +144,12 @@ impl Drop for StandbyPool {
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, StandbyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the counter of connections in the pool.
+    fn count(&self, state: &StandbyState) {
+        let open = state.ready.len() as u64;
+        self.counters.standby_open.store(open, Ordering::Relaxed);
     }
 
     /// Starts a thread per missing connection, up to [`DIALERS`].
@@ -181,7 +192,7 @@ impl Inner {
                 Ok(_) => {}
                 Err(_) => state.not_before = Some(now + PAUSE),
             }
-            state.update_counter(context);
+            self.count(&state);
             if state.missing(now) == 0 {
                 break;
             }
@@ -200,7 +211,7 @@ impl Inner {
             let (surplus, next) = {
                 let mut state = self.lock();
                 let surplus = state.take_surplus(now);
-                state.update_counter(context);
+                self.count(&state);
                 let next = state.next_check();
                 state.has_reaper = next.is_some() && context.stop.requested().is_none();
                 if !state.has_reaper {
@@ -221,12 +232,6 @@ impl Inner {
 }
 
 impl StandbyState {
-    /// Sets the counter of connections in the pool.
-    fn update_counter(&self, context: &RelayContext) {
-        let standby_open = &context.counters.standby_open;
-        standby_open.store(self.ready.len() as u64, Ordering::Relaxed);
-    }
-
     /// How many connections should be ready: one per recent CONNECT, if the gateway is far enough.
     fn demand(&mut self, now: Instant) -> usize {
         while self

@@ -111,6 +111,7 @@ impl Ends {
     fn stop(self) {
         let report = self.relay.shutdown(Duration::from_secs(10));
         assert_eq!(report.cut, 0);
+        assert_eq!(report.stats.standby_open, 0, "none outlives the relay");
         self.gateway.shutdown(Duration::from_secs(10));
     }
 }

@@ -125,7 +125,7 @@ static void *run_once(void *unused)
     EXPECT(upstreamproxy_state(proxy) == UPSTREAMPROXY_STATE_STOPPED && report.cut == 0);
     EXPECT(upstreamproxy_shutdown(proxy, 0, NULL, 0) == UPSTREAMPROXY_OK);
     EXPECT(upstreamproxy_read_stats(proxy, &stats, sizeof stats) == UPSTREAMPROXY_OK);
-    EXPECT(stats.tunnels == 1 && stats.live == 0);
+    EXPECT(stats.tunnels == 1 && stats.live == 0 && stats.standby_open == 0);
     upstreamproxy_free(proxy);
     return NULL;
 }
