@@ -8,8 +8,13 @@
 #![allow(unsafe_code, reason = "pointers from C")]
 
 use std::ffi::{CStr, CString, c_char};
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 /// A string from C; may be NULL.
 #[repr(transparent)]
@@ -94,6 +99,23 @@ impl<T: Numbers> OutPtr<T> {
             ptr::write_bytes(self.0.add(fits), 0, size - fits);
         }
     }
+}
+
+/// A copy of the descriptor `number` of the host.
+///
+/// # Errors
+/// It is not open, or not for writing.
+pub(super) fn duplicate_for_writing(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: the descriptor is borrowed during this call, in which the caller keeps it open. If it
+    // is not open, the system calls fail.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    if fcntl_getfl(descriptor)? & OFlags::RWMODE == OFlags::RDONLY {
+        return Err(Errno::BADF.into());
+    }
+    Ok(fcntl_dupfd_cloexec(descriptor, 3)?)
 }
 
 /// Strings for C as an array that ends with NULL, like `environ`.

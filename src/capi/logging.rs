@@ -1,15 +1,17 @@
-//! Sends the log to a function of the host. The library sets the logger of the `log` crate: a host
-//! that is not written in Rust has no other one.
+//! Sends the log to a function or a descriptor of the host. The library sets the logger of the
+//! crate `log`: a host that is not written in Rust has no other one.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::codes::{ApiError, ERROR_ARGUMENT, ERROR_IN_CALLBACK, ERROR_LOG_TAKEN, OK, c_string};
-use crate::sys::log_filter::{may_be_shown, one_line};
+use super::ffi;
+use super::log_descriptor::LogDescriptor;
+use crate::sys::log_filter::{line, may_be_shown, one_line};
 
 /// A function of the host: its context, the level (1 error to 4 debug), the message.
 pub(super) type Callback = extern "C" fn(*mut c_void, c_int, *const c_char);
@@ -26,10 +28,11 @@ thread_local! {
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
-struct Sink {
-    callback: Callback,
-    /// Never dereferenced. Atomic because every thread passes it on.
-    context: AtomicPtr<c_void>,
+enum Sink {
+    /// A function with its context, which is never dereferenced. Atomic because every thread passes
+    /// it on.
+    Function(Callback, AtomicPtr<c_void>),
+    Descriptor(Mutex<LogDescriptor>),
 }
 
 /// Sends records up to `level` to `callback`, or nowhere. When it returns, the previous callback is
@@ -39,8 +42,23 @@ pub(super) fn log_to(
     context: *mut c_void,
     level: c_int,
 ) -> Result<c_int, ApiError> {
+    let sink = callback.map(|callback| Sink::Function(callback, AtomicPtr::new(context)));
+    replace(sink, level)
+}
+
+/// Writes records up to `level` as lines to a copy of the descriptor `number`.
+pub(super) fn log_to_fd(number: c_int, level: c_int) -> Result<c_int, ApiError> {
+    let descriptor = ffi::duplicate_for_writing(number).map_err(|error| {
+        let what = format!("descriptor {number} cannot be used for the log: {error}");
+        ApiError::new(ERROR_ARGUMENT, format!("{what}; open it for writing"))
+    })?;
+    let sink = Sink::Descriptor(Mutex::new(LogDescriptor::new(descriptor)));
+    replace(Some(sink), level)
+}
+
+fn replace(sink: Option<Sink>, level: c_int) -> Result<c_int, ApiError> {
     refuse_in_callback()?;
-    let level = match (level, callback) {
+    let level = match (level, &sink) {
         (_, None) | (0, _) => LevelFilter::Off,
         (1, _) => LevelFilter::Error,
         (2, _) => LevelFilter::Warn,
@@ -59,11 +77,9 @@ pub(super) fn log_to(
             "the program has set another logger for the crate log; use that one",
         ));
     }
-    let mut sink = SINK.write().unwrap_or_else(PoisonError::into_inner);
-    *sink = callback.map(|callback| Sink {
-        callback,
-        context: AtomicPtr::new(context),
-    });
+    // With level 0 the descriptor is closed.
+    let sink = sink.filter(|_| level != LevelFilter::Off);
+    *SINK.write().unwrap_or_else(PoisonError::into_inner) = sink;
     log::set_max_level(level);
     Ok(OK)
 }
@@ -79,7 +95,17 @@ pub(super) fn refuse_in_callback() -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Passes records to the callback.
+/// A level as the header counts them.
+fn number(level: Level) -> c_int {
+    match level {
+        Level::Error => 1,
+        Level::Warn => 2,
+        Level::Info => 3,
+        Level::Debug | Level::Trace => 4,
+    }
+}
+
+/// Passes records to the sink.
 struct Forwarder;
 
 impl Log for Forwarder {
@@ -91,18 +117,23 @@ impl Log for Forwarder {
         if IN_CALLBACK.get() || !self.enabled(record.metadata()) {
             return;
         }
-        let level = match record.level() {
-            Level::Error => 1,
-            Level::Warn => 2,
-            Level::Info => 3,
-            Level::Debug | Level::Trace => 4,
-        };
-        let text = c_string(one_line(record.args()));
         let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sink) = &*sink {
-            IN_CALLBACK.set(true);
-            (sink.callback)(sink.context.load(Ordering::Relaxed), level, text.as_ptr());
-            IN_CALLBACK.set(false);
+        match &*sink {
+            Some(Sink::Function(callback, context)) => {
+                let text = c_string(one_line(record.args()));
+                IN_CALLBACK.set(true);
+                callback(
+                    context.load(Ordering::Relaxed),
+                    number(record.level()),
+                    text.as_ptr(),
+                );
+                IN_CALLBACK.set(false);
+            }
+            Some(Sink::Descriptor(log)) => {
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                log.write(&line(record));
+            }
+            None => {}
         }
     }
 

@@ -9,6 +9,7 @@
 
 mod codes;
 mod ffi;
+mod log_descriptor;
 mod logging;
 mod proxy;
 mod settings;
@@ -81,6 +82,12 @@ extern "C" fn upstreamproxy_log_to(
     level: c_int,
 ) -> c_int {
     code_of(|| logging::log_to(callback, context, level))
+}
+
+/// Writes the log to a descriptor of the host.
+#[unsafe(no_mangle)]
+extern "C" fn upstreamproxy_log_to_fd(fd: c_int, level: c_int) -> c_int {
+    code_of(|| logging::log_to_fd(fd, level))
 }
 
 /// The settings in an environment.

@@ -126,7 +126,7 @@ const char *upstreamproxy_last_error(void);
  * without a line end, valid during this call only. It never contains a secret.
  *
  * Any thread may call it, also several at the same time; some have stacks of 256 KiB. While it blocks, a tunnel blocks. It
- * must not call upstreamproxy_log_to, _start, _shutdown or _free (UPSTREAMPROXY_ERROR_IN_CALLBACK; _free then frees
+ * must not call upstreamproxy_log_to, _log_to_fd, _start, _shutdown or _free (UPSTREAMPROXY_ERROR_IN_CALLBACK; _free then frees
  * nothing). It may call the other functions; what they log is dropped. */
 typedef void (*upstreamproxy_log_callback)(void *context, int level, const char *message);
 
@@ -136,6 +136,15 @@ typedef void (*upstreamproxy_log_callback)(void *context, int level, const char 
  * There is one log for the whole library. When this function returns, the previous callback is not running and is not called
  * any more. It waits for running calls, so do not hold a lock that the callback takes. */
 int upstreamproxy_log_to(upstreamproxy_log_callback callback, void *context, int level);
+
+/* Writes the log to a copy of the descriptor `fd` instead: one line per record, as "upstreamproxy: warn: message" (without
+ * a level for information). For hosts whose callback would need a lock or an event loop that may wait for this library.
+ *
+ * A write to a pipe, a terminal or a socket never waits for its reader, and raises no SIGPIPE. Lines for which there is no
+ * room are dropped; the next line that can be written is preceded by one with their number. The flags of `fd` do not
+ * change, and the host may close it. The copy is closed by the next call of upstreamproxy_log_to or _log_to_fd, or with
+ * level 0. UPSTREAMPROXY_ERROR_ARGUMENT if `fd` is not open for writing. */
+int upstreamproxy_log_to_fd(int fd, int level);
 
 /* ---- Settings ---- */
 

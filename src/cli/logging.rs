@@ -6,10 +6,10 @@
 
 use std::io::Write as _;
 
-use crate::sys::log_filter::{may_be_shown, one_line};
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use crate::sys::log_filter::{line, may_be_shown};
+use log::{LevelFilter, Log, Metadata, Record};
 
-use super::output::NonBlockingStderr;
+use super::output::stderr;
 
 /// The beginning of every log target of the library and the binary.
 const OWN_TARGET: &str = "upstreamproxy";
@@ -35,9 +35,7 @@ pub(crate) fn start(level: LevelFilter, directives: Option<&str>) {
     builder
         .format(|output, record| output.write_all(line(record).as_bytes()))
         .write_style(env_logger::WriteStyle::Never)
-        .target(env_logger::Target::Pipe(
-            Box::new(NonBlockingStderr::open()),
-        ));
+        .target(env_logger::Target::Pipe(Box::new(stderr())));
     let logger = builder.build();
     let highest = logger.filter();
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_ok() {
@@ -62,19 +60,6 @@ fn parse(directive: &str) -> Option<(Option<&str>, LevelFilter)> {
     }
 }
 
-/// `upstreamproxy: warn: text`, without the level for `info`. Always one line, whatever the text
-/// contains.
-fn line(record: &Record<'_>) -> String {
-    let level = match record.level() {
-        Level::Error => "error: ",
-        Level::Warn => "warn: ",
-        Level::Info => "",
-        Level::Debug => "debug: ",
-        Level::Trace => "trace: ",
-    };
-    format!("upstreamproxy: {level}{}\n", one_line(record.args()))
-}
-
 /// A logger that drops most records of other crates.
 struct Filtered(env_logger::Logger);
 
@@ -97,21 +82,6 @@ impl Log for Filtered {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_record_is_one_line_with_its_level() {
-        let text = |level, message: &str| {
-            line(
-                &Record::builder()
-                    .level(level)
-                    .args(format_args!("{message}"))
-                    .build(),
-            )
-        };
-        assert_eq!(text(Level::Warn, "a"), "upstreamproxy: warn: a\n");
-        assert_eq!(text(Level::Info, "3 tunnels"), "upstreamproxy: 3 tunnels\n");
-        assert_eq!(text(Level::Error, "a\nb"), "upstreamproxy: error: a\\nb\n");
-    }
 
     #[test]
     fn directives_are_levels_and_targets() {

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use log::{LevelFilter, Metadata};
+use log::{Level, LevelFilter, Metadata, Record};
 
 /// The crate whose records may be shown at every level. The library and the binary have the same
 /// name.
@@ -50,10 +50,21 @@ pub(crate) fn one_line(text: &fmt::Arguments<'_>) -> String {
     line
 }
 
+/// `upstreamproxy: warn: text`, without the level for `info`. Always one line, whatever the text
+/// contains.
+pub(crate) fn line(record: &Record<'_>) -> String {
+    let level = match record.level() {
+        Level::Error => "error: ",
+        Level::Warn => "warn: ",
+        Level::Info => "",
+        Level::Debug => "debug: ",
+        Level::Trace => "trace: ",
+    };
+    format!("upstreamproxy: {level}{}\n", one_line(record.args()))
+}
+
 #[cfg(test)]
 mod tests {
-    use log::Level;
-
     use super::*;
 
     fn metadata(target: &str, level: Level) -> Metadata<'_> {
@@ -95,5 +106,20 @@ mod tests {
         );
         let long = one_line(&format_args!("{}", "x".repeat(100_000)));
         assert!(long.len() < LINE_LIMIT + 20 && long.ends_with("(cut)"));
+    }
+
+    #[test]
+    fn a_record_is_one_line_with_its_level() {
+        let text = |level, message: &str| {
+            line(
+                &Record::builder()
+                    .level(level)
+                    .args(format_args!("{message}"))
+                    .build(),
+            )
+        };
+        assert_eq!(text(Level::Warn, "a"), "upstreamproxy: warn: a\n");
+        assert_eq!(text(Level::Info, "3 tunnels"), "upstreamproxy: 3 tunnels\n");
+        assert_eq!(text(Level::Error, "a\nb"), "upstreamproxy: error: a\\nb\n");
     }
 }

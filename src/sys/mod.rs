@@ -7,6 +7,8 @@ pub(crate) mod inherited;
 #[cfg(any(test, feature = "cli", feature = "capi"))]
 pub(crate) mod log_filter;
 pub(crate) mod memory;
+#[cfg(any(test, feature = "cli", feature = "capi"))]
+pub(crate) mod non_blocking;
 pub(crate) mod owned_name;
 #[cfg(any(test, feature = "cli", feature = "capi"))]
 pub(crate) mod signal_mask;

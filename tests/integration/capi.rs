@@ -285,6 +285,14 @@ fn misuse_returns_an_error_code_and_a_message_and_never_crashes() {
 }
 
 #[test]
+fn a_log_on_a_descriptor_never_waits_for_its_reader_and_raises_no_signal() {
+    let Some(built) = Built::ready() else { return };
+    let finished = finish(&mut built.host(&TempHome::new(), "log_to_fd")).succeeded();
+    assert_eq!(finished.text(), "all as expected\n");
+    assert_eq!(finished.stderr, "");
+}
+
+#[test]
 fn many_threads_may_wait_for_a_shutdown_one_may_abort_it_and_a_fork_may_not() {
     let Some(built) = Built::ready() else { return };
     let home = TempHome::new();

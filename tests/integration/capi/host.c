@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -41,6 +42,7 @@ static void take_line(void *context, int level, const char *message)
     EXPECT(context == &lines && level >= 1 && level <= 4 && strchr(message, '\n') == NULL);
     /* A call that is not allowed in the callback returns an error instead of blocking. */
     EXPECT(upstreamproxy_log_to(NULL, NULL, 0) == UPSTREAMPROXY_ERROR_IN_CALLBACK);
+    EXPECT(upstreamproxy_log_to_fd(2, 4) == UPSTREAMPROXY_ERROR_IN_CALLBACK);
     pthread_mutex_lock(&lines_lock);
     lines++;
     pthread_mutex_unlock(&lines_lock);
@@ -307,6 +309,56 @@ static void misuse(void)
     upstreamproxy_config_free(config);
 }
 
+/* The log goes to a descriptor that no one reads: nothing waits, and the lost lines are counted. When
+ * the reader is gone, no signal ends the host. */
+static void log_to_fd(void)
+{
+    static char text[1 << 20];
+    const char *const environment[] = {"UPSTREAMPROXY_WHEN=always", NULL};
+    upstreamproxy_config *config = NULL;
+    upstreamproxy *proxy = NULL;
+    int ends[2], kind, count, lost;
+    ssize_t got;
+    char *report;
+    EXPECT(signal(SIGPIPE, SIG_DFL) != SIG_ERR);
+    expect_error(upstreamproxy_log_to_fd(-1, 4), UPSTREAMPROXY_ERROR_ARGUMENT, "descriptor -1");
+    expect_error(upstreamproxy_log_to_fd(12345, 4), UPSTREAMPROXY_ERROR_ARGUMENT, "descriptor 12345");
+    expect_error(upstreamproxy_log_to_fd(1, 5), UPSTREAMPROXY_ERROR_ARGUMENT, "level 5");
+    EXPECT(upstreamproxy_config_new(environment, &config) == UPSTREAMPROXY_OK);
+    for (kind = 0; kind < 2; kind++) {
+        struct process_state before = read_state();
+        EXPECT((kind == 0 ? pipe(ends) : socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) == 0);
+        if (kind == 0)
+            expect_error(upstreamproxy_log_to_fd(ends[0], 4), UPSTREAMPROXY_ERROR_ARGUMENT, "writing");
+        EXPECT(upstreamproxy_log_to_fd(ends[1], 2) == UPSTREAMPROXY_OK);
+        /* Each start writes one warning. */
+        for (count = 0; count < 4000; count++) {
+            EXPECT(upstreamproxy_start(config, &proxy) == UPSTREAMPROXY_DISABLED);
+            upstreamproxy_free(proxy);
+        }
+        EXPECT((fcntl(ends[1], F_GETFL) & O_NONBLOCK) == 0);
+        got = read(ends[0], text, sizeof text - 1);
+        EXPECT(got > 0);
+        text[got] = '\0';
+        EXPECT(strncmp(text, "upstreamproxy: warn: disabled at gate: ", 39) == 0);
+        EXPECT(upstreamproxy_start(config, &proxy) == UPSTREAMPROXY_DISABLED);
+        upstreamproxy_free(proxy);
+        got = read(ends[0], text, sizeof text - 1);
+        EXPECT(got > 0);
+        text[got] = '\0';
+        report = strstr(text, "the log is too slow: ");
+        EXPECT(report != NULL && sscanf(report, "the log is too slow: %d lines were dropped", &lost) == 1);
+        EXPECT(lost > 0 && lost < 4000);
+        close(ends[0]);
+        EXPECT(upstreamproxy_start(config, &proxy) == UPSTREAMPROXY_DISABLED);
+        upstreamproxy_free(proxy);
+        EXPECT(upstreamproxy_log_to_fd(ends[1], 0) == UPSTREAMPROXY_OK);
+        close(ends[1]);
+        expect_as_before(&before);
+    }
+    upstreamproxy_config_free(config);
+}
+
 static pthread_t main_thread;
 static sem_t stop_requested;
 static volatile sig_atomic_t on_main_thread;
@@ -414,7 +466,7 @@ int main(int count, char **arguments)
     static const struct {
         const char *name;
         void (*run)(void);
-    } roles[] = {{"lifecycle", lifecycle}, {"disabled", disabled}, {"misuse", misuse}, {"serve", serve}, {"contend", contend}};
+    } roles[] = {{"lifecycle", lifecycle}, {"disabled", disabled}, {"misuse", misuse}, {"log_to_fd", log_to_fd}, {"serve", serve}, {"contend", contend}};
     size_t role;
     EXPECT(count > 1);
     settings = arguments + 2;
