@@ -18,6 +18,8 @@ use rustls_pki_types::CertificateDer;
 #[cfg(feature = "gateway")]
 use crate::config::When;
 use crate::config::{Config, Environment};
+#[cfg(feature = "cli")]
+use crate::control::hosts::HostTable;
 use crate::control::log;
 use crate::control::metrics::{Stats, StatsReader};
 use crate::control::stop::Abort;
@@ -585,6 +587,13 @@ impl Handle {
     /// A reader of the counters that stays valid during and after [`shutdown`](Self::shutdown).
     pub fn stats_reader(&self) -> StatsReader {
         self.relay.stats_reader()
+    }
+
+    /// The counters per target host, which stay valid after [`shutdown`](Self::shutdown).
+    #[cfg(feature = "cli")]
+    #[allow(dead_code)]
+    pub(crate) fn hosts(&self) -> HostTable {
+        self.relay.hosts().clone()
     }
 
     /// Separates the embedded gateway, if there is one, so that the caller decides when it stops:

@@ -2,6 +2,8 @@
 //! outcomes, counters, shares.
 
 pub(crate) mod deadline;
+#[allow(dead_code)] // Read by `status`.
+pub(crate) mod hosts;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod outcome;

@@ -130,6 +130,16 @@ impl Outcome {
         }
     }
 
+    /// The host of the target without its port.
+    pub(crate) fn host(&self) -> Option<&str> {
+        self.authority.as_deref().map(host_of)
+    }
+
+    /// The bytes up and down.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.up, self.down)
+    }
+
     /// Names the peer in the log line of a rejection.
     #[cfg(feature = "gateway")]
     pub(crate) fn with_peer(mut self, peer: SocketAddr) -> Self {
@@ -197,6 +207,13 @@ impl fmt::Display for EndReason {
             Self::Panicked => f.write_str("panicked"),
         }
     }
+}
+
+/// The host in `host:port`.
+pub(crate) fn host_of(authority: &str) -> &str {
+    authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _port)| host)
 }
 
 /// A duration in milliseconds, for log lines.

@@ -7,9 +7,11 @@ use rustls::ClientConfig;
 
 use crate::config::Limits;
 use crate::config::ParentProxy;
+use crate::control::hosts::{HostTable, OpenTunnel};
 use crate::control::log;
 use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
+use crate::control::outcome::host_of;
 use crate::control::stop::Stop;
 use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
@@ -47,6 +49,8 @@ pub(super) struct RelayContext {
     pub(super) limits: Limits,
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,
+    /// The counters per target host.
+    pub(super) hosts: HostTable,
     pub(super) pool: Pool,
     pub(super) budget: Budget,
     /// Whether a change of the upstream's CA was reported.
@@ -54,6 +58,12 @@ pub(super) struct RelayContext {
 }
 
 impl RelayContext {
+    /// Counts a tunnel to `authority` that was established.
+    pub(super) fn count_tunnel(&self, authority: &str) -> OpenTunnel {
+        Counters::add(&self.counters.tunnels, 1);
+        self.hosts.opened(host_of(authority))
+    }
+
     /// Warns once if the gateway that sent this head has other CA certificates than those in the
     /// CA bundle: it has started again and generated new ones.
     pub(super) fn check_ca(&self, head: &ResponseHead) {

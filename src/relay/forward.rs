@@ -16,7 +16,7 @@ use super::dial::DialedTunnel;
 use super::request::{self, ClientRequest};
 use super::state::Relay;
 use crate::control::deadline::Deadline;
-use crate::control::metrics::Counters;
+use crate::control::hosts::OpenTunnel;
 use crate::control::outcome::{EndReason, Outcome, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
@@ -57,6 +57,8 @@ struct Origin {
     target: AbsoluteTarget,
     since: Instant,
     traffic: Traffic,
+    /// Counts it as open.
+    _open: OpenTunnel,
 }
 
 impl<'a> Forwarder<'a> {
@@ -177,7 +179,7 @@ impl<'a> Forwarder<'a> {
         let relay = self.relay;
         let dialed = relay.dial(&target.authority, self.client.conn().socket());
         let DialedTunnel { mut conn, received } = dialed.map_err(Failure::Ended)?;
-        Counters::add(&relay.context.counters.tunnels, 1);
+        let open = relay.context.count_tunnel(&target.authority.to_string());
         let mut received = received;
         if target.tls {
             let client = self.client.conn();
@@ -188,6 +190,7 @@ impl<'a> Forwarder<'a> {
             target: target.clone(),
             since,
             traffic: Traffic::default(),
+            _open: open,
         })
     }
 

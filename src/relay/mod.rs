@@ -29,6 +29,7 @@ pub(crate) use context::Upstream;
 pub(crate) use dial::{DialEvent, trace};
 
 use crate::config::Config;
+use crate::control::hosts::HostTable;
 use crate::control::log::LogSource;
 use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
@@ -55,6 +56,8 @@ pub(crate) struct Running {
     listening: Listening,
     log_source: LogSource,
     stats: StatsReader,
+    #[cfg(feature = "cli")]
+    hosts: HostTable,
     userinfo: Option<String>,
 }
 
@@ -93,6 +96,12 @@ impl Running {
         self.stats.clone()
     }
 
+    /// The counters per target host. Clones of the table stay valid after the shutdown.
+    #[cfg(feature = "cli")]
+    pub(crate) fn hosts(&self) -> &HostTable {
+        &self.hosts
+    }
+
     /// Ends a shutdown early, from another thread.
     pub(crate) fn abort(&self) -> Abort {
         self.listening.abort()
@@ -126,6 +135,7 @@ pub(crate) fn start(
     let userinfo = access.userinfo().map(str::to_owned);
     let stop = Arc::new(Stop::new()?);
     let counters = Arc::new(Counters::default());
+    let hosts = HostTable::default();
     let relay = Arc::new(Relay {
         access,
         own_address,
@@ -139,6 +149,7 @@ pub(crate) fn start(
             limits,
             stop: Arc::clone(&stop),
             counters: Arc::clone(&counters),
+            hosts: hosts.clone(),
             pool: Pool::default(),
             budget: Budget::new(cap),
             ca_change_reported: AtomicBool::new(false),
@@ -150,6 +161,8 @@ pub(crate) fn start(
         listening,
         log_source,
         stats,
+        #[cfg(feature = "cli")]
+        hosts,
         userinfo,
     })
 }
@@ -167,7 +180,13 @@ impl Service for Relay {
         peer: SocketAddr,
         report: &mut dyn FnMut(Outcome),
     ) -> Outcome {
-        self.serve_connection(connection, peer, report)
+        let hosts = &self.context.hosts;
+        let outcome = self.serve_connection(connection, peer, &mut |outcome| {
+            hosts.record(&outcome);
+            report(outcome);
+        });
+        hosts.record(&outcome);
+        outcome
     }
 
     fn busy_response(&self) -> Vec<u8> {

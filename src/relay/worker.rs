@@ -9,7 +9,7 @@ use super::dial::DialedTunnel;
 use super::forward::Forwarder;
 use super::request::{ClientRequest, Protocol, RequestReader};
 use super::state::Relay;
-use crate::control::metrics::Counters;
+use crate::control::hosts::OpenTunnel;
 use crate::control::outcome::{EndReason, Outcome};
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
@@ -29,7 +29,7 @@ const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection whose first request was read, with its share of the tunnels.
 enum Opened<'a> {
     /// Its tunnel is open.
-    Tunnel(Box<Pump<'a>>, Share),
+    Tunnel(Box<Pump<'a>>, Share, OpenTunnel),
     /// It sends requests in absolute-form; this is the first.
     Request(
         Box<Conn>,
@@ -54,7 +54,7 @@ impl Relay {
         // The stack of a handshake is returned while the stream is silent.
         let opened = memory::in_own_frame(|| self.open(connection, peer, &mut authority));
         let result = match opened {
-            Ok(Opened::Tunnel(pump, _share)) => Ok(pump.run()),
+            Ok(Opened::Tunnel(pump, _share, _open)) => Ok(pump.run()),
             Ok(Opened::Request(client, early, head, target, _share)) => {
                 return Forwarder::new(self, *client, early, report).run(*head, *target);
             }
@@ -113,7 +113,7 @@ impl Relay {
             Ok(dialed) => dialed,
             Err(reason) => return Err(self.refuse(client, protocol, reason)),
         };
-        Counters::add(&context.counters.tunnels, 1);
+        let open = context.count_tunnel(authority.as_deref().unwrap_or_default());
         // The response is sent before any data of the gateway is processed, which may be invalid.
         client
             .send(protocol.established())
@@ -121,7 +121,7 @@ impl Relay {
             .map_err(|_| EndReason::Abandoned)?;
         let shared = self.pump_context();
         let pump = Pump::new(Role::Client, client, conn, early, received, shared);
-        Ok(Opened::Tunnel(pump, share))
+        Ok(Opened::Tunnel(pump, share, open))
     }
 
     /// Sends the rejection, if `reason` is one, and gives the client a short time to read it, so
