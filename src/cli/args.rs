@@ -6,16 +6,26 @@ use lexopt::Arg;
 
 use crate::config::Subcommand;
 
-use super::help::{name, subcommands};
+use super::help::Detail;
 use super::options::Opt;
+use super::pages::{PAGES, Words, name, page, subcommands};
+use super::suggestion::suggestion;
+
+/// Subcommands that some builds do not have, each with its feature.
+const OPTIONAL_SUBCOMMANDS: [(&str, bool); 2] = [
+    ("bench", cfg!(feature = "bench")),
+    ("gateway", cfg!(feature = "gateway")),
+];
 
 /// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Invocation {
     /// Help for the program or for one subcommand.
-    Help(Option<Subcommand>),
+    Help(Option<Subcommand>, Detail),
     /// The version.
     Version,
+    /// Nothing: a subcommand is missing.
+    Nothing,
     /// A subcommand.
     Subcommand(Arguments),
 }
@@ -29,8 +39,8 @@ pub(crate) struct Arguments {
     pub(crate) flags: Vec<(&'static str, OsString)>,
     /// The number of `-v` minus the number of `-q`.
     pub(crate) verbosity: i8,
-    /// `run`: COMMAND and its arguments, byte for byte.
-    pub(crate) command: Vec<OsString>,
+    /// What follows the options, byte for byte: COMMAND and its arguments for `run`.
+    pub(crate) words: Vec<OsString>,
 }
 
 impl Arguments {
@@ -67,20 +77,80 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Invocation, UsageError> {
     let mut parser = lexopt::Parser::from_args(arguments.into_iter().collect::<Vec<_>>());
-    let usage_error = |what: String| Err(UsageError::new(None, what));
-    match parser.next() {
-        Ok(Some(Arg::Short('h') | Arg::Long("help"))) => Ok(Invocation::Help(None)),
-        Ok(Some(Arg::Short('V') | Arg::Long("version"))) => Ok(Invocation::Version),
-        Ok(Some(Arg::Value(word))) => match subcommands().find(|&known| word == name(known)) {
-            Some(subcommand) => parse_flags(subcommand, &mut parser),
-            None if cfg!(not(feature = "gateway")) && word == "gateway" => usage_error(
-                "this build has no gateway; use one with the feature `gateway`".to_owned(),
-            ),
-            None => usage_error(format!("there is no subcommand {}", word.display())),
-        },
-        Ok(Some(arg)) => usage_error(arg.unexpected().to_string()),
-        Ok(None) => usage_error("a subcommand is missing".to_owned()),
-        Err(error) => usage_error(error.to_string()),
+    let usage_error = |what: String| UsageError::new(None, what);
+    let first = parser
+        .next()
+        .map_err(|error| usage_error(error.to_string()))?;
+    match first {
+        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Invocation::Help(None, Detail::Long)),
+        Some(Arg::Short('V') | Arg::Long("version")) => Ok(Invocation::Version),
+        Some(Arg::Value(word)) => parse_flags(find(&word).map_err(usage_error)?, &mut parser),
+        Some(arg) => Err(usage_error(unknown(None, &arg))),
+        None => Ok(Invocation::Nothing),
+    }
+}
+
+/// The subcommand that `word` names, or else what is wrong.
+fn find(word: &OsStr) -> Result<Subcommand, String> {
+    if let Some(subcommand) = subcommands().find(|&known| word == name(known)) {
+        return Ok(subcommand);
+    }
+    let word = word.to_string_lossy();
+    let optional = OPTIONAL_SUBCOMMANDS.iter();
+    if optional
+        .clone()
+        .any(|(name, built)| *name == word && !built)
+    {
+        return Err(format!(
+            "this build has no {word}; use one with the feature `{word}`"
+        ));
+    }
+    let similar = suggestion(&word, "", PAGES.iter().map(|page| page.name));
+    let word = word.escape_debug();
+    Err(format!("there is no subcommand {word}{similar}"))
+}
+
+/// What is wrong with an argument that `subcommand` does not have, or that precedes the subcommand.
+fn unknown(subcommand: Option<Subcommand>, arg: &Arg<'_>) -> String {
+    let (dashes, typed) = match arg {
+        Arg::Long(name) => ("--", (*name).to_owned()),
+        Arg::Short(letter) => ("-", letter.to_string()),
+        Arg::Value(word) => {
+            let word = word.to_string_lossy();
+            return format!("the argument {} is not expected", word.escape_debug());
+        }
+    };
+    let is_typed = |opt: &Opt| match arg {
+        Arg::Long(name) => opt.name == *name,
+        Arg::Short(letter) => opt.short == Some(*letter),
+        Arg::Value(_) => false,
+    };
+    let owners = subcommands().filter(|&one| Opt::of(one).any(|opt| is_typed(&opt)));
+    let owners: Vec<&str> = owners.map(name).collect();
+    let typed = typed.escape_debug();
+    match subcommand {
+        None if !owners.is_empty() => {
+            let first = owners[0];
+            format!(
+                "{dashes}{typed} follows the subcommand, as in `upstreamproxy {first} {dashes}{typed}`"
+            )
+        }
+        Some(subcommand) if !owners.is_empty() => {
+            let (of, here) = (owners.join(", "), name(subcommand));
+            format!("{dashes}{typed} is an option of {of}, not of {here}")
+        }
+        _ => {
+            let here = Opt::all().filter(|opt| {
+                subcommand.map_or(!opt.subcommands.is_empty(), |one| {
+                    opt.subcommands.contains(&one)
+                })
+            });
+            let similar = match arg {
+                Arg::Long(name) => suggestion(name, "--", here.map(|opt| opt.name)),
+                _ => String::new(),
+            };
+            format!("there is no option {dashes}{typed}{similar}")
+        }
     }
 }
 
@@ -94,7 +164,7 @@ fn parse_flags(
         subcommand,
         flags: Vec::new(),
         verbosity: 0,
-        command: Vec::new(),
+        words: Vec::new(),
     };
     while let Some(arg) = parser.next().map_err(usage_error)? {
         let opt = match &arg {
@@ -103,19 +173,36 @@ fn parse_flags(
             Arg::Value(_) => None,
         };
         let Some(opt) = opt else {
-            match arg {
+            match (arg, page(subcommand).words) {
                 // The first word that is not an option is COMMAND; the rest are its arguments.
-                Arg::Value(word) if subcommand == Subcommand::Run => {
-                    arguments.command.push(word);
+                (Arg::Value(word), Words::Command) => {
+                    arguments.words.push(word);
                     let rest = parser.raw_args().map_err(usage_error)?;
-                    arguments.command.extend(rest);
+                    arguments.words.extend(rest);
                     break;
                 }
-                other => return Err(usage_error(other.unexpected())),
+                (Arg::Value(word), Words::OneOf(_) | Words::Subcommand)
+                    if arguments.words.is_empty() =>
+                {
+                    arguments.words.push(word);
+                }
+                (other, _) => {
+                    return Err(UsageError::new(
+                        subcommand,
+                        unknown(Some(subcommand), &other),
+                    ));
+                }
             }
+            continue;
         };
         match opt.name {
-            "help" => return Ok(Invocation::Help(Some(subcommand))),
+            "help" => {
+                let detail = match arg {
+                    Arg::Short(_) => Detail::Short,
+                    _ => Detail::Long,
+                };
+                return Ok(Invocation::Help(Some(subcommand), detail));
+            }
             "version" => return Ok(Invocation::Version),
             "verbose" => arguments.verbosity = arguments.verbosity.saturating_add(1),
             "quiet" => arguments.verbosity = arguments.verbosity.saturating_sub(1),
@@ -131,7 +218,28 @@ fn parse_flags(
             }
         }
     }
-    Ok(Invocation::Subcommand(arguments))
+    check_words(arguments)
+}
+
+/// Checks the words of a subcommand that has only a few, and translates `help` and `version`.
+fn check_words(arguments: Arguments) -> Result<Invocation, UsageError> {
+    let subcommand = arguments.subcommand;
+    let word = arguments.words.first();
+    match (subcommand, page(subcommand).words) {
+        (Subcommand::Version, _) => Ok(Invocation::Version),
+        (Subcommand::Help, _) => {
+            let about = word.map(|word| find(word)).transpose();
+            let about = about.map_err(|what| UsageError::new(subcommand, what))?;
+            Ok(Invocation::Help(about, Detail::Long))
+        }
+        (_, Words::OneOf(known))
+            if !word.is_some_and(|word| known.iter().any(|one| word == one)) =>
+        {
+            let what = format!("one of these words is needed: {}", known.join(", "));
+            Err(UsageError::new(subcommand, what))
+        }
+        _ => Ok(Invocation::Subcommand(arguments)),
+    }
 }
 
 #[cfg(test)]
@@ -181,15 +289,15 @@ mod tests {
     #[test]
     fn run_stops_at_the_first_word_that_is_not_an_option() {
         let arguments = arguments("run -v --keepalive 5s npm --help -v -- x");
-        assert_eq!(arguments.command, ["npm", "--help", "-v", "--", "x"]);
+        assert_eq!(arguments.words, ["npm", "--help", "-v", "--", "x"]);
         assert_eq!(arguments.verbosity, 1);
         assert_eq!(arguments.values("keepalive").collect::<Vec<_>>(), ["5s"]);
     }
 
     #[test]
     fn run_stops_at_two_dashes() {
-        assert_eq!(arguments("run -- --help").command, ["--help"]);
-        assert_eq!(arguments("run -- -- a").command, ["--", "a"]);
+        assert_eq!(arguments("run -- --help").words, ["--help"]);
+        assert_eq!(arguments("run -- -- a").words, ["--", "a"]);
         assert_eq!(
             arguments("run --base-url --x -- a").flags,
             [("base-url", OsString::from("--x"))]
@@ -202,7 +310,7 @@ mod tests {
         let arguments = ["run".into(), "--".into(), odd.clone(), odd.clone()];
         match parse(arguments) {
             Ok(Invocation::Subcommand(arguments)) => {
-                assert_eq!(arguments.command, [odd.clone(), odd]);
+                assert_eq!(arguments.words, [odd.clone(), odd]);
             }
             other => panic!("{other:?}"),
         }
@@ -222,19 +330,64 @@ mod tests {
 
     #[test]
     fn help_and_version_win_at_any_place() {
-        assert_eq!(words("--help"), Ok(Invocation::Help(None)));
+        assert_eq!(words("--help"), Ok(Invocation::Help(None, Detail::Long)));
         assert_eq!(words("-V"), Ok(Invocation::Version));
         assert_eq!(
             words("serve --embedded -h"),
-            Ok(Invocation::Help(Some(Subcommand::Serve)))
+            Ok(Invocation::Help(Some(Subcommand::Serve), Detail::Short))
         );
         assert_eq!(words("run -V"), Ok(Invocation::Version));
     }
 
     #[test]
     fn a_command_line_without_a_known_subcommand_is_an_error() {
-        for line in ["", "walk", "--embedded run", "-x"] {
+        assert_eq!(words(""), Ok(Invocation::Nothing));
+        for line in ["walk", "--embedded run", "-x"] {
             assert_eq!(words(line).unwrap_err().subcommand, None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_subcommand_can_be_asked_for_help_and_for_the_version() {
+        assert_eq!(words("help"), Ok(Invocation::Help(None, Detail::Long)));
+        assert_eq!(
+            words("help run"),
+            Ok(Invocation::Help(Some(Subcommand::Run), Detail::Long))
+        );
+        assert_eq!(words("version"), Ok(Invocation::Version));
+        for line in [
+            "help walk",
+            "help run serve",
+            "version run",
+            "completions",
+            "completions csh",
+        ] {
+            assert!(words(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_usage_error_says_what_was_meant() {
+        for (line, part) in [
+            ("srve", "there is no subcommand srve (did you mean serve?)"),
+            (
+                "run --keep-alive 5 x",
+                "there is no option --keep-alive (did you mean --keepalive?)",
+            ),
+            (
+                "serve --format sh",
+                "--format is an option of env, not of serve",
+            ),
+            (
+                "--keepalive 5 run x",
+                "--keepalive follows the subcommand, as in `upstreamproxy run",
+            ),
+            ("serve -z", "there is no option -z"),
+            ("serve stray", "the argument stray is not expected"),
+            ("completions", "bash, zsh, fish"),
+        ] {
+            let what = words(line).unwrap_err().what;
+            assert!(what.contains(part), "{line}: {what}");
         }
     }
 

@@ -28,18 +28,25 @@ pub(crate) enum Format {
     Dotenv,
 }
 
+impl Format {
+    /// The name of each format, in the order of `ALL`.
+    pub(crate) const NAMES: &[&str] = &["sh", "fish", "powershell", "json", "dotenv"];
+    const ALL: [Self; 5] = [
+        Self::Sh,
+        Self::Fish,
+        Self::PowerShell,
+        Self::Json,
+        Self::Dotenv,
+    ];
+}
+
 impl FromStr for Format {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Ok(match text {
-            "sh" => Self::Sh,
-            "fish" => Self::Fish,
-            "powershell" => Self::PowerShell,
-            "json" => Self::Json,
-            "dotenv" => Self::Dotenv,
-            _ => return Err(()),
-        })
+        let mut formats = Self::NAMES.iter().zip(Self::ALL);
+        let found = formats.find(|(name, _)| **name == text);
+        found.map(|(_, format)| format).ok_or(())
     }
 }
 

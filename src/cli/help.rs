@@ -1,136 +1,134 @@
-//! The text of `--help`, derived from the tables of options.
+//! The texts of `-h`, `--help` and `help`, derived from the tables of options and subcommands.
 
 use std::fmt::Write as _;
 
-use crate::config::Subcommand;
+use rustix::termios::tcgetwinsize;
+
+use crate::config::{Group, Subcommand};
 
 use super::options::Opt;
+use super::pages::{PAGES, page};
 
-/// The width of help texts; with their indentation they fit a terminal of 80 columns.
-const WIDTH: usize = 72;
+/// The narrowest and the widest text. Longer lines are hard to read.
+const WIDTHS: std::ops::RangeInclusive<usize> = 60..=100;
+/// The width if standard output is not a terminal.
+const DEFAULT_WIDTH: usize = 80;
+/// Where the meaning begins in the list of `-h`.
+const MEANING_COLUMN: usize = 30;
 
-/// Every subcommand with its documentation, in the order of help.
-const SUBCOMMANDS: &[Page] = &[
-    Page {
-        subcommand: Subcommand::Run,
-        name: "run",
-        usage: "upstreamproxy run [options] [--] COMMAND [ARG...]",
-        purpose: "set up, run COMMAND with the variables, tear down, exit with its status",
-        exit_statuses: "the status of COMMAND; 128+n if signal n ended it or arrived during set-up; 127 not \
-                        found; 126 not executable; 125 usage; 69 disabled with --require",
-    },
-    Page {
-        subcommand: Subcommand::Serve,
-        name: "serve",
-        usage: "upstreamproxy serve [options]",
-        purpose: "set up, print one JSON line when ready, serve until SIGTERM or SIGINT",
-        exit_statuses: "0 all tunnels ended, or disabled; 1 some were cut; 2 usage; 69 disabled with --require; \
-                        128+n at a second signal",
-    },
-    Page {
-        subcommand: Subcommand::Env,
-        name: "env",
-        usage: "upstreamproxy env [options]",
-        purpose: "print the variables of the running `serve`, for eval",
-        exit_statuses: "0 success; 1 no serve is running; 2 usage",
-    },
-    Page {
-        subcommand: Subcommand::Doctor,
-        name: "doctor",
-        usage: "upstreamproxy doctor [options]",
-        purpose: "check every stage and a round trip through the tunnel, report problems",
-        exit_statuses: "0 everything is ok; 1 something is wrong; 2 usage; 128+n if signal n ended it",
-    },
-    #[cfg(feature = "bench")]
-    Page {
-        subcommand: Subcommand::Bench,
-        name: "bench",
-        usage: "upstreamproxy bench [options]",
-        purpose: "measure set-up, echo and throughput of the upstream, report the bottleneck",
-        exit_statuses: "0 measured, or --origin was stopped; 1 the path could not be measured; 2 usage; \
-                        128+n if signal n ended a measurement",
-    },
-    #[cfg(feature = "gateway")]
-    Page {
-        subcommand: Subcommand::Gateway,
-        name: "gateway",
-        usage: "upstreamproxy gateway --sessions FILE [options]",
-        purpose: "run the server end: the CA endpoint and the tunnel endpoint on one port",
-        exit_statuses: "0 all tunnels ended; 1 some were cut; 2 a setting cannot be used; 128+n at a second signal",
-    },
-];
-
-/// The documentation of one subcommand.
-struct Page {
-    subcommand: Subcommand,
-    name: &'static str,
-    usage: &'static str,
-    purpose: &'static str,
-    exit_statuses: &'static str,
+/// How much help is requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// `-h`: a short list of the options.
+    Short,
+    /// `--help`: defaults, variables and examples too.
+    Long,
 }
 
-/// Every subcommand, in the order of help.
-pub(crate) fn subcommands() -> impl Iterator<Item = Subcommand> {
-    SUBCOMMANDS.iter().map(|page| page.subcommand)
-}
-
-/// The word that selects `subcommand`.
-pub(crate) fn name(subcommand: Subcommand) -> &'static str {
-    page(subcommand).name
-}
-
-fn page(subcommand: Subcommand) -> &'static Page {
-    let found = SUBCOMMANDS
-        .iter()
-        .find(|page| page.subcommand == subcommand);
-    // A test checks that every subcommand has a page.
-    found.unwrap_or(&SUBCOMMANDS[0])
+/// The width of the terminal, within limits.
+pub(crate) fn width() -> usize {
+    let columns = tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+    let columns = if columns == 0 { DEFAULT_WIDTH } else { columns };
+    columns.clamp(*WIDTHS.start(), *WIDTHS.end())
 }
 
 /// The help of the whole program.
-pub(crate) fn overview() -> String {
+pub(crate) fn overview(width: usize) -> String {
     let mut text = String::from(
         "Connects the tools of a sandbox to the outside through one authorised upstream.\n\nUsage:\n",
     );
-    for page in SUBCOMMANDS {
-        let _ = writeln!(text, "  {}\n      {}", page.usage, page.purpose);
+    for page in PAGES {
+        let _ = writeln!(text, "  {}", page.usage());
+        paragraph(&mut text, 6, page.purpose, width);
     }
-    text.push_str("\n`upstreamproxy SUBCOMMAND --help` lists the options.\n");
+    text.push_str("\n`upstreamproxy help SUBCOMMAND` lists the options.\n");
     text
 }
 
 /// The help of one subcommand.
-pub(crate) fn help(subcommand: Subcommand) -> String {
+pub(crate) fn help(subcommand: Subcommand, detail: Detail, width: usize) -> String {
     let page = page(subcommand);
-    let mut text = format!("Usage: {}\n\n{}\n\nOptions:\n", page.usage, page.purpose);
-    for opt in Opt::of(subcommand) {
-        let _ = writeln!(text, "  {}", opt.usage());
-        for line in wrapped(&opt.meaning()) {
-            let _ = writeln!(text, "      {line}");
+    let mut text = format!("Usage: {}\n\n", page.usage());
+    paragraph(&mut text, 0, page.purpose, width);
+    if detail == Detail::Short {
+        text.push_str("\nOptions:\n");
+        for opt in Opt::of(subcommand) {
+            short_option(&mut text, opt, width);
         }
-        if opt.in_environment {
-            let separator = if opt.repeatable {
-                " (values separated by spaces)"
-            } else {
-                ""
-            };
-            let _ = writeln!(text, "      environment: {}{separator}", opt.variable());
+        let _ = writeln!(text, "\n`{} --help` says more.", command_line(page.name));
+        return text;
+    }
+    for group in Group::ALL {
+        let mut options = Opt::of(subcommand).filter(|opt| opt.group == group);
+        if let Some(first) = options.next() {
+            let _ = writeln!(text, "\n{}:", group.title());
+            for opt in std::iter::once(first).chain(options) {
+                long_option(&mut text, opt, width);
+            }
         }
     }
-    text.push_str("\nDurations: 500ms, 10s, 2m, or a number of seconds.\n\nExit status:\n");
-    for line in wrapped(page.exit_statuses) {
-        let _ = writeln!(text, "  {line}");
+    if Opt::of(subcommand).any(|opt| opt.value == Some("DURATION")) {
+        text.push_str("\nDurations: 500ms, 10s, 2m, or a number of seconds.\n");
+    }
+    if !page.examples.is_empty() {
+        text.push_str("\nExamples:\n");
+    }
+    for (line, meaning) in page.examples {
+        // Not wrapped: a command line is pasted as one line.
+        let _ = writeln!(text, "  {}", command_line(line));
+        paragraph(&mut text, 6, meaning, width);
+    }
+    text.push_str("\nExit status:\n");
+    for status in page.exit_statuses.split("; ") {
+        paragraph(&mut text, 2, status, width);
     }
     text
 }
 
-/// `text` in lines of at most [`WIDTH`] bytes.
-fn wrapped(text: &str) -> Vec<String> {
+/// A command line of this program.
+fn command_line(arguments: &str) -> String {
+    format!("upstreamproxy {arguments}")
+}
+
+/// One option in the list of `-h`: beside its name, the first part of its meaning.
+fn short_option(text: &mut String, opt: Opt, width: usize) {
+    let usage = format!("  {}", opt.usage());
+    let mut lines = wrapped(opt.summary(), width - MEANING_COLUMN).into_iter();
+    // At least two spaces separate the columns.
+    if usage.len() + 2 <= MEANING_COLUMN {
+        let first = lines.next().unwrap_or_default();
+        let _ = writeln!(text, "{usage:MEANING_COLUMN$}{first}");
+    } else {
+        let _ = writeln!(text, "{usage}");
+    }
+    for line in lines {
+        let _ = writeln!(text, "{:MEANING_COLUMN$}{line}", "");
+    }
+}
+
+/// One option in the list of `--help`.
+fn long_option(text: &mut String, opt: Opt, width: usize) {
+    let _ = writeln!(text, "  {}", opt.usage());
+    paragraph(text, 6, &opt.meaning(), width);
+    if let Some(variables) = opt.variables() {
+        paragraph(text, 6, &format!("environment: {variables}"), width);
+    }
+}
+
+/// `content`, indented, in lines of at most `width` bytes.
+fn paragraph(text: &mut String, indentation: usize, content: &str, width: usize) {
+    for line in wrapped(content, width - indentation) {
+        let _ = writeln!(text, "{:indentation$}{line}", "");
+    }
+}
+
+/// `text` in lines of at most `width` bytes, if no word is longer.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         match lines.last_mut() {
             Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.len() + 1 + word.len() <= WIDTH => {
+            Some(line) if line.len() + 1 + word.len() <= width => {
                 line.push(' ');
                 line.push_str(word);
             }
@@ -142,23 +140,48 @@ fn wrapped(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pages::{name, subcommands};
     use super::*;
 
     #[test]
     fn the_help_of_a_subcommand_lists_each_of_its_options_and_no_other() {
         for subcommand in subcommands() {
-            let text = help(subcommand);
+            let long = help(subcommand, Detail::Long, 80);
+            let short = help(subcommand, Detail::Short, 80);
             for opt in Opt::all() {
                 let row = format!("  {}", opt.usage());
-                let known = Opt::long(subcommand, opt.name).is_some();
-                let listed = text.lines().any(|line| line == row);
+                let known =
+                    Opt::long(subcommand, opt.name).is_some_and(|one| one.usage() == opt.usage());
+                let listed = long.lines().any(|line| line == row);
+                assert_eq!(listed, known, "{subcommand:?} {row:?}");
+                let listed = short
+                    .lines()
+                    .any(|line| line == row || line.starts_with(&format!("{row} ")));
                 assert_eq!(listed, known, "{subcommand:?} {row:?}");
                 if opt.subcommands.contains(&subcommand) && opt.in_environment {
-                    assert!(text.contains(&format!("environment: {}", opt.variable())));
+                    assert!(long.contains(&format!("environment: {}", opt.variable())));
                 }
             }
-            assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         }
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for width in [60, 80, 100] {
+            let pages = subcommands().flat_map(|subcommand| {
+                [Detail::Short, Detail::Long].map(|detail| help(subcommand, detail, width))
+            });
+            for text in pages.chain([overview(width)]) {
+                for line in text
+                    .lines()
+                    .filter(|line| !line.starts_with("  upstreamproxy "))
+                {
+                    assert!(line.len() <= width.max(80), "{width}: {line}");
+                }
+            }
+        }
+        let widest = help(Subcommand::Run, Detail::Long, 100);
+        assert!(widest.lines().any(|line| line.len() > 80));
     }
 
     #[test]
@@ -166,8 +189,26 @@ mod tests {
         for opt in Opt::all() {
             for subcommand in subcommands().filter(|one| opt.subcommands.contains(one)) {
                 assert_eq!(page(subcommand).subcommand, subcommand);
-                assert!(overview().contains(&format!("upstreamproxy {} ", name(subcommand))));
+                assert!(overview(80).contains(&format!("upstreamproxy {}", name(subcommand))));
             }
         }
+    }
+
+    #[test]
+    fn long_help_has_groups_defaults_variables_and_examples() {
+        let text = help(Subcommand::Run, Detail::Long, 80);
+        for part in [
+            "\nUpstream and session:\n",
+            "\nRelay:\n",
+            "\nLimits:\n",
+            "\nOutput:\n",
+            "127.0.0.1:0)\n",
+            "environment: UPSTREAMPROXY_BASE_URL or ANTHROPIC_BASE_URL\n",
+            "\nExamples:\n  upstreamproxy run -- npm install\n",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        let short = help(Subcommand::Run, Detail::Short, 80);
+        assert!(short.lines().count() * 2 < text.lines().count(), "{short}");
     }
 }

@@ -8,6 +8,7 @@ mod args;
 #[cfg(feature = "bench")]
 mod bench;
 mod command;
+mod completions;
 mod doctor;
 mod drain;
 mod env;
@@ -21,8 +22,10 @@ mod help;
 #[cfg(feature = "gateway")]
 mod identity_files;
 mod logging;
+mod manual_page;
 mod options;
 mod output;
+mod pages;
 mod program_options;
 mod resolve;
 mod run;
@@ -30,6 +33,7 @@ mod serve;
 mod setup;
 mod signals;
 mod state;
+mod suggestion;
 
 pub use crate::doctor::Step;
 pub use crate::setup::child_env::documentation;
@@ -56,11 +60,22 @@ fn execute(
     environment: &Environment,
 ) -> Result<ExitStatus, UsageError> {
     let arguments = match parse(arguments)? {
-        Invocation::Help(None) => return Ok(print_success(&help::overview())),
-        Invocation::Help(Some(subcommand)) => return Ok(print_success(&help::help(subcommand))),
+        Invocation::Help(about, detail) => {
+            let width = help::width();
+            let text = match about {
+                Some(subcommand) => help::help(subcommand, detail, width),
+                None => help::overview(width),
+            };
+            return Ok(print_success(&text));
+        }
         Invocation::Version => {
             let version = concat!("upstreamproxy ", env!("CARGO_PKG_VERSION"), "\n");
             return Ok(print_success(version));
+        }
+        Invocation::Nothing => {
+            let overview = help::overview(help::width());
+            let error = format!("a subcommand is missing\n\n{}", overview.trim_end());
+            return Ok(fail(&error, ExitStatus::USAGE));
         }
         Invocation::Subcommand(arguments) => arguments,
     };
@@ -72,7 +87,7 @@ fn execute(
     );
     let files = file_limit::InheritedLimit::raise();
     Ok(match arguments.subcommand {
-        Subcommand::Run => run::run(options, &arguments.command, &files),
+        Subcommand::Run => run::run(options, &arguments.words, &files),
         Subcommand::Serve => serve::run(options),
         Subcommand::Env => env::run(options.format, environment),
         Subcommand::Doctor => doctor::run(options),
@@ -83,8 +98,9 @@ fn execute(
         },
         #[cfg(feature = "gateway")]
         Subcommand::Gateway => gateway::run(options),
-        // The parser accepts only the subcommands of this build.
-        #[cfg(not(feature = "bench"))]
+        Subcommand::Completions => print_success(&completions::script(&arguments.words)),
+        Subcommand::Man => print_success(&manual_page::page()),
+        // The parser has answered the others, and accepts only the subcommands of this build.
         _ => ExitStatus::USAGE,
     })
 }
@@ -97,7 +113,7 @@ fn print_success(text: &str) -> ExitStatus {
 /// Reports a usage error, with a hint where to find help.
 fn report(error: &UsageError) -> ExitStatus {
     let subcommand = match error.subcommand {
-        Some(subcommand) => format!(" {}", help::name(subcommand)),
+        Some(subcommand) => format!(" {}", pages::name(subcommand)),
         None => String::new(),
     };
     let status = match error.subcommand {

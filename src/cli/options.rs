@@ -7,6 +7,17 @@ use crate::config::{Config, SETTINGS, Setting, Source, Spec, Subcommand};
 
 use super::program_options::{Options, PROGRAM_OPTIONS};
 
+/// What a shell can offer as the value of an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completion {
+    /// Names of files.
+    Files,
+    /// These words.
+    Words(&'static [&'static str]),
+    /// Nothing.
+    Unknown,
+}
+
 /// An option of the command line.
 #[derive(Clone, Copy)]
 pub(crate) enum Opt {
@@ -62,6 +73,35 @@ impl Opt {
             "" => self.help.to_owned(),
             default => format!("{} (default: {default})", self.help),
         }
+    }
+
+    /// The first part of its meaning.
+    pub(crate) fn summary(self) -> &'static str {
+        self.help.split("; ").next().unwrap_or_default()
+    }
+
+    /// The variables that set it, if there are any.
+    pub(crate) fn variables(self) -> Option<String> {
+        if !self.in_environment {
+            return None;
+        }
+        let mut names = self.variable();
+        for name in self.session_variables {
+            names = format!("{names} or {name}");
+        }
+        if self.repeatable {
+            names.push_str(" (values separated by spaces)");
+        }
+        Some(names)
+    }
+
+    /// What can be typed as its value. `None`: it is a switch.
+    pub(crate) fn completion(self) -> Option<Completion> {
+        Some(match self.value? {
+            "PATH" | "FILE" => Completion::Files,
+            _ if !self.values.is_empty() => Completion::Words(self.values),
+            _ => Completion::Unknown,
+        })
     }
 
     /// Sets it, and records where the value comes from or why it cannot be used.

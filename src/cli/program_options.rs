@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 #[cfg(feature = "bench")]
 use std::time::Duration;
 
-use Subcommand::{Bench, Doctor, Env, Gateway, Run, Serve};
+use Subcommand::{Bench, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Version};
 
 #[cfg(feature = "bench")]
 use crate::bench::BenchPlan;
@@ -15,7 +15,7 @@ use crate::config::parse::path;
 #[cfg(any(feature = "bench", feature = "gateway"))]
 use crate::config::parse::socket_addr;
 use crate::config::parse::{Reason, matching, put, put_some, switch};
-use crate::config::{Config, Setting, Subcommand};
+use crate::config::{Config, Group, Setting, Subcommand};
 use crate::http::authority::Authority;
 
 use super::env::Format;
@@ -47,23 +47,37 @@ pub(crate) struct Options {
 }
 
 /// Every subcommand.
-const EVERY: &[Subcommand] = &[Run, Serve, Env, Doctor, Bench, Gateway];
+const EVERY: &[Subcommand] = &[
+    Run,
+    Serve,
+    Env,
+    Doctor,
+    Bench,
+    Gateway,
+    Completions,
+    Man,
+    Help,
+    Version,
+];
 /// The subcommands that print a report.
 const REPORT: &[Subcommand] = &[Doctor, Bench];
 
 /// The options that are not settings of the library, in the order of help.
 pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
     Setting::switch("require", &[Run, Serve])
+        .group(Group::Relay)
         .help(
             "fail closed: if the proxy is disabled, whatever the reason, exit with 69 and run \
              nothing",
         )
         .setter(|options, value| put(&mut options.require, switch(value))),
     Setting::value("format", "FORMAT", &[Env])
+        .values(Format::NAMES)
         .help("output format: sh, fish, powershell, json or dotenv")
         .default("sh")
         .setter(|options, value| put(&mut options.format, format(value))),
     Setting::value("target", "HOST:PORT", REPORT)
+        .group(Group::Measurement)
         .help("target of the test tunnels")
         .default("the host of the base URL; with --embedded, a server inside this process")
         .setter(|options, value| put_some(&mut options.target, target(value))),
@@ -72,11 +86,13 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put(&mut options.json, switch(value))),
     #[cfg(feature = "bench")]
     Setting::value("seconds", "S", &[Bench])
+        .group(Group::Measurement)
         .help("duration of each measurement, 0.05 to 60")
         .default("1")
         .setter(|options, value| put(&mut options.plan.time, seconds(value))),
     #[cfg(feature = "bench")]
     Setting::value("streams", "N", &[Bench])
+        .group(Group::Measurement)
         .help(
             "maximum number of parallel connections, 1 to 256; throughput is measured at 1, 8 \
              and 64, set-up at 1 and 32",
@@ -85,6 +101,7 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put(&mut options.plan.streams, streams(value))),
     #[cfg(feature = "bench")]
     Setting::value("origin", "ADDR:PORT", &[Bench])
+        .group(Group::Measurement)
         .help(
             "measure nothing; serve as the --target of a bench on another machine until SIGTERM \
              or SIGINT",
@@ -92,6 +109,7 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put_some(&mut options.origin, socket_addr(value))),
     #[cfg(feature = "gateway")]
     Setting::value("listen", "ADDR:PORT", &[Gateway])
+        .group(Group::Gateway)
         .help(
             "address that the gateway listens on; port 0 selects a free port; beyond loopback \
              it needs TLS or --allow-plaintext",
@@ -100,12 +118,14 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put_some(&mut options.gateway.listen, socket_addr(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("allow-plaintext", &[Gateway])
+        .group(Group::Gateway)
         .help(
             "allow a --listen address beyond loopback without TLS, for example behind a TLS proxy",
         )
         .setter(|options, value| put(&mut options.gateway.allow_plaintext, switch(value))),
     #[cfg(feature = "gateway")]
     Setting::value("sessions", "FILE", &[Gateway])
+        .group(Group::Gateway)
         .help(
             "sessions that may use the gateway: one `SESSION_ID TOKEN` per line, # begins a \
              comment; required; read again on SIGHUP",
@@ -113,29 +133,35 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put_some(&mut options.gateway.sessions, path(value))),
     #[cfg(feature = "gateway")]
     Setting::value("tls-cert", "FILE", &[Gateway])
+        .group(Group::Gateway)
         .help("PEM certificate chain for https and wss; requires --tls-key")
         .default("http and ws")
         .setter(|options, value| put_some(&mut options.gateway.tls_cert, path(value))),
     #[cfg(feature = "gateway")]
     Setting::value("tls-key", "FILE", &[Gateway])
+        .group(Group::Gateway)
         .help("PEM private key of --tls-cert")
         .setter(|options, value| put_some(&mut options.gateway.tls_key, path(value))),
     #[cfg(feature = "gateway")]
     Setting::value("ca-cert", "FILE", &[Gateway])
+        .group(Group::Interception)
         .help("PEM certificate of the interception CA; requires --ca-key")
         .default("a CA made at start, with its key in memory only")
         .setter(|options, value| put_some(&mut options.gateway.ca_cert, path(value))),
     #[cfg(feature = "gateway")]
     Setting::value("ca-key", "FILE", &[Gateway])
+        .group(Group::Interception)
         .help("PEM private key of --ca-cert")
         .setter(|options, value| put_some(&mut options.gateway.ca_key, path(value))),
     #[cfg(feature = "gateway")]
     Setting::value("target-ca", "FILE", &[Gateway])
+        .group(Group::Interception)
         .help("PEM file with additional roots for verifying targets")
         .default("none")
         .setter(|options, value| put_some(&mut options.gateway.target_ca, path(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("allow-private", &[Gateway])
+        .group(Group::Interception)
         .help("allow tunnels to loopback, private and link-local addresses, for tests and home use")
         .setter(|options, value| put(&mut options.gateway.allow_private, switch(value))),
     letter(

@@ -70,7 +70,7 @@ impl Options {
         let subcommand = arguments.subcommand;
         let is_option = |problem: &SettingError| Opt::long(subcommand, problem.setting).is_some();
         match subcommand {
-            Subcommand::Run if arguments.command.is_empty() => Err("COMMAND is missing".to_owned()),
+            Subcommand::Run if arguments.words.is_empty() => Err("COMMAND is missing".to_owned()),
             Subcommand::Env => self.refuse(is_option),
             #[cfg(feature = "bench")]
             Subcommand::Bench if self.origin.is_some() => self.check_origin(),
@@ -152,7 +152,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::args::{Invocation, parse};
-    use super::super::help::{name, subcommands};
+    use super::super::pages::{name, subcommands};
     use super::*;
 
     type Variables<'a> = &'a [(&'a str, &'a str)];

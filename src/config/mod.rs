@@ -30,7 +30,7 @@ pub(crate) use builder::{EMBEDDED_SETTINGS, UPSTREAM_SETTINGS};
 pub(crate) use parent::MARKER;
 pub(crate) use setting::Source;
 #[cfg(feature = "cli")]
-pub(crate) use setting::{Setting, Spec, Subcommand};
+pub(crate) use setting::{Group, Setting, Spec, Subcommand};
 #[cfg(feature = "cli")]
 pub(crate) use settings::SETTINGS;
 #[cfg(feature = "cli")]

@@ -25,6 +25,61 @@ pub(crate) enum Subcommand {
     Bench,
     /// Run the gateway, with the feature `gateway`.
     Gateway,
+    /// Print the completions of a shell.
+    Completions,
+    /// Print the manual page.
+    Man,
+    /// Print help.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// The part of the help in which a setting is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) enum Group {
+    /// The upstream, and what authorises this program there.
+    Session,
+    /// The port of the relay, and the variables of child processes.
+    Relay,
+    /// The port of the gateway and its files.
+    Gateway,
+    /// What the gateway does with targets.
+    Interception,
+    /// Limits on time and number.
+    Limits,
+    /// What is measured or tested.
+    Measurement,
+    /// What is printed. The default.
+    Output,
+}
+
+#[cfg(feature = "cli")]
+impl Group {
+    /// Every group, in the order of help.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Session,
+        Self::Relay,
+        Self::Gateway,
+        Self::Interception,
+        Self::Limits,
+        Self::Measurement,
+        Self::Output,
+    ];
+
+    /// Its heading.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Session => "Upstream and session",
+            Self::Relay => "Relay",
+            Self::Gateway => "Gateway",
+            Self::Interception => "Targets and interception",
+            Self::Limits => "Limits",
+            Self::Measurement => "Measurement",
+            Self::Output => "Output",
+        }
+    }
 }
 
 /// The name of a setting and its documentation.
@@ -49,6 +104,10 @@ pub(crate) struct Spec {
     pub(crate) help: &'static str,
     /// The default, as help shows it; empty: none to show.
     pub(crate) default: &'static str,
+    /// Where help lists it.
+    pub(crate) group: Group,
+    /// Every value that it can have, if they are few; empty: any value of its type.
+    pub(crate) values: &'static [&'static str],
 }
 
 impl Spec {
@@ -90,6 +149,8 @@ impl<T> Setting<T> {
                 session_variables: &[],
                 help: "",
                 default: "",
+                group: Group::Output,
+                values: &[],
             },
             set: |_, _| Ok(()),
         }
@@ -140,6 +201,18 @@ impl<T> Setting<T> {
     /// See [`Spec::default`].
     pub(crate) const fn default(mut self, default: &'static str) -> Self {
         self.spec.default = default;
+        self
+    }
+
+    /// See [`Spec::group`].
+    pub(crate) const fn group(mut self, group: Group) -> Self {
+        self.spec.group = group;
+        self
+    }
+
+    /// See [`Spec::values`].
+    pub(crate) const fn values(mut self, values: &'static [&'static str]) -> Self {
+        self.spec.values = values;
         self
     }
 

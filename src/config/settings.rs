@@ -10,7 +10,7 @@ use Subcommand::{Bench, Doctor, Gateway, Run, Serve};
 
 use super::builder::Config;
 use super::environment::Environment;
-use super::setting::{Setting, SettingError, Source, Subcommand};
+use super::setting::{Group, Setting, SettingError, Source, Subcommand};
 use super::value::{
     count, descriptor, duration, embedded, is_truthy, parent, parsed, path, put, put_some,
     socket_addr, standby, switch, uid, variable_names, when,
@@ -38,6 +38,8 @@ const EMBEDDED_HELP: &str = if cfg!(feature = "gateway") {
 /// Every setting of the library, in the order of help.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[
     Setting::value("when", "WHEN", UPSTREAM)
+        .group(Group::Session)
+        .values(&["auto", "always", "never"])
         .help(
             "when to run: auto checks CLAUDE_CODE_REMOTE and CCR_UPSTREAM_PROXY_ENABLED; always \
              skips that check and requires --base-url and --session-id; never keeps the proxy \
@@ -46,19 +48,23 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("auto")
         .setter(|config, value| put(&mut config.when, when(value))),
     Setting::switch("embedded", UPSTREAM)
+        .group(Group::Session)
         .help(EMBEDDED_HELP)
         .setter(|config, value| put(&mut config.embedded, embedded(value))),
     Setting::value("base-url", "URL", UPSTREAM)
+        .group(Group::Session)
         .session_variables(&["ANTHROPIC_BASE_URL"])
         .help("base URL of the upstream, https, or http for loopback only")
         .default("ANTHROPIC_BASE_URL; with --when auto https://api.anthropic.com")
         .setter(|config, value| put_some(&mut config.base_url, parsed(value))),
     Setting::value("session-id", "ID", UPSTREAM)
+        .group(Group::Session)
         .session_variables(&["CLAUDE_CODE_REMOTE_SESSION_ID"])
         .help("session ID sent to the upstream")
         .default("CLAUDE_CODE_REMOTE_SESSION_ID")
         .setter(|config, value| put_some(&mut config.session_id, parsed(value))),
     Setting::value("token-file", "PATH", UPSTREAM)
+        .group(Group::Session)
         .help(
             "file or FIFO with the session token, - for standard input; run and serve delete the \
              file once the relay listens",
@@ -66,12 +72,15 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("the systemd credential upstreamproxy-token, or /run/ccr/session_token")
         .setter(|config, value| put(&mut config.token_file, path(value))),
     Setting::value("token-fd", "N", UPSTREAM)
+        .group(Group::Session)
         .help("inherited descriptor with the session token; it is read once, to its end")
         .setter(|config, value| put_some(&mut config.token_fd, descriptor(value))),
     Setting::switch("keep-token", UPSTREAM)
+        .group(Group::Session)
         .help("do not delete the token file, for a mounted secret that cannot be deleted")
         .setter(|config, value| put(&mut config.keep_token, switch(value))),
     Setting::value("upstream-ca", "FILE", UPSTREAM)
+        .group(Group::Session)
         .help(
             "PEM file with additional roots for connections to the upstream; with --embedded, \
              for verifying targets",
@@ -79,6 +88,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("none")
         .setter(|config, value| put_some(&mut config.upstream_ca, path(value))),
     Setting::value("upstream-uid", "UID", UPSTREAM)
+        .group(Group::Session)
         .help(
             "another user ID whose process may have the port of an http upstream; the token is \
              sent to no other",
@@ -86,6 +96,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("only this user and root")
         .setter(|config, value| put_some(&mut config.upstream_uid, uid(value))),
     Setting::value("parent-proxy", "URL", CONNECTIONS)
+        .group(Group::Session)
         .help(
             "HTTP proxy on the path to the upstream (with --embedded, and at the gateway: to \
              targets), http://[USER:PASSWORD@]HOST:PORT, or none",
@@ -95,10 +106,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .setter(|config, value| put(&mut config.parent, parent(value))),
     Setting::value("system-ca", "FILE", UPSTREAM)
+        .group(Group::Session)
         .help("PEM file with the base roots")
         .default("the inherited SSL_CERT_FILE, or the roots of the distribution")
         .setter(|config, value| put_some(&mut config.system_ca, path(value))),
     Setting::value("ca-bundle", "PATH", RELAY)
+        .group(Group::Relay)
         .help("where to write the merged CA bundle")
         .default(
             "~/.ccr/ca-bundle.crt; for root whose home is closed to other users, \
@@ -106,16 +119,19 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .setter(|config, value| put_some(&mut config.ca_bundle, path(value))),
     Setting::value("listen", "ADDR:PORT", RELAY)
+        .group(Group::Relay)
         .help("address that the relay listens on; port 0 selects a free port")
         .default("127.0.0.1:0")
         .setter(|config, value| put(&mut config.listen, socket_addr(value))),
     Setting::switch("allow-non-loopback", UPSTREAM)
+        .group(Group::Relay)
         .help(
             "allow a --listen address (bench: --origin) that other machines can reach; they can \
              then use this session",
         )
         .setter(|config, value| put(&mut config.allow_non_loopback, switch(value))),
     Setting::switch("allow-any-user", RELAY)
+        .group(Group::Relay)
         .help("allow every local user to use the port")
         .default(
             "only this user, root, and processes that run has started, where the kernel reports \
@@ -123,12 +139,14 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .setter(|config, value| put(&mut config.allow_any_user, switch(value))),
     Setting::switch("listen-credential", RELAY)
+        .group(Group::Relay)
         .help(
             "put a random password into the proxy URL and refuse clients that do not send it; \
              the JVM, Yarn and others cannot send one",
         )
         .setter(|config, value| put(&mut config.listen_credential, switch(value))),
     Setting::value("omit-variable", "NAME", RELAY)
+        .group(Group::Relay)
         .repeatable()
         .help(
             "variable that is not set for child processes, in upper and lower case, such as \
@@ -138,6 +156,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .setter(|config, value| put(&mut config.omit_variables, variable_names(value))),
     #[cfg(feature = "gateway")]
     Setting::value("intercept", "PATTERN", TUNNELS)
+        .group(Group::Interception)
         .repeatable()
         .help(
             "intercept the TLS of these targets (with --embedded, or at the gateway): *, \
@@ -147,6 +166,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .setter(|config, value| put(&mut config.intercept, patterns(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("require-tls", TUNNELS)
+        .group(Group::Interception)
         .help(
             "refuse connections to intercepted targets that are not TLS (with --embedded, or at \
              the gateway)",
@@ -155,6 +175,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .setter(|config, value| put(&mut config.require_tls, switch(value))),
     #[cfg(feature = "gateway")]
     Setting::value("resolve", "HOST:PORT:ADDR", TUNNELS)
+        .group(Group::Interception)
         .repeatable()
         .help(
             "use this address for this name, as in curl (with --embedded, or at the gateway); \
@@ -162,10 +183,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .setter(|config, value| put(&mut config.resolve, overrides(value))),
     Setting::value("max-tunnels", "N", CONNECTIONS)
+        .group(Group::Limits)
         .help("maximum number of open tunnels, at least 1; further requests are answered 503")
         .default("what the process limits allow, at most 1024")
         .setter(|config, value| put_some(&mut config.limits.max_tunnels, count(value))),
     Setting::value("standby", "N", STANDBY)
+        .group(Group::Limits)
         .help(
             "maximum number of WebSockets opened in advance if the upstream is far away (5 ms \
              or more), 0 to 64; 0 disables them",
@@ -173,10 +196,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("8")
         .setter(|config, value| put(&mut config.limits.standby, standby(value))),
     Setting::value("drain-timeout", "DURATION", TUNNELS)
+        .group(Group::Limits)
         .help("how long open tunnels may continue after a stop request; 0 cuts them at once")
         .default("10s")
         .setter(|config, value| put(&mut config.limits.drain_timeout, duration(value))),
     Setting::value("connect-timeout", "DURATION", CONNECTIONS)
+        .group(Group::Limits)
         .help(
             "limit for each of name resolution, TCP connect, TLS handshake and upgrade; with 0 \
              every connection fails",
@@ -184,6 +209,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("10s")
         .setter(|config, value| put(&mut config.limits.connect_timeout, duration(value))),
     Setting::value("keepalive", "DURATION", TUNNELS)
+        .group(Group::Limits)
         .help(
             "interval between pings on a silent tunnel; three unanswered pings end it; 0 \
              disables pings",
@@ -191,11 +217,13 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("25s")
         .setter(|config, value| put(&mut config.limits.keepalive, duration(value))),
     Setting::value("idle-timeout", "DURATION", TUNNELS)
+        .group(Group::Limits)
         .help("how long a tunnel may transfer no data; 0 means no limit")
         .default("0")
         .setter(|config, value| put(&mut config.limits.idle_timeout, duration(value))),
     // For embedding hosts only: the binary is always hardened.
     Setting::switch("harden", &[])
+        .group(Group::Relay)
         .flag_only()
         .help("make the process non-dumpable before the token is read")
         .default("true")

@@ -15,6 +15,7 @@ mod architecture;
 mod bench;
 mod capi;
 mod clients;
+mod command_line;
 mod doctor;
 mod embedding;
 mod endings;

@@ -5,7 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
-const SUBCOMMANDS: [&str; 6] = ["run", "serve", "env", "doctor", "bench", "gateway"];
+const SUBCOMMANDS: [&str; 10] = [
+    "run",
+    "serve",
+    "env",
+    "doctor",
+    "bench",
+    "gateway",
+    "completions",
+    "man",
+    "help",
+    "version",
+];
 /// The options that cannot be set by a variable.
 const FLAGS_ONLY: [&str; 4] = ["--verbose", "--quiet", "--help", "--version"];
 
