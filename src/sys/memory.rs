@@ -125,9 +125,26 @@ pub(crate) fn give_back_heap() {}
 /// The number of bytes that the kernel keeps for the peer of `socket`: written, but not
 /// acknowledged. A FIN counts as one (`SIOCOUTQ`, tcp(7)).
 pub(crate) fn unacknowledged_bytes(socket: &TcpStream) -> usize {
+    output_queue(socket, libc::TIOCOUTQ)
+}
+
+/// The number of those that were not sent at all. On Linux, `SIOCOUTQNSD`.
+pub(crate) fn unsent_bytes(socket: &TcpStream) -> usize {
+    #[cfg(target_os = "linux")]
+    const REQUEST: libc::Ioctl = 0x894b;
+    #[cfg(not(target_os = "linux"))]
+    const REQUEST: libc::c_ulong = libc::TIOCOUTQ;
+    output_queue(socket, REQUEST)
+}
+
+fn output_queue(
+    socket: &TcpStream,
+    #[cfg(target_os = "linux")] request: libc::Ioctl,
+    #[cfg(not(target_os = "linux"))] request: libc::c_ulong,
+) -> usize {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: `socket` is an open descriptor, and this request writes one int, to `bytes`.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    // SAFETY: `socket` is an open descriptor, and each of these requests writes one int, to `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut bytes) };
     // It fails for a socket that was never connected only.
     if result == 0 {
         usize::try_from(bytes).unwrap_or(0)

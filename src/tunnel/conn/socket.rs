@@ -13,7 +13,7 @@ use socket2::SockRef;
 use super::layers::{Conn, Socket};
 use crate::net::sockets::{Delivery, delivery};
 use crate::net::wait::{OVER, wait};
-use crate::sys::memory::unacknowledged_bytes;
+use crate::sys::memory::{unacknowledged_bytes, unsent_bytes};
 use crate::tunnel::error::TunnelError;
 
 impl Conn {
@@ -160,9 +160,23 @@ impl Conn {
         self.written.saturating_sub(self.unacknowledged())
     }
 
-    /// The number of encoded bytes that the peer has not acknowledged.
+    /// The number of encoded bytes that the peer's kernel does not have, as far as this one knows.
     pub(crate) fn undelivered(&self) -> u64 {
-        self.outgoing.len() as u64 + self.dropped + self.unacknowledged()
+        let in_kernel = match self.unacknowledged() {
+            0 => 0,
+            // The peer has this kernel: what was sent is in its receive buffer. An acknowledgement
+            // may be delayed, and a reset of the peer may overtake it.
+            unacknowledged if self.peer_is_local() => {
+                unacknowledged.min(unsent_bytes(&self.socket) as u64)
+            }
+            unacknowledged => unacknowledged,
+        };
+        self.outgoing.len() as u64 + self.dropped + in_kernel
+    }
+
+    fn peer_is_local(&self) -> bool {
+        let local = self.socket.local_addr();
+        local.is_ok_and(|address| address.ip().to_canonical().is_loopback())
     }
 
     /// The same without the end of TLS, which is no data.
@@ -209,5 +223,40 @@ impl Drop for Conn {
         if std::thread::panicking() {
             self.reset();
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustix::net::sockopt::set_tcp_quickack;
+
+    use super::*;
+    use crate::tunnel::buffer::Pool;
+
+    #[test]
+    fn what_the_kernel_of_a_local_peer_has_is_delivered_also_if_a_reset_overtakes_its_acknowledgement()
+     {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let mut conn = Conn::new(stream, &Pool::default());
+        // The kernel delays most acknowledgements after this, but not all.
+        let delayed = (0..100).any(|_| {
+            set_tcp_quickack(&peer, false).unwrap();
+            conn.send(b"data").unwrap();
+            conn.flush().unwrap();
+            conn.unacknowledged() > 0
+        });
+        assert!(delayed, "no acknowledgement was delayed");
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(peer);
+        assert!(conn.error().is_some());
+        assert_eq!(conn.undelivered(), 0);
     }
 }
