@@ -14,6 +14,7 @@
 mod architecture;
 mod bench;
 mod capi;
+mod client_matrix;
 mod clients;
 mod command_line;
 mod doctor;

@@ -47,13 +47,18 @@ impl Python {
     #[track_caller]
     pub(crate) fn ready() -> Option<&'static Self> {
         static MADE: OnceLock<Result<Python, String>> = OnceLock::new();
-        match MADE.get_or_init(Self::make) {
-            Ok(python) => Some(python),
-            Err(why) => {
-                skip(why);
-                None
-            }
-        }
+        made(&MADE, || {
+            Self::make("python", "tests/peers/requirements.txt")
+        })
+    }
+
+    /// The same with the clients of `tests/clients`.
+    #[track_caller]
+    pub(crate) fn with_clients() -> Option<&'static Self> {
+        static MADE: OnceLock<Result<Python, String>> = OnceLock::new();
+        made(&MADE, || {
+            Self::make("python-clients", "tests/clients/requirements.txt")
+        })
     }
 
     /// The path of the interpreter, or of another program of the environment such as `pip`.
@@ -74,46 +79,109 @@ impl Python {
         command
     }
 
-    fn make() -> Result<Self, String> {
+    fn make(name: &str, requirements: &str) -> Result<Self, String> {
         let python = Self {
-            directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join("python"),
+            directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join(name),
         };
-        let requirements =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/requirements.txt");
-        let required = fs::read(&requirements).map_err(|e| e.to_string())?;
-        // The requirements that an earlier run installed; written only after a complete
-        // installation.
-        let installed = python.directory.join("installed.txt");
-        if fs::read(&installed).is_ok_and(|found| found == required) {
-            return Ok(python);
-        }
-        if !found("python3") {
-            return Err("python3 is not installed".to_owned());
-        }
-        // pip needs the machine's environment (CA certificates and package index), so it is not
-        // cleaned.
-        let mut venv = Command::new("python3");
-        venv.args(["-m", "venv"]).arg(&python.directory);
-        let mut install = Command::new(python.program("python"));
-        install
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
-            .arg(requirements);
-        for command in [&mut venv, &mut install] {
-            let done = finish_within(INSTALL_TIMEOUT, command);
-            if !done.status.success() {
-                return Err(format!(
-                    "{command:?} failed: {}{}",
-                    done.text(),
-                    done.stderr
-                ));
-            }
-        }
-        fs::write(installed, required).map_err(|e| e.to_string())?;
+        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join(requirements);
+        install_once(&python.directory, &requirements, || {
+            // pip needs the machine's environment (CA certificates and package index), so it is not
+            // cleaned.
+            let mut venv = Command::new("python3");
+            venv.args(["-m", "venv"]).arg(&python.directory);
+            let mut install = Command::new(python.program("python"));
+            install
+                .args(["-m", "pip", "install", "--quiet", "--requirement"])
+                .arg(&requirements);
+            vec![venv, install]
+        })?;
         Ok(python)
     }
 }
 
-fn found(tool: &str) -> bool {
+/// A directory with the Node packages of `tests/clients`.
+pub(crate) struct NodePackages {
+    directory: PathBuf,
+}
+
+impl NodePackages {
+    /// The packages of this test run. The first test that needs them installs them. Returns `None`,
+    /// and the test is skipped, if that fails.
+    #[track_caller]
+    pub(crate) fn ready() -> Option<&'static Self> {
+        static MADE: OnceLock<Result<NodePackages, String>> = OnceLock::new();
+        made(&MADE, || {
+            let packages = Self {
+                directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-clients"),
+            };
+            let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+            fs::create_dir_all(&packages.directory).map_err(|e| e.to_string())?;
+            // Node looks for packages beside the script.
+            for file in ["package.json", "clients.mjs"] {
+                fs::copy(clients.join(file), packages.directory.join(file))
+                    .map_err(|e| e.to_string())?;
+            }
+            let required = clients.join("package.json");
+            install_once(&packages.directory, &required, || {
+                let mut install = Command::new("npm");
+                install
+                    .args(["install", "--no-audit", "--no-fund", "--ignore-scripts"])
+                    .current_dir(&packages.directory);
+                vec![install]
+            })?;
+            Ok(packages)
+        })
+    }
+
+    /// A file of the directory.
+    pub(crate) fn file(&self, path: &str) -> PathBuf {
+        self.directory.join(path)
+    }
+}
+
+/// What the first test has made, or why it was not made; then the test is skipped.
+#[track_caller]
+fn made<T>(
+    once: &'static OnceLock<Result<T, String>>,
+    make: impl FnOnce() -> Result<T, String>,
+) -> Option<&'static T> {
+    match once.get_or_init(make) {
+        Ok(made) => Some(made),
+        Err(why) => {
+            skip(why);
+            None
+        }
+    }
+}
+
+/// Runs `commands`, unless an earlier run has installed the same `requirements` in `directory`.
+fn install_once(
+    directory: &Path,
+    requirements: &Path,
+    commands: impl FnOnce() -> Vec<Command>,
+) -> Result<(), String> {
+    let required = fs::read(requirements).map_err(|e| e.to_string())?;
+    // Written only after a complete installation.
+    let installed = directory.join("installed.txt");
+    if fs::read(&installed).is_ok_and(|found| found == required) {
+        return Ok(());
+    }
+    for mut command in commands() {
+        let program = command.get_program();
+        if !found(program) {
+            return Err(format!("{} is not installed", program.display()));
+        }
+        let done = finish_within(INSTALL_TIMEOUT, &mut command);
+        if !done.status.success() {
+            let text = done.text();
+            return Err(format!("{command:?} failed: {text}{}", done.stderr));
+        }
+    }
+    fs::write(installed, required).map_err(|e| e.to_string())
+}
+
+/// Whether `tool` is in the `PATH`, or a path that exists.
+fn found(tool: impl AsRef<Path>) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
+    std::env::split_paths(&path).any(|directory| directory.join(tool.as_ref()).is_file())
 }
