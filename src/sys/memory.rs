@@ -143,7 +143,8 @@ fn output_queue(
     #[cfg(not(target_os = "linux"))] request: libc::c_ulong,
 ) -> usize {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: `socket` is an open descriptor, and each of these requests writes one int, to `bytes`.
+    // SAFETY: `socket` is an open descriptor, and each of these requests writes one int, to
+    // `bytes`.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut bytes) };
     // It fails for a socket that was never connected only.
     if result == 0 {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::clients::NAME;
+use crate::clients::{NAME, with_defaults};
 use crate::support::{
     Finished, NodePackages, Python, Running, TempHome, TestCa, finish, finish_within, need_tool,
     upstreamproxy,
@@ -266,4 +266,98 @@ fn go_needs_no_configuration() {
     let fetched = finish(origin.through(program).arg(url)).succeeded();
     assert_eq!(fetched.assert_tunnelled().text(), HELLO);
     origin.stop();
+}
+
+#[test]
+fn package_managers_install_from_their_registries() {
+    let (Some(python), Some(packages)) = (Python::with_clients(), NodePackages::ready()) else {
+        return;
+    };
+    let [node, _] = nodes(packages);
+    let script = |path: &str| packages.file(&format!("node_modules/{path}"));
+    let bun = script(&format!(
+        "@oven/bun-linux-{}/bin/bun",
+        arch("x64", "aarch64")
+    ));
+    let node_tool = |path: &str, arguments: &[&str]| {
+        let tool = [node.clone().into_os_string(), script(path).into_os_string()];
+        (
+            tool.to_vec(),
+            arguments.iter().map(|&a| a.to_owned()).collect::<Vec<_>>(),
+        )
+    };
+    let program = |path: PathBuf, arguments: &[&str]| {
+        (
+            vec![path.into_os_string()],
+            arguments.iter().map(|&a| a.to_owned()).collect(),
+        )
+    };
+    let uv = python.program("uv");
+    for (name, (tool, arguments), installed) in [
+        (
+            "pnpm",
+            node_tool("pnpm/bin/pnpm.cjs", &["add", "--store-dir=store", "is-odd"]),
+            "node_modules/is-odd/package.json",
+        ),
+        (
+            "yarn 1",
+            node_tool("yarn/bin/yarn.js", &["add", "is-odd"]),
+            "node_modules/is-odd/package.json",
+        ),
+        (
+            "yarn 4",
+            node_tool("@yarnpkg/cli-dist/bin/yarn.js", &["add", "is-odd"]),
+            "node_modules/is-odd/package.json",
+        ),
+        (
+            "bun",
+            program(bun, &["add", "--no-cache", "is-odd"]),
+            "node_modules/is-odd/package.json",
+        ),
+        (
+            "uv",
+            program(
+                uv,
+                &["pip", "install", "--no-cache", "--target=packages", "six"],
+            ),
+            "packages/six.py",
+        ),
+        (
+            "pipx",
+            program(
+                python.program("pipx"),
+                &["install", "--pip-args=--no-cache-dir", "cowsay"],
+            ),
+            "pipx/bin/cowsay",
+        ),
+    ] {
+        let home = TempHome::new();
+        let project = home.join("project");
+        fs::create_dir(&project).unwrap();
+        fs::write(
+            project.join("package.json"),
+            "{\"name\": \"project\", \"private\": true}",
+        )
+        .unwrap();
+        fs::write(project.join("yarn.lock"), "").unwrap();
+        let mut command = with_defaults(&home);
+        command.args(tool).args(arguments).current_dir(&project);
+        for (variable, value) in [
+            ("YARN_ENABLE_GLOBAL_CACHE", "false"),
+            ("YARN_NODE_LINKER", "node-modules"),
+            ("YARN_ENABLE_IMMUTABLE_INSTALLS", "false"),
+            ("YARN_ENABLE_TELEMETRY", "false"),
+            ("VIRTUAL_ENV", ""),
+        ] {
+            command.env(variable, value);
+        }
+        // An empty cache.
+        command.env("XDG_CACHE_HOME", project.join("cache"));
+        command.env("PIPX_HOME", project.join("pipx"));
+        command.env("PIPX_BIN_DIR", project.join("pipx/bin"));
+        finish_within(LONG, &mut command)
+            .succeeded()
+            .assert_tunnelled();
+        assert!(project.join(installed).exists(), "{name}");
+    }
 }

@@ -31,7 +31,7 @@ pub(crate) fn through_embedded(home: &TempHome, origin: &HttpsOrigin) -> Command
 /// A `run --embedded` command with default options, for a tool that uses its registry. It runs in
 /// the user's real home directory with the machine's CA certificates, because the tool's
 /// configuration and trust settings may be there.
-fn with_defaults(home: &TempHome) -> Command {
+pub(crate) fn with_defaults(home: &TempHome) -> Command {
     let mut command = upstreamproxy(home);
     for variable in ["HOME", "SSL_CERT_FILE"] {
         if let Some(value) = std::env::var_os(variable) {

@@ -1,7 +1,8 @@
 //! The integration tests. They use the real binary, real sockets, real files and real tools. Each
 //! module tests one promise of the program.
 //!
-//! Only the registry tests in `clients` need the network.
+//! Only the tests of registries in `clients` and `client_matrix`, and the installation of Python
+//! and Node packages, need the network.
 
 #![allow(
     clippy::unwrap_used,

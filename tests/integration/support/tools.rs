@@ -143,9 +143,9 @@ impl NodePackages {
 #[track_caller]
 fn made<T>(
     once: &'static OnceLock<Result<T, String>>,
-    make: impl FnOnce() -> Result<T, String>,
+    create: impl FnOnce() -> Result<T, String>,
 ) -> Option<&'static T> {
-    match once.get_or_init(make) {
+    match once.get_or_init(create) {
         Ok(made) => Some(made),
         Err(why) => {
             skip(why);
