@@ -195,6 +195,8 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *                       processes that this process has started
  *   listen-credential   switch: put a random password into the URL, and refuse clients that do not send it
  *   omit-variable       list: variables that are not set for children, in upper and lower case, such as http_proxy
+ *   node-hook           switch: make Node programs of children use the proxy that read no variable: NODE_OPTIONS loads a
+ *                       small file beside the CA bundle into each
  *   intercept           list, with embedded: targets whose TLS is intercepted: *, example.com or *.example.com, each with
  *                       or without :PORT, or none; default *:443
  *   require-tls         switch, with embedded: refuse connections to intercepted targets that are not TLS; by default

@@ -245,6 +245,7 @@ mod tests {
             "allow-non-loopback",
             "allow-any-user",
             "listen-credential",
+            "node-hook",
             "require",
             "require-tls",
         ];

@@ -81,6 +81,7 @@ pub struct Config {
     pub(crate) allow_any_user: bool,
     pub(crate) listen_credential: bool,
     pub(crate) omit_variables: Vec<String>,
+    pub(crate) node_hook: bool,
     #[cfg(feature = "gateway")]
     pub(crate) intercept: Vec<Pattern>,
     #[cfg(feature = "gateway")]
@@ -125,6 +126,7 @@ impl Default for Config {
             allow_any_user: false,
             listen_credential: false,
             omit_variables: Vec::new(),
+            node_hook: false,
             #[cfg(feature = "gateway")]
             intercept: vec![Pattern::any_on(443)],
             #[cfg(feature = "gateway")]
@@ -255,6 +257,12 @@ impl Config {
         self.with("omit-variable", |config| {
             config.omit_variables = names.into_iter().map(Into::into).collect();
         })
+    }
+
+    /// Lets children's Node programs use the proxy that read no variable: `NODE_OPTIONS` loads a
+    /// small file beside the CA bundle into each of them. Default false.
+    pub fn node_hook(self, load: bool) -> Self {
+        self.with("node-hook", |config| config.node_hook = load)
     }
 
     /// With an embedded gateway: the targets whose TLS is intercepted. Default `*:443`; an empty

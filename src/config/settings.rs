@@ -154,6 +154,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .default("none")
         .setter(|config, value| put(&mut config.omit_variables, variable_names(value))),
+    Setting::switch("node-hook", RELAY)
+        .help(
+            "make Node programs use the proxy that read no variable (Node 18 and 20, ws, AWS SDK \
+             and others): NODE_OPTIONS loads a small file of this program into each",
+        )
+        .setter(|config, value| put(&mut config.node_hook, switch(value))),
     #[cfg(feature = "gateway")]
     Setting::value("intercept", "PATTERN", TUNNELS)
         .group(Group::Interception)
@@ -367,8 +373,9 @@ mod tests {
             .allow_any_user(true)
             .listen_credential(true)
             .omit_variables(["http_proxy"])
+            .node_hook(true)
             .harden(false);
-        assert_eq!(config.sources.len(), 14);
+        assert_eq!(config.sources.len(), 15);
         for name in config.sources.keys() {
             assert!(
                 Config::setting_names().any(|known| known == *name),

@@ -16,10 +16,11 @@ use crate::config::{Environment, MARKER};
 use crate::control::log;
 use crate::setup::java_options;
 use crate::setup::no_proxy;
+use crate::setup::node_options;
 use crate::setup::tool_files::ToolFile;
 use ChildValue::{
-    Additional, Bundle, File, HgrcPath, IfSet, JavaOptions, NoProxy, NpmRoots, On, PhpScanPath,
-    Proxy,
+    Additional, Bundle, File, HgrcPath, IfSet, JavaOptions, NoProxy, NodeOptions, NpmRoots, On,
+    PhpScanPath, Proxy,
 };
 
 /// Every variable that is set, in the order in which `env` prints them: names with the same value,
@@ -61,6 +62,7 @@ const TABLE: &[(&[&str], ChildValue, &str)] = &[
     (&["HGRCPATH"], HgrcPath, "the inherited settings files of Mercurial, and one that names the roots"),
     (&["PHP_INI_SCAN_DIR"], PhpScanPath, "the inherited directories of PHP's settings, and one that names the roots of its curl and openssl extensions"),
     (&["JAVA_TOOL_OPTIONS"], JavaOptions, "the inherited options of the JVM, and those for the proxy, its exceptions and a trust store"),
+    (&["NODE_OPTIONS"], NodeOptions, "the inherited options of Node, and one that loads a file; only with node-hook (--node-hook)"),
     (&["npm_config_https_proxy", "npm_config_http_proxy", "npm_config_proxy"], IfSet(&Proxy), "the proxy of npm and pnpm; only if it is set already"),
     (&["NPM_CONFIG_HTTPS_PROXY", "NPM_CONFIG_HTTP_PROXY", "NPM_CONFIG_PROXY"], IfSet(&Proxy), "the same; only if it is set already"),
     (&["npm_config_noproxy", "NPM_CONFIG_NOPROXY"], IfSet(&NoProxy), "the exceptions of npm; only if it is set already"),
@@ -94,6 +96,9 @@ enum ChildValue {
     PhpScanPath,
     /// The inherited options of the JVM, then [`java_options`].
     JavaOptions,
+    /// The inherited options of Node, then one that loads a file beside the bundle, if that was
+    /// written.
+    NodeOptions,
     /// The path of the merged CA bundle, if npm would use other roots.
     NpmRoots,
     /// Another value, if the variable is set: it would override what the others say.
@@ -205,6 +210,10 @@ impl ChildEnv {
                     None => options.into(),
                 })
             }
+            NodeOptions => {
+                let hook = self.file(ToolFile::NodeHook)?;
+                Some(node_options::loading(found.unwrap_or_default(), &hook))
+            }
             NpmRoots => (self.npm_roots || found.is_some()).then(|| self.bundle.clone().into()),
             IfSet(value) => found.and_then(|_| self.value(*value, name, inherited)),
         }
@@ -309,13 +318,14 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    const ALL_FILES: [ToolFile; 6] = [
+    const ALL_FILES: [ToolFile; 7] = [
         ToolFile::UpstreamCa,
         ToolFile::Wgetrc,
         ToolFile::AptConf,
         ToolFile::Hgrc,
         ToolFile::PhpDirectory,
         ToolFile::TrustStore,
+        ToolFile::NodeHook,
     ];
 
     fn child_env() -> ChildEnv {
@@ -354,9 +364,7 @@ mod tests {
         for never in ["ALL_PROXY", "all_proxy", "GRPC_PROXY"] {
             assert!(!names.contains(never), "{never}");
         }
-        for unchanged in ["SSL_CERT_DIR", "NODE_OPTIONS"] {
-            assert!(!names.contains(unchanged), "{unchanged}");
-        }
+        assert!(!names.contains("SSL_CERT_DIR"));
     }
 
     #[test]
@@ -421,6 +429,7 @@ mod tests {
             "HGRCPATH",
             "PHP_INI_SCAN_DIR",
             "JAVA_TOOL_OPTIONS",
+            "NODE_OPTIONS",
         ];
         assert!(
             set.iter()
@@ -436,6 +445,7 @@ mod tests {
 
     #[test]
     fn lists_keep_their_entries_and_end_with_the_own_one() {
+        const BUNDLE: &str = "/home/u/.ccr/ca-bundle.crt";
         let bare = variables(&[("XDG_CONFIG_HOME", "/x")]);
         let (php, hgrc) = (
             "/home/u/.ccr/ca-bundle.crt.php",
@@ -451,12 +461,15 @@ mod tests {
             ("PHP_INI_SCAN_DIR", "/p:"),
             ("HGRCPATH", "/h"),
             ("JAVA_TOOL_OPTIONS", "-Dx=y"),
+            ("NODE_OPTIONS", "--no-warnings"),
         ]);
         assert_eq!(
             set.text("PHP_INI_SCAN_DIR"),
             Some(format!("/p::{php}").as_str())
         );
         assert_eq!(set.text("HGRCPATH"), Some(format!("/h:{hgrc}").as_str()));
+        let node = format!("--no-warnings --require={BUNDLE}.node-hook.cjs");
+        assert_eq!(set.text("NODE_OPTIONS"), Some(node.as_str()));
         let java = set.text("JAVA_TOOL_OPTIONS").unwrap();
         assert!(
             java.starts_with("-Dx=y -Dhttps.proxyHost=127.0.0.1 "),
@@ -524,6 +537,7 @@ mod tests {
                 ("HGRCPATH", "/h"),
                 ("PHP_INI_SCAN_DIR", "/p"),
                 ("JAVA_TOOL_OPTIONS", "-x"),
+                ("NODE_OPTIONS", "--no-warnings"),
             ],
             &[
                 ("NODE_EXTRA_CA_CERTS", "/n.pem"),

@@ -18,11 +18,14 @@ use crate::crypto::pem;
 use crate::setup::bundle::{DIRECTORY_MODE, FILE_MODE};
 use crate::setup::trust_store;
 use crate::sys::files;
-use ToolFile::{AptConf, Hgrc, PhpDirectory, TrustStore, UpstreamCa, Wgetrc};
+use ToolFile::{AptConf, Hgrc, NodeHook, PhpDirectory, TrustStore, UpstreamCa, Wgetrc};
 
 /// The first line of the settings files for wget and apt. A nested start may replace such a file,
 /// and no other.
 const MARK: &str = "# written by upstreamproxy\n";
+
+/// The end of the hook's name. A nested start finds the option of the outer one by it.
+pub(super) const NODE_HOOK_SUFFIX: &str = "node-hook.cjs";
 
 /// A file, or directory, beside the bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,12 @@ pub(crate) enum ToolFile {
     PhpDirectory,
     /// The JVM: the bundle as a PKCS #12 trust store.
     TrustStore,
+    /// Node: a module that programs load, only with `--node-hook`.
+    NodeHook,
 }
+
+/// The module that `NODE_OPTIONS` loads into Node programs.
+const NODE_HOOK: &str = include_str!("node_hook.js");
 
 impl ToolFile {
     /// The path beside `bundle`.
@@ -52,6 +60,8 @@ impl ToolFile {
             Hgrc => "hgrc",
             PhpDirectory => "php",
             TrustStore => "p12",
+            // `.cjs`: CommonJS, whatever a `package.json` above it says.
+            NodeHook => NODE_HOOK_SUFFIX,
         };
         files::with_suffix(bundle, suffix)
     }
@@ -65,6 +75,7 @@ impl ToolFile {
             Hgrc => "Mercurial",
             PhpDirectory => "PHP",
             TrustStore => "the JVM",
+            NodeHook => "Node",
         }
     }
 
@@ -77,7 +88,7 @@ impl ToolFile {
                 default.filter(of_the_user)
             }),
             AptConf => inherited.lookup("APT_CONFIG").map(PathBuf::from),
-            UpstreamCa | Hgrc | PhpDirectory | TrustStore => None,
+            UpstreamCa | Hgrc | PhpDirectory | TrustStore | NodeHook => None,
         };
         found.filter(|file| !has_mark(file))
     }
@@ -90,7 +101,10 @@ pub(crate) fn write(
     upstream: &[CertificateDer<'_>],
     merged: &[CertificateDer<'_>],
 ) -> Vec<ToolFile> {
-    let all = [UpstreamCa, Wgetrc, AptConf, Hgrc, PhpDirectory, TrustStore];
+    let always = [UpstreamCa, Wgetrc, AptConf, Hgrc, PhpDirectory, TrustStore];
+    let all = always
+        .into_iter()
+        .chain(config.node_hook.then_some(NodeHook));
     let write = |file: &ToolFile| {
         if let Some(hidden) = file.hidden_file(&config.inherited) {
             let hidden = hidden.display();
@@ -108,20 +122,26 @@ pub(crate) fn write(
                 create_directory(&path)?;
                 replace(&path.join("upstreamproxy.ini"), &content)
             }),
+            NodeHook => replace(&path, NODE_HOOK.as_bytes()),
             Wgetrc | AptConf | Hgrc => {
                 settings(*file, bundle).and_then(|content| replace(&path, &content))
             }
         };
         if let Err(error) = &written {
             log::warn!(
-                "{} was not written: {error}; {} may reject intercepted connections",
+                "{} was not written: {error}; {} may {}",
                 path.display(),
-                file.tool()
+                file.tool(),
+                if *file == NodeHook {
+                    "bypass the proxy"
+                } else {
+                    "reject intercepted connections"
+                }
             );
         }
         written.is_ok()
     };
-    all.into_iter().filter(write).collect()
+    all.filter(write).collect()
 }
 
 /// The settings that name the bundle, in the syntax of the tool.
@@ -153,7 +173,7 @@ fn settings(file: ToolFile, bundle: &Path) -> io::Result<Vec<u8>> {
             path,
             b"\"\n",
         ],
-        UpstreamCa | TrustStore => &[],
+        UpstreamCa | TrustStore | NodeHook => &[],
     };
     Ok(text.concat())
 }
@@ -249,6 +269,17 @@ mod tests {
         }
         symlink("/nowhere", home.path().join(".wgetrc")).unwrap();
         assert!(!written(&config, &bundle).contains(&Wgetrc));
+    }
+
+    #[test]
+    fn the_hook_for_node_is_written_only_if_it_is_requested() {
+        let home = TempDir::new().unwrap();
+        let bundle = home.path().join("ca-bundle.crt");
+        assert!(!written(&config(home.path()), &bundle).contains(&NodeHook));
+        let with_hook = config(home.path()).node_hook(true);
+        assert!(written(&with_hook, &bundle).contains(&NodeHook));
+        let text = fs::read_to_string(home.path().join("ca-bundle.crt.node-hook.cjs")).unwrap();
+        assert_eq!(text, NODE_HOOK);
     }
 
     #[test]

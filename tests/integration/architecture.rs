@@ -527,6 +527,8 @@ fn unnamed_flags(code: &str) -> Vec<String> {
     });
     flags
         .filter(|(at, name)| !code[..*at].ends_with(&format!("{name} (")))
+        // An option of Node.
+        .filter(|(_, name)| *name != "require")
         .map(|(_, name)| name.to_owned())
         .collect()
 }

@@ -33,6 +33,7 @@ mod language;
 mod lifecycle;
 mod neighbours;
 mod networks;
+mod node_hook;
 mod parent_proxy;
 mod performance_gate;
 mod readme;

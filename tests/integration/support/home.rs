@@ -21,7 +21,7 @@ const UNPRIVILEGED: u32 = 65534;
 
 /// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
 /// program's settings, logging.
-const NOT_INHERITED: [&str; 58] = [
+const NOT_INHERITED: [&str; 59] = [
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -31,6 +31,7 @@ const NOT_INHERITED: [&str; 58] = [
     "NO_PROXY",
     "no_proxy",
     "NODE_USE_ENV_PROXY",
+    "NODE_OPTIONS",
     "YARN_HTTPS_PROXY",
     "YARN_HTTP_PROXY",
     "GLOBAL_AGENT_HTTPS_PROXY",
