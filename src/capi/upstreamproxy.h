@@ -189,7 +189,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *   ca-bundle           where to write the merged CA bundle for children; default ~/.ccr/ca-bundle.crt (for root whose home
  *                       is closed to other users, /run/upstreamproxy/ca-bundle.crt), with embedded a
  *                       private temporary directory that is removed with the proxy
- *   listen              ADDR:PORT; default 127.0.0.1:0; port 0 selects a free port
+ *   listen              ADDR:PORT, or PORT of 127.0.0.1; default 127.0.0.1:0; port 0 selects a free port
  *   allow-non-loopback  switch: allow a listen address that other machines can reach; without it the proxy is disabled
  *   allow-any-user      switch: allow every local user to use the port; by default only this user, root, and
  *                       processes that this process has started
@@ -201,7 +201,7 @@ int upstreamproxy_config_new(const char *const *environment, upstreamproxy_confi
  *                       or without :PORT, or none; default *:443
  *   require-tls         switch, with embedded: refuse connections to intercepted targets that are not TLS; by default
  *                       they are passed through
- *   resolve             list, with embedded: HOST:PORT:ADDR, use this address for this name, as in curl
+ *   resolve             list, with embedded: HOST:PORT:ADDR, use this address for this name, as in curl; PORT * is every port
  *   max-tunnels         maximum number of open tunnels, at least 1; further requests are answered 503; default what the
  *                       limits of the process allow, at most 1024
  *   standby             maximum number of standby connections, opened in advance if the upstream is far away, 0 to 64; default 8;

@@ -10,10 +10,12 @@ use Subcommand::{Bench, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve
 
 #[cfg(feature = "bench")]
 use crate::bench::BenchPlan;
+#[cfg(feature = "bench")]
+use crate::config::parse::listen;
+#[cfg(feature = "gateway")]
+use crate::config::parse::listen_of_server;
 #[cfg(feature = "gateway")]
 use crate::config::parse::path;
-#[cfg(any(feature = "bench", feature = "gateway"))]
-use crate::config::parse::socket_addr;
 use crate::config::parse::{Reason, matching, put, put_some, switch};
 use crate::config::{Config, Group, Setting, Subcommand};
 use crate::http::authority::Authority;
@@ -100,22 +102,22 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .default("64")
         .setter(|options, value| put(&mut options.plan.streams, streams(value))),
     #[cfg(feature = "bench")]
-    Setting::value("origin", "ADDR:PORT", &[Bench])
+    Setting::value("origin", "[ADDR:]PORT", &[Bench])
         .group(Group::Measurement)
         .help(
             "measure nothing; serve as the --target of a bench on another machine until SIGTERM \
              or SIGINT",
         )
-        .setter(|options, value| put_some(&mut options.origin, socket_addr(value))),
+        .setter(|options, value| put_some(&mut options.origin, listen(value))),
     #[cfg(feature = "gateway")]
-    Setting::value("listen", "ADDR:PORT", &[Gateway])
+    Setting::value("listen", "[ADDR:]PORT", &[Gateway])
         .group(Group::Gateway)
         .help(
-            "address that the gateway listens on; port 0 selects a free port; beyond loopback \
-             it needs TLS or --allow-plaintext",
+            "address that the gateway listens on, 127.0.0.1 for PORT, 0.0.0.0 for :PORT; port 0 \
+             selects a free port; beyond loopback it needs TLS or --allow-plaintext",
         )
         .default("127.0.0.1:8443")
-        .setter(|options, value| put_some(&mut options.gateway.listen, socket_addr(value))),
+        .setter(|options, value| put_some(&mut options.gateway.listen, listen_of_server(value))),
     #[cfg(feature = "gateway")]
     Setting::switch("allow-plaintext", &[Gateway])
         .group(Group::Gateway)

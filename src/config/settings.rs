@@ -12,8 +12,8 @@ use super::builder::Config;
 use super::environment::Environment;
 use super::setting::{Group, Setting, SettingError, Source, Subcommand};
 use super::value::{
-    count, descriptor, duration, embedded, is_truthy, parent, parsed, path, put, put_some,
-    socket_addr, standby, switch, uid, variable_names, when,
+    count, descriptor, duration, embedded, is_truthy, listen, parent, parsed, path, put, put_some,
+    standby, switch, uid, variable_names, when,
 };
 #[cfg(feature = "gateway")]
 use super::value::{overrides, patterns};
@@ -118,11 +118,14 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
              /run/upstreamproxy/ca-bundle.crt",
         )
         .setter(|config, value| put_some(&mut config.ca_bundle, path(value))),
-    Setting::value("listen", "ADDR:PORT", RELAY)
+    Setting::value("listen", "[ADDR:]PORT", RELAY)
         .group(Group::Relay)
-        .help("address that the relay listens on; port 0 selects a free port")
+        .help(
+            "address that the relay listens on, 127.0.0.1 if only a port is given; port 0 selects \
+             a free port",
+        )
         .default("127.0.0.1:0")
-        .setter(|config, value| put(&mut config.listen, socket_addr(value))),
+        .setter(|config, value| put(&mut config.listen, listen(value))),
     Setting::switch("allow-non-loopback", UPSTREAM)
         .group(Group::Relay)
         .help(
@@ -185,7 +188,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .repeatable()
         .help(
             "use this address for this name, as in curl (with --embedded, or at the gateway); \
-             address restrictions still apply; repeatable",
+             PORT * is every port; address restrictions still apply; repeatable",
         )
         .setter(|config, value| put(&mut config.resolve, overrides(value))),
     Setting::value("max-tunnels", "N", CONNECTIONS)

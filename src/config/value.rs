@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -69,9 +70,37 @@ pub(crate) fn path(value: &OsStr) -> Result<PathBuf, Reason> {
     Ok(value.into())
 }
 
-/// An address with a port.
-pub(crate) fn socket_addr(value: &OsStr) -> Result<std::net::SocketAddr, Reason> {
-    matching(value, |_| true, "an address and a port such as 127.0.0.1:0")
+/// An address to listen on: `ADDR:PORT`, `localhost:PORT`, or a port of 127.0.0.1 as `PORT` or
+/// `:PORT`.
+pub(crate) fn listen(value: &OsStr) -> Result<SocketAddr, Reason> {
+    listen_or(value, Ipv4Addr::LOCALHOST)
+}
+
+/// The same for a server: as in other servers, `:PORT` is the port of every IPv4 address.
+#[cfg(feature = "gateway")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) fn listen_of_server(value: &OsStr) -> Result<SocketAddr, Reason> {
+    listen_or(value, Ipv4Addr::UNSPECIFIED)
+}
+
+/// An address to listen on; `:PORT` has the address `without_host`.
+fn listen_or(value: &OsStr, without_host: Ipv4Addr) -> Result<SocketAddr, Reason> {
+    let text = text(value)?;
+    let address = match text.rsplit_once(':') {
+        None => port(text).map(|port| (Ipv4Addr::LOCALHOST, port).into()),
+        Some(("", text)) => port(text).map(|port| (without_host, port).into()),
+        Some((host, text)) if host.eq_ignore_ascii_case("localhost") => {
+            port(text).map(|port| (Ipv4Addr::LOCALHOST, port).into())
+        }
+        Some(_) => text.parse().ok(),
+    };
+    address.ok_or_else(|| expected("an address and a port such as 127.0.0.1:3128, or a port"))
+}
+
+/// A port. The number has no sign, which [`u16::from_str`] would accept.
+fn port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
 }
 
 /// A whole number of at least 1.
@@ -187,7 +216,10 @@ pub(crate) fn patterns(value: &OsStr) -> Result<Vec<Pattern>, Reason> {
 #[cfg(feature = "gateway")]
 pub(crate) fn overrides(value: &OsStr) -> Result<Vec<Override>, Reason> {
     let words: Vec<&str> = text(value)?.split_whitespace().collect();
-    each(&words, "HOST:PORT:ADDR such as example.com:443:192.0.2.1")
+    each(
+        &words,
+        "HOST:PORT:ADDR such as example.com:443:192.0.2.1 or example.com:*:192.0.2.1",
+    )
 }
 
 /// One value per word, and at least one.
@@ -225,6 +257,45 @@ mod tests {
         for word in ["2", "y", "maybe"] {
             assert!(switch(OsStr::new(word)).is_err(), "{word:?}");
         }
+    }
+
+    #[test]
+    fn a_port_alone_is_one_of_the_loopback_address() {
+        let listen = |text: &str| listen(OsStr::new(text)).ok().map(|a| a.to_string());
+        for (text, address) in [
+            ("3128", "127.0.0.1:3128"),
+            (" :3128 ", "127.0.0.1:3128"),
+            ("localhost:3128", "127.0.0.1:3128"),
+            ("LocalHost:0", "127.0.0.1:0"),
+            ("192.0.2.1:1", "192.0.2.1:1"),
+            ("[::1]:1", "[::1]:1"),
+        ] {
+            assert_eq!(listen(text).as_deref(), Some(address), "{text:?}");
+        }
+        for text in [
+            "",
+            ":",
+            "+1",
+            ":+1",
+            "65536",
+            "-1",
+            "localhost",
+            "localhost:",
+            "example.com:1",
+            "::1",
+            "a",
+        ] {
+            assert_eq!(listen(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "gateway")]
+    fn a_colon_and_a_port_is_every_address_of_a_server() {
+        let listen = |text: &str| listen_of_server(OsStr::new(text)).unwrap().to_string();
+        assert_eq!(listen(":8443"), "0.0.0.0:8443");
+        assert_eq!(listen("8443"), "127.0.0.1:8443");
+        assert_eq!(listen("localhost:8443"), "127.0.0.1:8443");
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl Resolver {
     ) -> Result<Resolution, LookupError> {
         let shared = &self.0;
         let mut overrides = shared.overrides.iter().rev();
-        if let Some(found) = overrides.find(|o| o.host == *host && o.port == port) {
+        if let Some(found) = overrides.find(|one| one.applies_to(host, port)) {
             let address = SocketAddr::new(found.address, port);
             return Ok(Resolution::complete(vec![address]));
         }

@@ -114,6 +114,34 @@ fn help_and_version_have_words_of_their_own() {
 }
 
 #[test]
+fn the_relay_listens_on_a_port_that_is_given_alone() {
+    let home = TempHome::new();
+    for prefix in ["", ":", "localhost:"] {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let listen = format!("{prefix}{port}");
+        let script = "printf %s \"$HTTPS_PROXY\"";
+        let run = [
+            "run",
+            "--embedded",
+            "--listen",
+            &listen,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ];
+        let shown = finish(upstreamproxy(&home).args(run)).succeeded();
+        assert_eq!(
+            shown.text(),
+            format!("http://127.0.0.1:{port}"),
+            "{shown:#?}"
+        );
+    }
+}
+
+#[test]
 fn bash_completes_command_lines() {
     const TRY: &str = r#"
         try() {
