@@ -158,6 +158,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .default("none")
         .setter(|config, value| put(&mut config.omit_variables, variable_names(value))),
     Setting::switch("node-hook", RELAY)
+        .group(Group::Relay)
         .help(
             "make Node programs use the proxy that read no variable (Node 18 and 20, ws, AWS SDK \
              and others): NODE_OPTIONS loads a small file of this program into each",

@@ -26,7 +26,8 @@ impl Override {
 impl FromStr for Override {
     type Err = ValueError;
 
-    /// Parses `HOST:PORT:ADDR` as curl does; PORT can be `*`. An IPv6 HOST is in brackets, an IPv6 ADDR may be.
+    /// Parses `HOST:PORT:ADDR` as curl does; PORT can be `*`. An IPv6 HOST is in brackets, an IPv6
+    /// ADDR may be.
     fn from_str(text: &str) -> Result<Self, ValueError> {
         const FORM: ValueError = ValueError("it is not of the form HOST:PORT:ADDR");
         // A colon inside brackets belongs to the address.

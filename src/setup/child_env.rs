@@ -9,7 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::{Environment, MARKER};
@@ -154,6 +154,7 @@ impl ChildEnv {
     /// Lists are extended; all other values are replaced. For an environment that already has these
     /// variables, the result is the same values.
     pub(crate) fn variables(&self, inherited: &Environment) -> Vec<(String, OsString)> {
+        let inherited = &without_earlier_entries(inherited);
         let mut variables = Vec::new();
         for (names, value, _) in TABLE {
             let names = names.iter().filter(|name| !self.omits(name));
@@ -199,12 +200,7 @@ impl ChildEnv {
                 Some(appended(list, ":", directory.as_os_str()))
             }
             JavaOptions => {
-                let options = java_options::options(
-                    &self.proxy,
-                    !self.omits("http_proxy"),
-                    &no_proxy::merged("NO_PROXY", inherited),
-                    &self.file(ToolFile::TrustStore)?,
-                )?;
+                let options = self.java_options(inherited)?;
                 Some(match found {
                     Some(found) => appended(found, " ", options.as_ref()),
                     None => options.into(),
@@ -219,24 +215,141 @@ impl ChildEnv {
         }
     }
 
+    /// What remains of the variable `name` in `environment` without this value: `None`, it does not
+    /// have it; `Some(None)`, nothing.
+    fn rest(
+        &self,
+        value: ChildValue,
+        name: &str,
+        environment: &Environment,
+    ) -> Option<Option<OsString>> {
+        let found = environment.lookup(name)?;
+        let rest = match value {
+            #[cfg(feature = "cli")]
+            NoProxy => no_proxy::inherited_entries(found.to_str()?).into(),
+            HgrcPath => {
+                let rest = removed(found, ":", self.file(ToolFile::Hgrc)?.as_os_str())?;
+                if rest == default_hgrc_path(environment) {
+                    return Some(None);
+                }
+                rest
+            }
+            PhpScanPath => removed(found, ":", self.file(ToolFile::PhpDirectory)?.as_os_str())?,
+            JavaOptions => removed(found, " ", self.java_options(environment)?.as_ref())?,
+            NodeOptions => node_options::without_hook(found)?,
+            IfSet(value) => return self.rest(*value, name, environment),
+            value => {
+                let own = self.value(value, name, environment)?;
+                return (own == found).then_some(None);
+            }
+        };
+        Some((!rest.is_empty()).then_some(rest))
+    }
+
+    fn java_options(&self, inherited: &Environment) -> Option<String> {
+        java_options::options(
+            &self.proxy,
+            !self.omits("http_proxy"),
+            &no_proxy::merged("NO_PROXY", inherited),
+            &self.file(ToolFile::TrustStore)?,
+        )
+    }
+
     fn omits(&self, name: &str) -> bool {
         let mut omitted = self.omitted.iter();
         omitted.any(|other| other.eq_ignore_ascii_case(name))
     }
 }
 
-/// `list` with `entry` at its end, where it wins over earlier entries. Another copy is removed.
-fn appended(list: &OsStr, separator: &str, entry: &OsStr) -> OsString {
-    let rest = list.as_bytes().strip_suffix(entry.as_bytes());
-    let rest = rest.and_then(|rest| rest.strip_suffix(separator.as_bytes()));
-    let mut appended = match rest {
-        Some(rest) => OsStr::from_bytes(rest).to_owned(),
-        None if list == entry => return list.to_owned(),
-        None => list.to_owned(),
+/// What the variables of an earlier start in `environment` are made of, as far as they show it.
+fn earlier(environment: &Environment) -> Option<ChildEnv> {
+    let proxy = environment.text(MARKER)?;
+    let bundle = ca_variables().find_map(|name| environment.lookup(name))?;
+    let plain_http = ["http_proxy", "HTTP_PROXY"];
+    let omits = plain_http
+        .iter()
+        .all(|name| environment.text(name) != Some(proxy));
+    Some(ChildEnv {
+        proxy: proxy.to_owned(),
+        bundle: bundle.into(),
+        files: ToolFile::ALL.into(),
+        npm_roots: false,
+        omitted: omits
+            .then(|| plain_http[0].to_owned())
+            .into_iter()
+            .collect(),
+    })
+}
+
+/// `environment` without the entries that an earlier start has appended to lists. They would be
+/// repeated otherwise, with the address or the files of a relay that may have ended.
+fn without_earlier_entries(environment: &Environment) -> Environment {
+    let mut cleaned = environment.clone();
+    let Some(earlier) = earlier(environment) else {
+        return cleaned;
     };
+    let is_list = |value: &ChildValue| matches!(value, HgrcPath | PhpScanPath | JavaOptions);
+    for (names, value, _) in TABLE.iter().filter(|(_, value, _)| is_list(value)) {
+        for name in *names {
+            match earlier.rest(*value, name, environment) {
+                None => {}
+                Some(None) => cleaned.remove(name),
+                Some(Some(rest)) => cleaned.set(*name, rest),
+            }
+        }
+    }
+    cleaned
+}
+
+/// How to undo in `environment` what the variables of an earlier start have changed, in the order
+/// of the table: for each name the value without its entries, or `None` to unset it. Values that
+/// were replaced are not known.
+#[cfg(feature = "cli")]
+pub(crate) fn removal(environment: &Environment) -> Vec<(String, Option<OsString>)> {
+    let Some(earlier) = earlier(environment) else {
+        return Vec::new();
+    };
+    let names = TABLE
+        .iter()
+        .flat_map(|(names, value, _)| names.iter().map(move |name| (*name, *value)));
+    names
+        .filter_map(|(name, value)| {
+            let rest = earlier.rest(value, name, environment)?;
+            Some((name.to_owned(), rest))
+        })
+        .collect()
+}
+
+/// `list` with `entry` at its end, where it wins over earlier entries. Other copies are removed.
+fn appended(list: &OsStr, separator: &str, entry: &OsStr) -> OsString {
+    if list == entry {
+        return list.to_owned();
+    }
+    let mut appended = list.to_owned();
+    while let Some(rest) = removed(&appended, separator, entry) {
+        appended = rest;
+    }
     appended.push(separator);
     appended.push(entry);
     appended
+}
+
+/// `list` without one copy of `entry` and the separator beside it. `None`: it has none.
+fn removed(list: &OsStr, separator: &str, entry: &OsStr) -> Option<OsString> {
+    let (list, separator, entry) = (list.as_bytes(), separator.as_bytes(), entry.as_bytes());
+    let is_entry = |at: &usize| {
+        let (before, rest) = list.split_at(*at);
+        let after = rest.strip_prefix(entry);
+        let starts = before.is_empty() || before.ends_with(separator);
+        starts && after.is_some_and(|after| after.is_empty() || after.starts_with(separator))
+    };
+    let at = (0..list.len()).find(is_entry)?;
+    let (before, after) = (&list[..at], &list[at + entry.len()..]);
+    let rest = match before.strip_suffix(separator) {
+        Some(before) => [before, after].concat(),
+        None => after.strip_prefix(separator).unwrap_or(after).to_vec(),
+    };
+    Some(OsString::from_vec(rest))
 }
 
 /// The settings files that Mercurial reads without `HGRCPATH`.
@@ -318,21 +431,11 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    const ALL_FILES: [ToolFile; 7] = [
-        ToolFile::UpstreamCa,
-        ToolFile::Wgetrc,
-        ToolFile::AptConf,
-        ToolFile::Hgrc,
-        ToolFile::PhpDirectory,
-        ToolFile::TrustStore,
-        ToolFile::NodeHook,
-    ];
-
     fn child_env() -> ChildEnv {
         ChildEnv {
             proxy: "http://127.0.0.1:4711".into(),
             bundle: "/home/u/.ccr/ca-bundle.crt".into(),
-            files: ALL_FILES.into(),
+            files: ToolFile::ALL.into(),
             npm_roots: false,
             omitted: Vec::new(),
         }
@@ -551,6 +654,85 @@ mod tests {
                 "{inherited:?}"
             );
         }
+    }
+
+    #[test]
+    fn another_relay_replaces_the_entries_of_an_earlier_one() {
+        for inherited in [
+            &[][..],
+            &[
+                ("HGRCPATH", "/h"),
+                ("PHP_INI_SCAN_DIR", "/p"),
+                ("JAVA_TOOL_OPTIONS", "-x"),
+                ("NO_PROXY", "a.example"),
+                ("npm_config_proxy", "http://other"),
+            ],
+        ] {
+            let mut twice = variables(inherited);
+            let later = ChildEnv {
+                proxy: "http://127.0.0.1:4712".into(),
+                bundle: "/home/u/.ccr/ca-bundle-2.crt".into(),
+                ..child_env()
+            };
+            let direct = later.variables(&inherited.iter().copied().collect());
+            let set = later.variables(&twice);
+            set.iter().for_each(|(name, value)| twice.set(name, value));
+            for (name, value) in direct {
+                if name != "NODE_EXTRA_CA_CERTS" && name != "DENO_CERT" {
+                    assert_eq!(twice.lookup(&name), Some(&*value), "{name}");
+                }
+            }
+            let text = format!("{:?}", twice.iter().collect::<Vec<_>>());
+            assert!(!text.contains("4711"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_extended_once_wherever_the_entry_is() {
+        let appended = |list: &str| appended(list.as_ref(), ":", "e".as_ref());
+        for (list, expected) in [
+            ("", ":e"),
+            ("e", "e"),
+            (":e", ":e"),
+            ("a", "a:e"),
+            ("a:e", "a:e"),
+            ("e:a", "a:e"),
+            ("a:e:b:e:ee", "a:b:ee:e"),
+        ] {
+            assert_eq!(appended(list), expected, "{list:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "cli")]
+    fn what_was_set_can_be_undone() {
+        for inherited in [
+            &[][..],
+            &[
+                ("NO_PROXY", "a.example,10.1.2.3"),
+                ("HGRCPATH", "/h"),
+                ("PHP_INI_SCAN_DIR", "/p:"),
+                ("JAVA_TOOL_OPTIONS", "-x -y"),
+                ("LANG", "C"),
+                ("AWS_PROFILE", "a"),
+            ],
+        ] {
+            let before: Environment = inherited.iter().copied().collect();
+            let mut after = variables(inherited);
+            let undone = removal(&after);
+            for (name, rest) in undone {
+                match rest {
+                    Some(rest) => after.set(name, rest),
+                    None => after.remove(name),
+                }
+            }
+            for name in ["no_proxy", "GLOBAL_AGENT_NO_PROXY", "no_grpc_proxy"] {
+                assert_eq!(after.text(name), before.text("NO_PROXY"));
+                after.remove(name);
+            }
+            assert_eq!(after, before);
+        }
+        assert_eq!(removal(&Environment::default()), []);
     }
 
     #[test]

@@ -47,6 +47,14 @@ pub(super) fn merged(variable: &str, inherited: &Environment) -> String {
     entries.join(",")
 }
 
+/// The entries of a value of [`merged`] that are not this program's.
+#[cfg(feature = "cli")]
+pub(super) fn inherited_entries(value: &str) -> String {
+    let is_own = |entry: &&str| DIRECT_HOSTS.contains(entry);
+    let entries: Vec<&str> = value.split(',').filter(|entry| !is_own(entry)).collect();
+    entries.join(",")
+}
+
 /// Whether a value has the entry for every host.
 pub(super) fn includes_every_host(value: &str) -> bool {
     value.split(',').any(|entry| entry == EVERY_HOST)

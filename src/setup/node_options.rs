@@ -12,15 +12,24 @@ const REQUIRE: &[u8] = b"--require=";
 /// The options `inherited`, and at their end the one that loads `hook`. The option of an outer
 /// start is removed.
 pub(super) fn loading(inherited: &OsStr, hook: &Path) -> OsString {
-    let is_earlier_hook = |option: &[u8]| {
-        let unquoted: Vec<u8> = option.iter().copied().filter(|&c| c != b'"').collect();
-        unquoted.starts_with(REQUIRE) && unquoted.ends_with(NODE_HOOK_SUFFIX.as_bytes())
-    };
     let mut options = split(inherited.as_bytes());
-    options.retain(|option| !is_earlier_hook(option));
+    options.retain(|option| !loads_a_hook(option));
     let own = quoted(&[REQUIRE, hook.as_os_str().as_bytes()].concat());
     options.push(&own);
     OsString::from_vec(options.join(&b' '))
+}
+
+/// The options without the one that loads a hook. `None`: none does.
+pub(super) fn without_hook(options: &OsStr) -> Option<OsString> {
+    let options = split(options.as_bytes());
+    let (hooks, others): (Vec<&[u8]>, Vec<&[u8]>) =
+        options.into_iter().partition(|one| loads_a_hook(one));
+    (!hooks.is_empty()).then(|| OsString::from_vec(others.join(&b' ')))
+}
+
+fn loads_a_hook(option: &[u8]) -> bool {
+    let unquoted: Vec<u8> = option.iter().copied().filter(|&c| c != b'"').collect();
+    unquoted.starts_with(REQUIRE) && unquoted.ends_with(NODE_HOOK_SUFFIX.as_bytes())
 }
 
 /// The options as they are written: Node splits at spaces that are not in double quotes. Inside
@@ -80,6 +89,7 @@ mod tests {
             let once = loading(OsStr::new(inherited), Path::new(HOOK));
             assert_eq!(once, *format!("{rest}--require={HOOK}"), "{inherited}");
             assert_eq!(loading(&once, Path::new(HOOK)), once);
+            assert_eq!(without_hook(&once).unwrap(), rest.trim_end());
         }
     }
 

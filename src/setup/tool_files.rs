@@ -51,6 +51,17 @@ pub(crate) enum ToolFile {
 const NODE_HOOK: &str = include_str!("node_hook.js");
 
 impl ToolFile {
+    /// Every file, in the order in which they are written.
+    pub(crate) const ALL: [Self; 7] = [
+        UpstreamCa,
+        Wgetrc,
+        AptConf,
+        Hgrc,
+        PhpDirectory,
+        TrustStore,
+        NodeHook,
+    ];
+
     /// The path beside `bundle`.
     pub(crate) fn path(self, bundle: &Path) -> PathBuf {
         let suffix = match self {
@@ -101,10 +112,6 @@ pub(crate) fn write(
     upstream: &[CertificateDer<'_>],
     merged: &[CertificateDer<'_>],
 ) -> Vec<ToolFile> {
-    let always = [UpstreamCa, Wgetrc, AptConf, Hgrc, PhpDirectory, TrustStore];
-    let all = always
-        .into_iter()
-        .chain(config.node_hook.then_some(NodeHook));
     let write = |file: &ToolFile| {
         if let Some(hidden) = file.hidden_file(&config.inherited) {
             let hidden = hidden.display();
@@ -141,7 +148,11 @@ pub(crate) fn write(
         }
         written.is_ok()
     };
-    all.filter(write).collect()
+    ToolFile::ALL
+        .into_iter()
+        .filter(|file| *file != NodeHook || config.node_hook)
+        .filter(write)
+        .collect()
 }
 
 /// The settings that name the bundle, in the syntax of the tool.
@@ -229,9 +240,8 @@ mod tests {
     fn each_tool_gets_the_path_of_the_bundle_in_its_own_syntax() {
         let home = TempDir::new().unwrap();
         let bundle = home.path().join("my bundle.crt");
-        let files = written(&config(home.path()), &bundle);
-        let all = [UpstreamCa, Wgetrc, AptConf, Hgrc, PhpDirectory, TrustStore];
-        assert_eq!(files, all);
+        let files = written(&config(home.path()).node_hook(true), &bundle);
+        assert_eq!(files, ToolFile::ALL);
         let shown = bundle.display();
         for (name, line) in [
             ("wgetrc", format!("ca_certificate = {shown}\n")),
