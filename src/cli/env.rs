@@ -1,12 +1,15 @@
-//! `env`: print the variables of the running `serve` in the syntax of a shell.
+//! `env`: print the variables of the running `serve` in the syntax of a shell or another consumer,
+//! or how to undo them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
 use crate::config::Environment;
+use crate::setup::child_env;
 
 use super::exit_status::ExitStatus;
 use super::output::{eprint_line, json_line, print};
@@ -26,18 +29,41 @@ pub(crate) enum Format {
     Json,
     /// `NAME=value` lines, quoted only where they must be.
     Dotenv,
+    /// GitHub Actions: lines for the file `$GITHUB_ENV`.
+    GitHub,
+    /// `docker run --env-file`: `NAME=value` lines without quotes.
+    Docker,
+    /// systemd: `Environment=` lines for the section `[Service]` of a drop-in.
+    Systemd,
 }
 
 impl Format {
     /// The name of each format, in the order of `ALL`.
-    pub(crate) const NAMES: &[&str] = &["sh", "fish", "powershell", "json", "dotenv"];
-    const ALL: [Self; 5] = [
+    pub(crate) const NAMES: &[&str] = &[
+        "sh",
+        "fish",
+        "powershell",
+        "json",
+        "dotenv",
+        "github",
+        "docker",
+        "systemd",
+    ];
+    const ALL: [Self; 8] = [
         Self::Sh,
         Self::Fish,
         Self::PowerShell,
         Self::Json,
         Self::Dotenv,
+        Self::GitHub,
+        Self::Docker,
+        Self::Systemd,
     ];
+
+    /// Whether a variable can be removed in this format.
+    pub(crate) fn can_unset(self) -> bool {
+        matches!(self, Self::Sh | Self::Fish | Self::PowerShell | Self::Json)
+    }
 }
 
 impl FromStr for Format {
@@ -50,6 +76,9 @@ impl FromStr for Format {
     }
 }
 
+/// A variable and its value; `None` removes it.
+type Change = (String, Option<OsString>);
+
 /// Prints the variables. `NO_PROXY` is merged with that of the calling shell.
 pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
     let Some(home) = environment.home() else {
@@ -60,7 +89,27 @@ pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
         eprint_line("no serve is running under this HOME; start one with `upstreamproxy serve`");
         return ExitStatus::FAILED;
     };
-    print(&format.render(&running.variables(environment)));
+    let variables = running.variables(environment).into_iter();
+    print_changes(format, variables.map(|(name, value)| (name, Some(value))))
+}
+
+/// Prints how to undo what `env` or `run` has set in the calling shell. No `serve` is needed.
+pub(crate) fn unset(format: Format, environment: &Environment) -> ExitStatus {
+    let removal = child_env::removal(environment);
+    if removal.is_empty() {
+        eprint_line("no variables of this program are set here, so nothing is removed");
+    }
+    print_changes(format, removal.into_iter())
+}
+
+fn print_changes(format: Format, changes: impl Iterator<Item = Change>) -> ExitStatus {
+    let (changes, impossible): (Vec<_>, Vec<_>) = changes.partition(|change| format.has(change));
+    for (name, _) in impossible {
+        eprint_line(&format!(
+            "{name} has several lines, which this format does not have; it is left out"
+        ));
+    }
+    print(&format.render(&changes));
     ExitStatus::SUCCESS
 }
 
@@ -70,39 +119,107 @@ pub(crate) struct Variables<'a>(pub(crate) &'a [(String, OsString)]);
 
 impl Serialize for Variables<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = |(name, value): &'_ (String, OsString)| {
-            (name.clone(), value.to_string_lossy().into_owned())
-        };
-        serializer.collect_map(self.0.iter().map(text))
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|(name, value)| (name, value.to_string_lossy())),
+        )
     }
 }
 
 impl Format {
-    /// The variables in this format. `sh` and `fish` keep every byte of a value; the others are
-    /// text.
-    pub(crate) fn render(self, variables: &[(String, OsString)]) -> Vec<u8> {
-        let line = |(name, value): &(String, OsString)| {
-            let (bytes, text) = (value.as_bytes(), value.to_string_lossy());
-            match self {
-                Self::Sh | Self::Json => {
-                    let quoted = replace(bytes, b'\'', br"'\''");
-                    [b"export ", name.as_bytes(), b"='", &quoted, b"'\n"].concat()
-                }
-                Self::Fish => {
-                    let quoted = replace(&replace(bytes, b'\\', br"\\"), b'\'', br"\'");
-                    [b"set -gx ", name.as_bytes(), b" '", &quoted, b"'\n"].concat()
-                }
-                Self::PowerShell => {
-                    format!("$env:{name} = {}\n", quote_for_powershell(&text)).into_bytes()
-                }
-                Self::Dotenv => format!("{name}={}\n", quote_for_dotenv(&text)).into_bytes(),
-            }
+    /// Whether the format can express `change`.
+    fn has(self, (_, value): &Change) -> bool {
+        let lines = |value: &OsString| value.as_bytes().iter().any(|b| b"\r\n".contains(b));
+        self != Self::Docker || !value.as_ref().is_some_and(lines)
+    }
+
+    /// The changes in this format. `sh` and `fish` keep every byte of a value; the others are text.
+    fn render(self, changes: &[Change]) -> Vec<u8> {
+        if self == Self::Json {
+            let text = |value: &OsString| value.to_string_lossy().into_owned();
+            let values = changes
+                .iter()
+                .map(|(name, value)| (name, value.as_ref().map(text)));
+            return json_line(&Map(values.collect())).into_bytes();
+        }
+        let line = |(name, value): &Change| match value {
+            Some(value) => self.assignment(name, value),
+            None => self.removal(name).into_bytes(),
         };
+        changes.iter().flat_map(line).collect()
+    }
+
+    /// The line that sets a variable.
+    fn assignment(self, name: &str, value: &OsStr) -> Vec<u8> {
+        let (bytes, text) = (value.as_bytes(), value.to_string_lossy());
+        let line = match self {
+            Self::Sh | Self::Json => {
+                let quoted = replace(bytes, b'\'', br"'\''");
+                return [b"export ", name.as_bytes(), b"='", &quoted, b"'\n"].concat();
+            }
+            Self::Fish => {
+                let quoted = replace(&replace(bytes, b'\\', br"\\"), b'\'', br"\'");
+                return [b"set -gx ", name.as_bytes(), b" '", &quoted, b"'\n"].concat();
+            }
+            Self::PowerShell => format!("$env:{name} = {}", quote_for_powershell(&text)),
+            Self::Dotenv => format!("{name}={}", quote_for_dotenv(&text)),
+            Self::GitHub if text.contains(['\r', '\n']) => {
+                let delimiter = delimiter_for(&text);
+                format!("{name}<<{delimiter}\n{text}\n{delimiter}")
+            }
+            Self::GitHub | Self::Docker => format!("{name}={text}"),
+            Self::Systemd => format!("Environment=\"{name}={}\"", escape_for_systemd(&text)),
+        };
+        (line + "\n").into_bytes()
+    }
+
+    /// The line that removes a variable. The formats that have none are refused before.
+    fn removal(self, name: &str) -> String {
         match self {
-            Self::Json => json_line(&Variables(variables)).into_bytes(),
-            _ => variables.iter().flat_map(line).collect(),
+            Self::Fish => format!("set -eg {name}\n"),
+            Self::PowerShell => {
+                format!("Remove-Item Env:{name} -ErrorAction SilentlyContinue\n")
+            }
+            _ => format!("unset {name}\n"),
         }
     }
+}
+
+/// One JSON object in the order of its entries; a value that is `None` is null.
+struct Map<'a>(Vec<(&'a String, Option<String>)>);
+
+impl Serialize for Map<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// A line that is none of the lines of `text`.
+fn delimiter_for(text: &str) -> String {
+    let mut delimiter = String::from("EOF");
+    while text.contains(&delimiter) {
+        delimiter.push('_');
+    }
+    delimiter
+}
+
+/// The value of an `Environment=` line in double quotes (systemd.syntax(7)): escapes as in C, and
+/// `%` begins a specifier.
+fn escape_for_systemd(text: &str) -> String {
+    let mut escaped = String::new();
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => escaped.extend(['\\', c]),
+            '%' => escaped.push_str("%%"),
+            '\n' => escaped.push_str("\\n"),
+            c if c.is_ascii_control() => {
+                let _ = write!(escaped, "\\x{:02x}", u32::from(c));
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// `bytes` with every `old` replaced.
@@ -145,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    fn variables() -> Vec<(String, OsString)> {
+    fn variables() -> Vec<Change> {
         [
             ("PLAIN", "http://127.0.0.1:1234"),
             ("QUOTES", r#"it's "a" `b` $(c) \ $d ’x‘"#),
@@ -153,7 +270,7 @@ mod tests {
             ("SPACES", "  a  b  "),
             ("EMPTY", ""),
         ]
-        .map(|(name, value)| (name.to_owned(), value.into()))
+        .map(|(name, value)| (name.to_owned(), Some(value.into())))
         .to_vec()
     }
 
@@ -171,11 +288,11 @@ mod tests {
         let mut variables = variables();
         variables.push((
             "BYTES".into(),
-            OsString::from_vec((1..=255).collect::<Vec<u8>>()),
+            Some(OsString::from_vec((1..=255).collect::<Vec<u8>>())),
         ));
         let script = Format::Sh.render(&variables);
         for (name, value) in &variables {
-            let mut expected = value.as_bytes().to_vec();
+            let mut expected = value.as_ref().unwrap().as_bytes().to_vec();
             expected.push(b'.');
             assert_eq!(seen_by("sh", &script, name), expected, "{name}");
         }
@@ -188,19 +305,19 @@ mod tests {
         assert_eq!(text.lines().count(), 1);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         for (name, expected) in variables() {
-            assert_eq!(value[&name], expected.to_str().unwrap());
+            assert_eq!(value[&name], expected.unwrap().to_str().unwrap());
         }
     }
 
     #[test]
     fn fish_escapes_only_the_quote_and_the_backslash() {
-        let one = [("A".to_owned(), OsString::from(r"it's \ $x"))];
+        let one = [("A".to_owned(), Some(r"it's \ $x".into()))];
         assert_eq!(Format::Fish.render(&one), b"set -gx A 'it\\'s \\\\ $x'\n");
     }
 
     #[test]
     fn powershell_doubles_every_kind_of_single_quote() {
-        let one = [("A".to_owned(), OsString::from("it's ’x‘ $y"))];
+        let one = [("A".to_owned(), Some("it's ’x‘ $y".into()))];
         let text = String::from_utf8(Format::PowerShell.render(&one)).unwrap();
         assert_eq!(text, "$env:A = 'it''s ’’x‘‘ $y'\n");
     }
@@ -219,5 +336,57 @@ mod tests {
                 "EMPTY=",
             ]
         );
+    }
+
+    #[test]
+    fn github_gets_a_delimiter_that_is_not_in_the_value() {
+        let lines = [
+            ("A".to_owned(), Some("a%b 'c'".into())),
+            ("B".to_owned(), Some("one\nEOF\nEOF_\n".into())),
+        ];
+        let text = String::from_utf8(Format::GitHub.render(&lines)).unwrap();
+        assert_eq!(text, "A=a%b 'c'\nB<<EOF__\none\nEOF\nEOF_\n\nEOF__\n");
+    }
+
+    #[test]
+    fn docker_gets_no_quotes_and_only_single_lines() {
+        let has: Vec<Change> = variables()
+            .into_iter()
+            .filter(|change| Format::Docker.has(change))
+            .collect();
+        let text = String::from_utf8(Format::Docker.render(&has)).unwrap();
+        let expected = "PLAIN=http://127.0.0.1:1234\nQUOTES=it's \"a\" `b` $(c) \\ $d ’x‘\n\
+            SPACES=  a  b  \nEMPTY=\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn systemd_gets_escapes_of_c_and_no_specifier() {
+        let one = [("A".to_owned(), Some("50% of \"$x\"\n\t\\".into()))];
+        let text = String::from_utf8(Format::Systemd.render(&one)).unwrap();
+        assert_eq!(text, "Environment=\"A=50%% of \\\"$x\\\"\\n\\x09\\\\\"\n");
+    }
+
+    #[test]
+    fn a_removed_variable_is_unset_in_a_shell_and_null_in_json() {
+        let changes = [
+            ("A".to_owned(), None),
+            ("B".to_owned(), Some(OsString::from("b"))),
+        ];
+        for (format, expected) in [
+            (Format::Sh, "unset A\nexport B='b'\n"),
+            (Format::Fish, "set -eg A\nset -gx B 'b'\n"),
+            (
+                Format::PowerShell,
+                "Remove-Item Env:A -ErrorAction SilentlyContinue\n$env:B = 'b'\n",
+            ),
+            (Format::Json, "{\"A\":null,\"B\":\"b\"}\n"),
+        ] {
+            assert!(format.can_unset());
+            assert_eq!(
+                String::from_utf8(format.render(&changes)).unwrap(),
+                expected
+            );
+        }
     }
 }

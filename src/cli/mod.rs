@@ -89,6 +89,7 @@ fn execute(
     Ok(match arguments.subcommand {
         Subcommand::Run => run::run(options, &arguments.words, &files),
         Subcommand::Serve => serve::run(options),
+        Subcommand::Env if options.unset => env::unset(options.format, environment),
         Subcommand::Env => env::run(options.format, environment),
         Subcommand::Doctor => doctor::run(options),
         #[cfg(feature = "bench")]

@@ -59,6 +59,10 @@ pub(crate) const PAGES: &[Page] = &[
                 "env --format fish",
                 "in fish: upstreamproxy env --format fish | source",
             ),
+            (
+                "env --unset",
+                "to leave the proxy: eval \"$(upstreamproxy env --unset)\"",
+            ),
         ],
     },
     Page {

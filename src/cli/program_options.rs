@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) require: bool,
     /// The output format of `env`.
     pub(crate) format: Format,
+    /// `env`: print how to undo the variables.
+    pub(crate) unset: bool,
     /// The target of test tunnels.
     pub(crate) target: Option<Authority>,
     /// Print one JSON document instead of lines.
@@ -75,9 +77,19 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put(&mut options.require, switch(value))),
     Setting::value("format", "FORMAT", &[Env])
         .values(Format::NAMES)
-        .help("output format: sh, fish, powershell, json or dotenv")
+        .help(
+            "output format: sh, fish, powershell, json, dotenv, github (for $GITHUB_ENV), docker \
+             (for --env-file) or systemd (for a drop-in)",
+        )
         .default("sh")
         .setter(|options, value| put(&mut options.format, format(value))),
+    Setting::switch("unset", &[Env])
+        .flag_only()
+        .help(
+            "print commands that remove what `env` or `run` has set in this shell (sh, fish, \
+             powershell, json); replaced values are not restored",
+        )
+        .setter(|options, value| put(&mut options.unset, switch(value))),
     Setting::value("target", "HOST:PORT", REPORT)
         .group(Group::Measurement)
         .help("target of the test tunnels")
@@ -186,7 +198,8 @@ const fn letter(name: &'static str, letter: char, help: &'static str) -> Setting
 }
 
 fn format(value: &OsStr) -> Result<Format, Reason> {
-    matching(value, |_| true, "one of sh, fish, powershell, json, dotenv")
+    let known = format!("one of {}", Format::NAMES.join(", "));
+    matching(value, |_| true, &known)
 }
 
 fn target(value: &OsStr) -> Result<Authority, Reason> {

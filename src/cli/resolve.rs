@@ -71,7 +71,14 @@ impl Options {
         let is_option = |problem: &SettingError| Opt::long(subcommand, problem.setting).is_some();
         match subcommand {
             Subcommand::Run if arguments.words.is_empty() => Err("COMMAND is missing".to_owned()),
-            Subcommand::Env => self.refuse(is_option),
+            Subcommand::Env => self.refuse(is_option).and_then(|()| {
+                if self.unset && !self.format.can_unset() {
+                    let error =
+                        "--unset has no effect in this --format; use sh, fish, powershell or json";
+                    return Err(error.to_owned());
+                }
+                Ok(())
+            }),
             #[cfg(feature = "bench")]
             Subcommand::Bench if self.origin.is_some() => self.check_origin(),
             // It does not fail open.

@@ -215,35 +215,27 @@ impl ChildEnv {
         }
     }
 
-    /// What remains of the variable `name` in `environment` without this value: `None`, it does not
-    /// have it; `Some(None)`, nothing.
-    fn rest(
-        &self,
-        value: ChildValue,
-        name: &str,
-        environment: &Environment,
-    ) -> Option<Option<OsString>> {
+    /// What remains of the variable `name` in `environment` without this value; empty: nothing.
+    /// `None`: it does not have this value.
+    fn rest(&self, value: ChildValue, name: &str, environment: &Environment) -> Option<OsString> {
         let found = environment.lookup(name)?;
-        let rest = match value {
+        match value {
             #[cfg(feature = "cli")]
-            NoProxy => no_proxy::inherited_entries(found.to_str()?).into(),
+            NoProxy => Some(no_proxy::inherited_entries(found.to_str()?).into()),
             HgrcPath => {
                 let rest = removed(found, ":", self.file(ToolFile::Hgrc)?.as_os_str())?;
-                if rest == default_hgrc_path(environment) {
-                    return Some(None);
-                }
-                rest
+                let is_default = rest == default_hgrc_path(environment);
+                Some(if is_default { OsString::new() } else { rest })
             }
-            PhpScanPath => removed(found, ":", self.file(ToolFile::PhpDirectory)?.as_os_str())?,
-            JavaOptions => removed(found, " ", self.java_options(environment)?.as_ref())?,
-            NodeOptions => node_options::without_hook(found)?,
-            IfSet(value) => return self.rest(*value, name, environment),
+            PhpScanPath => removed(found, ":", self.file(ToolFile::PhpDirectory)?.as_os_str()),
+            JavaOptions => removed(found, " ", self.java_options(environment)?.as_ref()),
+            NodeOptions => node_options::without_hook(found),
+            IfSet(value) => self.rest(*value, name, environment),
             value => {
                 let own = self.value(value, name, environment)?;
-                return (own == found).then_some(None);
+                (own == found).then(OsString::new)
             }
-        };
-        Some((!rest.is_empty()).then_some(rest))
+        }
     }
 
     fn java_options(&self, inherited: &Environment) -> Option<String> {
@@ -288,13 +280,13 @@ fn without_earlier_entries(environment: &Environment) -> Environment {
     let Some(earlier) = earlier(environment) else {
         return cleaned;
     };
-    let is_list = |value: &ChildValue| matches!(value, HgrcPath | PhpScanPath | JavaOptions);
+    let is_list =
+        |value: &ChildValue| matches!(value, HgrcPath | PhpScanPath | JavaOptions | NodeOptions);
     for (names, value, _) in TABLE.iter().filter(|(_, value, _)| is_list(value)) {
         for name in *names {
-            match earlier.rest(*value, name, environment) {
-                None => {}
-                Some(None) => cleaned.remove(name),
-                Some(Some(rest)) => cleaned.set(*name, rest),
+            if let Some(rest) = earlier.rest(*value, name, environment) {
+                // An empty one counts as unset.
+                cleaned.set(*name, rest);
             }
         }
     }
@@ -315,7 +307,7 @@ pub(crate) fn removal(environment: &Environment) -> Vec<(String, Option<OsString
     names
         .filter_map(|(name, value)| {
             let rest = earlier.rest(value, name, environment)?;
-            Some((name.to_owned(), rest))
+            Some((name.to_owned(), (!rest.is_empty()).then_some(rest)))
         })
         .collect()
 }
@@ -676,7 +668,9 @@ mod tests {
             };
             let direct = later.variables(&inherited.iter().copied().collect());
             let set = later.variables(&twice);
-            set.iter().for_each(|(name, value)| twice.set(name, value));
+            for (name, value) in set {
+                twice.set(name, value);
+            }
             for (name, value) in direct {
                 if name != "NODE_EXTRA_CA_CERTS" && name != "DENO_CERT" {
                     assert_eq!(twice.lookup(&name), Some(&*value), "{name}");

@@ -16,7 +16,7 @@ const COMPLETIONS: [Completion; 11] = [
     ("upstreamproxy ser", "serve"),
     ("upstreamproxy run --wh", "--when"),
     ("upstreamproxy run --when al", "always"),
-    ("upstreamproxy env --format d", "dotenv"),
+    ("upstreamproxy env --format dot", "dotenv"),
     ("upstreamproxy completions z", "zsh"),
     ("upstreamproxy help gat", "gateway"),
     ("upstreamproxy run --token-file tok", "token-1"),

@@ -18,7 +18,7 @@ const SUBCOMMANDS: [&str; 10] = [
     "version",
 ];
 /// The options that cannot be set by a variable.
-const FLAGS_ONLY: [&str; 4] = ["--verbose", "--quiet", "--help", "--version"];
+const FLAGS_ONLY: [&str; 5] = ["--unset", "--verbose", "--quiet", "--help", "--version"];
 
 /// The cells of the table that follows the marker, row by row.
 fn table(marker: &str) -> Vec<Vec<String>> {

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::support::{
     EchoServer, Ending, GatewayProcess, HalfCloseServer, RelayProcess, ResourceCounts, Running,
-    SESSION, TIMEOUT, TOKEN, TempHome, TestCa, binary, connect, exchange, finish, pattern,
-    read_to_end, request, upstreamproxy,
+    SESSION, TIMEOUT, TOKEN, TempHome, TestCa, binary, connect, exchange, finish, need_tool,
+    pattern, read_to_end, request, upstreamproxy,
 };
 
 /// Starts a gateway over TLS with a test certificate. Also returns the option that makes `serve`
@@ -162,7 +162,14 @@ fn a_shell_can_evaluate_the_output_of_env() {
     let json = finish(upstreamproxy(&home).args(["env", "--format", "json"])).succeeded();
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json, relay.ready["env"]);
-    for format in ["fish", "powershell", "dotenv"] {
+    for format in [
+        "fish",
+        "powershell",
+        "dotenv",
+        "github",
+        "docker",
+        "systemd",
+    ] {
         let finished = finish(upstreamproxy(&home).args(["env", "--format", format])).succeeded();
         assert!(
             finished.text().contains(lines[0]),
@@ -175,6 +182,75 @@ fn a_shell_can_evaluate_the_output_of_env() {
     assert_eq!(without.status.code(), Some(1), "{without:#?}");
     assert!(without.stdout.is_empty());
     assert_eq!(without.stderr.lines().count(), 1, "{without:#?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config {
+        failure_persistence: None,
+        ..proptest::test_runner::Config::with_cases(6)
+    })]
+
+    #[test]
+    fn shells_read_back_every_value_that_env_quotes(
+        values in proptest::collection::vec("[ -~\\n\\t\\\\'\"$`%é]{1,12}", 3),
+    ) {
+        const NAMES: [&str; 3] = ["JAVA_TOOL_OPTIONS", "HGRCPATH", "PHP_INI_SCAN_DIR"];
+        let home = TempHome::new();
+        let gateway = GatewayProcess::start(&home, &[]);
+        let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+        for (shell, script) in [
+            ("sh", r#"eval "$(up env)""#),
+            ("fish", "up env --format fish | source"),
+        ] {
+            if !need_tool(shell) {
+                continue;
+            }
+            let directory = home.path().join("bin");
+            let _ = std::fs::create_dir(&directory);
+            let _ = std::os::unix::fs::symlink(binary(), directory.join("up"));
+            let path = format!("{}:/usr/bin:/bin", directory.display());
+            let script = format!("{script}; printf '%s\\0' {}", NAMES.map(|n| format!("\"${n}\"")).join(" "));
+            let environment = NAMES.into_iter().zip(&values);
+            let mut command = home.command(shell);
+            command.args(["-c", &script]).env("PATH", path).envs(environment);
+            let seen = finish(&mut command).succeeded().text();
+            for ((name, value), seen) in NAMES.iter().zip(&values).zip(seen.split('\0')) {
+                let (inherited, own) = seen.split_at(value.len().min(seen.len()));
+                proptest::prop_assert_eq!(inherited, value, "{}", name);
+                proptest::prop_assert!(own.contains("ca-bundle.crt"), "{} {}", name, own);
+            }
+        }
+        relay.stop().succeeded();
+    }
+}
+
+#[test]
+fn a_shell_can_leave_the_proxy_also_after_serve_has_ended() {
+    const SCRIPT: &str = r#"
+        seen() { env | grep -v '^_='; }
+        export JAVA_TOOL_OPTIONS=-Da=b PHP_INI_SCAN_DIR=/p:
+        before=$(seen)
+        eval "$("$0" env)" && once=$(seen)
+        eval "$("$0" env)" && twice=$(seen)
+        kill "$1" && while kill -0 "$1" 2>/dev/null; do sleep 0.05; done
+        eval "$("$0" env --unset)" && after=$(seen)
+        test "$once" != "$before" && test "$twice" = "$once" || exit 3
+        test "$after" = "$before" || { echo "$after"; exit 4; }
+        "$0" env --unset
+    "#;
+    let home = TempHome::new();
+    let gateway = GatewayProcess::start(&home, &[]);
+    let relay = RelayProcess::start(&home, &gateway.base_url(), &[]);
+    let pid = relay.running.pid().to_string();
+    // A process that has ended is signalled until it is waited for, so that this thread waits.
+    let waiting = std::thread::spawn(move || relay.running.wait());
+    let left = finish(home.command("sh").args(["-c", SCRIPT, binary(), &pid])).succeeded();
+    assert_eq!(left.text(), "");
+    assert!(left.stderr.contains("nothing is removed"), "{left:#?}");
+    waiting.join().unwrap();
+
+    let refused = finish(upstreamproxy(&home).args(["env", "--unset", "--format", "docker"]));
+    assert_eq!(refused.status.code(), Some(2), "{refused:#?}");
 }
 
 #[test]
