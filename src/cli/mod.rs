@@ -7,6 +7,7 @@
 mod args;
 #[cfg(feature = "bench")]
 mod bench;
+mod ca;
 mod command;
 mod completions;
 mod doctor;
@@ -91,6 +92,7 @@ fn execute(
         Subcommand::Serve => serve::run(options),
         Subcommand::Env if options.unset => env::unset(options.format, environment),
         Subcommand::Env => env::run(options.format, environment),
+        Subcommand::Ca => ca::run(&options.config),
         Subcommand::Doctor => doctor::run(options),
         #[cfg(feature = "bench")]
         Subcommand::Bench => match options.origin {

@@ -66,6 +66,24 @@ pub(crate) const PAGES: &[Page] = &[
         ],
     },
     Page {
+        subcommand: Subcommand::Ca,
+        name: "ca",
+        arguments: "[options]",
+        words: Words::None,
+        purpose: "print the upstream's CA certificates (PEM), for trust stores that need them alone",
+        exit_statuses: "0 success; 1 there is no upstream, or the download failed; 2 usage",
+        examples: &[
+            (
+                "ca > ca.pem",
+                "of the relay of this shell, or else of the running serve",
+            ),
+            (
+                "ca --base-url https://HOST:8443",
+                "of this upstream, by a download",
+            ),
+        ],
+    },
+    Page {
         subcommand: Subcommand::Doctor,
         name: "doctor",
         arguments: "[options]",

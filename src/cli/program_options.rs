@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 #[cfg(feature = "bench")]
 use std::time::Duration;
 
-use Subcommand::{Bench, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Version};
+use Subcommand::{Bench, Ca, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Version};
 
 #[cfg(feature = "bench")]
 use crate::bench::BenchPlan;
@@ -55,6 +55,7 @@ const EVERY: &[Subcommand] = &[
     Run,
     Serve,
     Env,
+    Ca,
     Doctor,
     Bench,
     Gateway,

@@ -71,6 +71,7 @@ impl Options {
         let is_option = |problem: &SettingError| Opt::long(subcommand, problem.setting).is_some();
         match subcommand {
             Subcommand::Run if arguments.words.is_empty() => Err("COMMAND is missing".to_owned()),
+            Subcommand::Ca => self.refuse(is_option),
             Subcommand::Env => self.refuse(is_option).and_then(|()| {
                 if self.unset && !self.format.can_unset() {
                     let error =

@@ -19,6 +19,8 @@ pub(crate) enum Subcommand {
     Serve,
     /// Print the variables of the running `serve`.
     Env,
+    /// Print the CA certificates of the upstream.
+    Ca,
     /// Check every stage and report problems.
     Doctor,
     /// Measure the path through the upstream, with the feature `bench`.

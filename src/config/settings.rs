@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 
-use Subcommand::{Bench, Doctor, Gateway, Run, Serve};
+use Subcommand::{Bench, Ca, Doctor, Gateway, Run, Serve};
 
 use super::builder::Config;
 use super::environment::Environment;
@@ -22,10 +22,14 @@ use super::value::{overrides, patterns};
 const RELAY: &[Subcommand] = &[Run, Serve, Doctor];
 /// The subcommands that connect to the upstream.
 const UPSTREAM: &[Subcommand] = &[Run, Serve, Doctor, Bench];
+/// The subcommands that download the CA certificates of the upstream.
+const DOWNLOAD: &[Subcommand] = &[Run, Serve, Ca, Doctor, Bench];
 /// The subcommands that open connections in advance.
 const STANDBY: &[Subcommand] = &[Run, Serve, Bench];
 /// The subcommands that serve tunnels.
 const TUNNELS: &[Subcommand] = &[Run, Serve, Doctor, Gateway];
+/// The subcommands whose connections may pass a parent proxy.
+const PROXIED: &[Subcommand] = &[Run, Serve, Ca, Doctor, Bench, Gateway];
 /// The subcommands that open connections.
 const CONNECTIONS: &[Subcommand] = &[Run, Serve, Doctor, Bench, Gateway];
 
@@ -51,7 +55,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .group(Group::Session)
         .help(EMBEDDED_HELP)
         .setter(|config, value| put(&mut config.embedded, embedded(value))),
-    Setting::value("base-url", "URL", UPSTREAM)
+    Setting::value("base-url", "URL", DOWNLOAD)
         .group(Group::Session)
         .session_variables(&["ANTHROPIC_BASE_URL"])
         .help("base URL of the upstream, https, or http for loopback only")
@@ -79,7 +83,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .group(Group::Session)
         .help("do not delete the token file, for a mounted secret that cannot be deleted")
         .setter(|config, value| put(&mut config.keep_token, switch(value))),
-    Setting::value("upstream-ca", "FILE", UPSTREAM)
+    Setting::value("upstream-ca", "FILE", DOWNLOAD)
         .group(Group::Session)
         .help(
             "PEM file with additional roots for connections to the upstream; with --embedded, \
@@ -87,7 +91,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .default("none")
         .setter(|config, value| put_some(&mut config.upstream_ca, path(value))),
-    Setting::value("upstream-uid", "UID", UPSTREAM)
+    Setting::value("upstream-uid", "UID", DOWNLOAD)
         .group(Group::Session)
         .help(
             "another user ID whose process may have the port of an http upstream; the token is \
@@ -95,7 +99,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         )
         .default("only this user and root")
         .setter(|config, value| put_some(&mut config.upstream_uid, uid(value))),
-    Setting::value("parent-proxy", "URL", CONNECTIONS)
+    Setting::value("parent-proxy", "URL", PROXIED)
         .group(Group::Session)
         .help(
             "HTTP proxy on the path to the upstream (with --embedded, and at the gateway: to \
@@ -105,7 +109,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
             "the inherited HTTPS_PROXY or ALL_PROXY, except for hosts in NO_PROXY; gateway: none",
         )
         .setter(|config, value| put(&mut config.parent, parent(value))),
-    Setting::value("system-ca", "FILE", UPSTREAM)
+    Setting::value("system-ca", "FILE", DOWNLOAD)
         .group(Group::Session)
         .help("PEM file with the base roots")
         .default("the inherited SSL_CERT_FILE, or the roots of the distribution")

@@ -254,7 +254,7 @@ impl ChildEnv {
 }
 
 /// What the variables of an earlier start in `environment` are made of, as far as they show it.
-fn earlier(environment: &Environment) -> Option<ChildEnv> {
+pub(crate) fn earlier(environment: &Environment) -> Option<ChildEnv> {
     let proxy = environment.text(MARKER)?;
     let bundle = ca_variables().find_map(|name| environment.lookup(name))?;
     let plain_http = ["http_proxy", "HTTP_PROXY"];

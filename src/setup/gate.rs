@@ -75,7 +75,8 @@ fn switched_off(config: &Config) -> Option<String> {
     (!off.is_empty()).then(|| format!("not switched on by {}", off.join(" and ")))
 }
 
-fn base_url(config: &Config) -> Result<BaseUrl, Error> {
+/// The upstream that the settings name.
+pub(crate) fn base_url(config: &Config) -> Result<BaseUrl, Error> {
     match (&config.base_url, config.when) {
         (Some(base_url), _) => Ok(base_url.clone()),
         (None, When::Auto) => DEFAULT_BASE_URL

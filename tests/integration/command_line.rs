@@ -6,7 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Finished, TempHome, binary, finish, need_tool, skip, upstreamproxy};
+use crate::support::{
+    Finished, GatewayProcess, RelayProcess, TempHome, binary, finish, need_tool, skip,
+    upstreamproxy,
+};
 
 /// A command line up to the cursor, and a word that the shell must offer or insert.
 type Completion = (&'static str, &'static str);
@@ -139,6 +142,56 @@ fn the_relay_listens_on_a_port_that_is_given_alone() {
             "{shown:#?}"
         );
     }
+}
+
+#[test]
+fn ca_prints_the_ca_of_this_shell_of_the_running_serve_or_of_the_upstream() {
+    let home = TempHome::new();
+    fails_with(&home, "ca", 1, &["there is no upstream"]);
+    let script = [
+        "run",
+        "--embedded",
+        "--",
+        "sh",
+        "-c",
+        "cat \"$SSL_CERT_FILE.ca.pem\"; \"$0\" ca",
+    ];
+    let shown = finish(upstreamproxy(&home).args(script).arg(binary())).succeeded();
+    let text = shown.text();
+    assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 2);
+    let (file, printed) = text.split_at(text.len() / 2);
+    assert_eq!(file, printed);
+    assert!(
+        shown.stderr.contains("of this shell's variables"),
+        "{}",
+        shown.stderr
+    );
+
+    let gateway = GatewayProcess::start(&home, &[]);
+    let url = gateway.base_url();
+    let downloaded = finish(upstreamproxy(&home).args(["ca", "--base-url", &url])).succeeded();
+    assert!(
+        downloaded.stderr.contains(&format!("of {url}")),
+        "{}",
+        downloaded.stderr
+    );
+    assert_eq!(downloaded.text().matches("BEGIN CERTIFICATE").count(), 1);
+    let relay = RelayProcess::start(&home, &url, &[]);
+    let of_serve = finish(upstreamproxy(&home).arg("ca")).succeeded();
+    assert!(
+        of_serve.stderr.contains("of the running serve"),
+        "{}",
+        of_serve.stderr
+    );
+    assert_eq!(of_serve.text(), downloaded.text());
+    relay.stop().succeeded();
+    let nowhere = "ca --base-url http://127.0.0.1:1";
+    fails_with(
+        &home,
+        nowhere,
+        1,
+        &["the CA download from http://127.0.0.1:1 failed"],
+    );
 }
 
 #[test]

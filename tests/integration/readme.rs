@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
-const SUBCOMMANDS: [&str; 10] = [
+const SUBCOMMANDS: [&str; 11] = [
     "run",
     "serve",
     "env",
+    "ca",
     "doctor",
     "bench",
     "gateway",

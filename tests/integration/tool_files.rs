@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::clients::{NAME, assert_fetches_hello, through_embedded};
 use crate::support::{
-    HttpsOrigin, ScriptedServer, TempHome, finish, need_tool, skip, temporary_directory,
+    HttpsOrigin, ScriptedServer, TempHome, binary, finish, need_tool, skip, temporary_directory,
     upstreamproxy,
 };
 
@@ -230,16 +230,22 @@ fn keytool_reads_every_certificate_of_the_bundle() {
     assert_eq!((with_password, without), (bundle, bundle));
 }
 
+/// Runs the command of the manual.
 #[test]
 fn an_nss_database_takes_the_ca_of_the_upstream() {
-    const SCRIPT: &str = "mkdir db && certutil -d sql:db -N --empty-password && \
-        certutil -d sql:db -A -t C,, -n upstreamproxy -a -i \"$NODE_EXTRA_CA_CERTS\" && \
-        certutil -d sql:db -L -n upstreamproxy";
+    const MANUAL: &str = include_str!("../../src/manual/operations.md");
     if !need_tool("certutil") {
         return;
     }
     let home = TempHome::new();
-    let run = ["run", "--embedded", "--", "sh", "-c", SCRIPT];
+    let block = MANUAL.split_once("<!-- nss -->").unwrap().1;
+    let block = block.split("```sh\n").nth(1).unwrap();
+    let commands = block.split("```").next().unwrap();
+    let script = format!(
+        "set -e\nupstreamproxy() {{ \"$0\" \"$@\"; }}\n{commands}\n\
+        certutil -d sql:$HOME/.pki/nssdb -L -n upstreamproxy"
+    );
+    let run = ["run", "--embedded", "--", "sh", "-c", &script, binary()];
     let shown = finish(upstreamproxy(&home).args(run).current_dir(home.path()));
     let shown = shown.succeeded().text();
     assert!(
