@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustls::{ClientConfig, ServerConfig};
 
 use super::auth::Sessions;
+use super::certificate_names::CertificateNames;
 use super::interception_ca;
 use super::issuer::Issuer;
 use super::policy::Policy;
@@ -55,6 +56,8 @@ pub(super) struct GatewayContext {
 pub(super) struct TlsServer {
     pub(super) config: Arc<ServerConfig>,
     pub(super) validity: Option<Validity>,
+    /// The names of the certificate.
+    pub(super) names: CertificateNames,
 }
 
 impl GatewayContext {

@@ -14,6 +14,7 @@ mod address_class;
 mod auth;
 mod ca_error;
 mod cert_cache;
+mod certificate_names;
 mod client_certificate;
 pub(crate) mod client_hello;
 mod config;
@@ -31,7 +32,7 @@ pub(crate) mod upgrade;
 mod validity;
 
 use std::hash::RandomState;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use std::{fmt, io};
@@ -59,6 +60,7 @@ use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
 use crate::tunnel::ws_codec::Budget;
 use ca_error::CaError;
+use certificate_names::CertificateNames;
 use client_certificate::NoClientCertificate;
 use context::{GatewayContext, TlsServer};
 use interception_ca::InterceptionCa;
@@ -116,14 +118,26 @@ impl Gateway {
         &self.context.log_source
     }
 
-    /// The base URL for a relay on this machine: `http://` or `https://`, and the address.
+    /// The base URL for relays. With TLS the host is a name of the certificate: the address that
+    /// the gateway listens on if the certificate has it, or else its first DNS name. If there is
+    /// none, and without TLS, it is that address; 0.0.0.0 and `::` become the loopback address.
     pub fn base_url(&self) -> String {
-        let scheme = if self.context.tls.is_some() {
-            "https"
-        } else {
-            "http"
+        let address = self.local_addr();
+        let (ip, port) = (address.ip(), address.port());
+        let host = match ip {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
         };
-        format!("{scheme}://{}", self.local_addr())
+        let by_address = SocketAddr::new(host, port);
+        let Some(tls) = &self.context.tls else {
+            return format!("http://{by_address}");
+        };
+        let tls = tls.read().unwrap_or_else(PoisonError::into_inner);
+        match tls.names.for_server_at(ip) {
+            Some(name) => format!("https://{name}:{port}"),
+            None => format!("https://{by_address}"),
+        }
     }
 
     /// The certificates of the interception CA (PEM), as the CA endpoint serves them.
@@ -305,13 +319,18 @@ fn tls_server(identity: &TlsIdentity) -> Result<TlsServer, Error> {
         invalid("the TLS key contains no private key in PEM", remedy)
     })?;
     let validity = Validity::of(&chain);
+    let names = CertificateNames::of(&chain);
     let config = crypto::tls_server::server_config(chain, key).map_err(|error| {
         let what = format!(
             "the TLS certificate and key do not belong together or cannot be used: {error}"
         );
         invalid(what, "provide two that belong together").caused_by(error)
     })?;
-    Ok(TlsServer { config, validity })
+    Ok(TlsServer {
+        config,
+        validity,
+        names,
+    })
 }
 
 const TLS_REMEDY: &str =

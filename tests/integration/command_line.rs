@@ -195,6 +195,34 @@ fn ca_prints_the_ca_of_this_shell_of_the_running_serve_or_of_the_upstream() {
 }
 
 #[test]
+fn the_gateway_recipe_of_the_readme_works_as_it_is() {
+    const README: &str = include_str!("../../README.md");
+    if !need_tool("openssl") {
+        return;
+    }
+    let home = TempHome::new();
+    let recipe = README.split_once("<!-- gateway-recipe -->").unwrap().1;
+    let recipe = recipe
+        .split("```")
+        .nth(1)
+        .unwrap()
+        .trim_start_matches("sh\n");
+    // Another process may have the port of the recipe.
+    assert!(recipe.contains(" --listen 8443 "), "{recipe}");
+    let script = recipe.replace(" --listen 8443 ", " --listen 0 ") + "cat ready\n";
+    let finished = finish(shell(&home, "sh").args(["-c", &script])).succeeded();
+    let text = finished.text();
+    assert!(
+        text.contains("the proxy is http://127.0.0.1:"),
+        "{finished:#?}"
+    );
+    assert!(
+        text.contains("\"base_url\":\"https://localhost:"),
+        "{finished:#?}"
+    );
+}
+
+#[test]
 fn bash_completes_command_lines() {
     const TRY: &str = r#"
         try() {
