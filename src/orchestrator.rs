@@ -29,6 +29,8 @@ use crate::crypto::tls;
 use crate::embedded::Embedded;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
+#[cfg(feature = "cli")]
+use crate::listener::Liveness;
 use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::socket_owner::UpstreamOwner;
@@ -582,6 +584,12 @@ impl Handle {
     /// ```
     pub fn stats(&self) -> Stats {
         self.relay.stats()
+    }
+
+    /// Finds out whether the relay's threads work.
+    #[cfg(feature = "cli")]
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.relay.liveness()
     }
 
     /// A reader of the counters that stays valid during and after [`shutdown`](Self::shutdown).

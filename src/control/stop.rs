@@ -77,8 +77,8 @@ impl Stop {
     }
 }
 
-/// Makes the descriptor readable. Its counter is zero and is never read, so the write cannot block.
-fn raise(descriptor: &OwnedFd) {
+/// Makes an eventfd(2) that never blocks readable.
+pub(crate) fn raise(descriptor: &OwnedFd) {
     while rustix::io::write(descriptor, &1_u64.to_ne_bytes()) == Err(Errno::INTR) {}
 }
 

@@ -55,6 +55,8 @@ use crate::control::stop::{Abort, Stop};
 use crate::crypto::{self, tls};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::response;
+#[cfg(feature = "cli")]
+use crate::listener::Liveness;
 use crate::listener::{self, EvictableList, Eviction, Listening, Service, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::tunnel::buffer::Pool;
@@ -208,6 +210,12 @@ impl Gateway {
     /// A request, for another thread, that ends a shutdown early.
     pub fn abort(&self) -> Abort {
         self.listening.abort()
+    }
+
+    /// Finds out whether its threads work.
+    #[cfg(feature = "cli")]
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.listening.liveness()
     }
 
     /// Stops accepting, gives open tunnels at most `drain` to end, resets the others, and joins

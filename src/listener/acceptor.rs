@@ -14,9 +14,10 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::evictable::Eviction;
 use super::lingering_close::LingeringClose;
+use super::liveness::Liveness;
 use super::service::Service;
 use super::slot::Slot;
-use super::supervisor::LogLine;
+use super::supervisor::{LogLine, ThreadEvent};
 use super::workers::{Accepted, WorkerPool};
 use crate::control::metrics::Counters;
 use crate::control::stop::Stop;
@@ -42,6 +43,9 @@ pub(super) struct Acceptor<S> {
     pub(super) service: Arc<S>,
     pub(super) cap: u64,
     pub(super) stop: Arc<Stop>,
+    pub(super) liveness: Liveness,
+    /// The last question that was passed on to the supervisor.
+    pub(super) last_question: u64,
     pub(super) counters: Arc<Counters>,
     pub(super) workers: WorkerPool<S>,
     pub(super) refused: LingeringClose,
@@ -63,6 +67,7 @@ impl<S: Service> Acceptor<S> {
     fn accept_until_stopped(&mut self) {
         let mut back_off = BACK_OFF.0;
         while self.stop.requested().is_none() {
+            self.pass_question_on();
             let slot = self.slot();
             match accept(&self.socket) {
                 Ok((connection, peer)) => {
@@ -98,6 +103,19 @@ impl<S: Service> Acceptor<S> {
                 // The connection was closed before it was accepted, or the call was interrupted.
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Passes a question whether the threads work on to the supervisor.
+    fn pass_question_on(&mut self) {
+        if let Some(question) = self.liveness.question(self.last_question) {
+            self.last_question = question;
+            // The supervisor outlives all senders.
+            let _ = self
+                .workers
+                .events
+                .threads
+                .send(ThreadEvent::Question(question));
         }
     }
 
@@ -169,6 +187,7 @@ impl<S: Service> Acceptor<S> {
             };
             let mut fds = vec![
                 PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.liveness.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.socket.as_fd(), accept),
             ];
             let (refused, until) = self.refused.poll_fds();

@@ -2,12 +2,13 @@
 //!
 //! A connection needs a slot; their number is limited. `acceptor` accepts and survives every error,
 //! `evictable` lists the connections that may be closed for others, `workers` are the threads that
-//! serve connections, `lingering_close` holds connections that were refused, and `supervisor` joins
-//! all workers. A [`Service`] decides what a connection means.
+//! serve connections, `lingering_close` holds connections that were refused, `supervisor` joins all
+//! workers, and `liveness` asks whether the threads work. A [`Service`] decides what a connection means.
 
 mod acceptor;
 mod evictable;
 mod lingering_close;
+mod liveness;
 mod report;
 mod service;
 mod slot;
@@ -36,6 +37,7 @@ use supervisor::{FLUSH_TIME, Supervisor};
 use workers::{Events, WorkerPool};
 
 pub(crate) use evictable::{EvictableList, Eviction};
+pub(crate) use liveness::Liveness;
 pub use report::ShutdownReport;
 pub(crate) use service::Service;
 
@@ -77,6 +79,7 @@ pub(crate) struct Listening {
     address: SocketAddr,
     drain: Duration,
     stop: Arc<Stop>,
+    liveness: Liveness,
     counters: Arc<Counters>,
     tally: Arc<Tally>,
     /// Disconnected when the acceptor and every worker have ended.
@@ -95,6 +98,12 @@ impl Listening {
     /// A handle that ends a running shutdown at once.
     pub(crate) fn abort(&self) -> Abort {
         Abort::of(&self.stop)
+    }
+
+    /// Finds out whether its threads work.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))]
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.liveness.clone()
     }
 
     /// Stops accepting, gives open connections `drain` to end, and returns when every thread is
@@ -139,7 +148,7 @@ impl Drop for Listening {
 /// Starts accepting from `socket`: at most `cap` connections at once.
 ///
 /// # Errors
-/// The socket has no address, or a thread could not be started.
+/// The socket has no address, or no descriptor or thread is left.
 pub(crate) fn start<S: Service>(
     socket: TcpListener,
     service: Arc<S>,
@@ -150,6 +159,7 @@ pub(crate) fn start<S: Service>(
 ) -> io::Result<Listening> {
     let address = socket.local_addr()?;
     let log_source = service.log_source().clone();
+    let liveness = Liveness::new()?;
     let tally = Arc::new(Tally::default());
     let (thread_sender, threads) = unbounded();
     let (outcome_sender, outcomes) = unbounded();
@@ -168,6 +178,8 @@ pub(crate) fn start<S: Service>(
         service: Arc::clone(&service),
         cap: cap as u64,
         stop: Arc::clone(stop),
+        liveness: liveness.clone(),
+        last_question: 0,
         counters: Arc::clone(&counters),
         workers: WorkerPool::new(service, events),
         refused: LingeringClose::default(),
@@ -186,6 +198,7 @@ pub(crate) fn start<S: Service>(
         outcomes,
         acceptor,
         stop: Arc::clone(stop),
+        liveness: liveness.clone(),
         tally: Arc::clone(&tally),
         _supervising: supervising_sender,
     };
@@ -200,6 +213,7 @@ pub(crate) fn start<S: Service>(
         address,
         drain,
         stop: Arc::clone(stop),
+        liveness,
         counters,
         tally,
         serving,
@@ -211,4 +225,74 @@ pub(crate) fn start<S: Service>(
 /// Whether the other end of `channel` is dropped within `time`.
 fn ended_within(channel: &Receiver<Infallible>, time: Duration) -> bool {
     channel.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::control::log::LogSource;
+    use crate::control::outcome::{EndReason, Outcome};
+
+    /// Has no slot free, and then waits until `release` is dropped.
+    struct Stuck {
+        source: LogSource,
+        release: Receiver<Infallible>,
+    }
+
+    impl Service for Stuck {
+        const THREADS: [&'static str; 3] = ["super", "accept", "worker"];
+
+        fn log_source(&self) -> &LogSource {
+            &self.source
+        }
+
+        fn serve(&self, _: TcpStream, _: SocketAddr, _: &mut dyn FnMut(Outcome)) -> Outcome {
+            Outcome::new(Instant::now(), None, Err(EndReason::Abandoned))
+        }
+
+        fn busy_response(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn make_room(&self) -> Eviction {
+            let _ = self.release.recv();
+            Eviction::None
+        }
+    }
+
+    #[test]
+    fn a_question_is_answered_only_while_the_acceptor_works() {
+        let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let (release, waiting) = bounded(0);
+        let service = Stuck {
+            source: LogSource::new("relay", address),
+            release: waiting,
+        };
+        let stop = Arc::new(Stop::new().unwrap());
+        let counters = Arc::default();
+        let drain = Duration::ZERO;
+        let listening = start(socket, Arc::new(service), 0, drain, &stop, counters).unwrap();
+        let liveness = listening.liveness();
+        let wait_until_answered = || {
+            while !liveness.check() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        for _ in 0..3 {
+            wait_until_answered();
+        }
+        // The acceptor waits for a slot. It may have passed the last question on before.
+        let mut client = TcpStream::connect(address).unwrap();
+        while liveness.check() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!liveness.check(), "it stays so");
+        drop(release);
+        wait_until_answered();
+        assert_eq!(io::Read::read(&mut client, &mut [0]).unwrap_or(0), 0);
+        drop(listening);
+    }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
+use super::liveness::Liveness;
 use super::report::Tally;
 use crate::control::log;
 use crate::control::log::LogSource;
@@ -39,6 +40,8 @@ pub(super) enum ThreadEvent {
     Started(u64, JoinHandle<()>),
     /// A worker's thread is about to end.
     Exiting(u64),
+    /// Whether the acceptor and the supervisor work.
+    Question(u64),
 }
 
 /// A log line that is not written yet.
@@ -56,6 +59,7 @@ pub(super) struct Supervisor {
     pub(super) outcomes: Receiver<LogLine>,
     pub(super) acceptor: JoinHandle<()>,
     pub(super) stop: Arc<Stop>,
+    pub(super) liveness: Liveness,
     pub(super) tally: Arc<Tally>,
     /// Dropped when the supervisor ends.
     pub(super) _supervising: Sender<Infallible>,
@@ -87,13 +91,16 @@ impl Supervisor {
         while serving || logging {
             // An exited thread keeps its stack until it is joined, so threads come first.
             select_biased! {
-                recv(self.threads) -> event => if let Ok(event) = event {
-                    workers.handle(event);
-                } else {
-                    // The acceptor and every worker have ended.
-                    serving = false;
-                    self.threads = never();
-                    flush_ends = Some(Instant::now() + FLUSH_TIME);
+                recv(self.threads) -> event => match event {
+                    Ok(ThreadEvent::Started(id, thread)) => workers.started(id, thread),
+                    Ok(ThreadEvent::Exiting(id)) => workers.exiting(id),
+                    Ok(ThreadEvent::Question(question)) => self.liveness.answer(question),
+                    Err(_) => {
+                        // The acceptor and every worker have ended.
+                        serving = false;
+                        self.threads = never();
+                        flush_ends = Some(Instant::now() + FLUSH_TIME);
+                    }
                 },
                 recv(self.outcomes) -> line => if let Ok(line) = line {
                     self.write(line);
@@ -141,28 +148,25 @@ impl Supervisor {
 }
 
 impl Workers {
-    fn handle(&mut self, event: ThreadEvent) {
-        match event {
-            ThreadEvent::Started(id, thread) => {
-                if self.handles.remove(&id).is_some() {
-                    return join(thread);
-                }
-                self.handles.insert(id, Some(thread));
-                self.most = self.most.max(self.handles.len());
+    fn started(&mut self, id: u64, thread: JoinHandle<()>) {
+        if self.handles.remove(&id).is_some() {
+            return join(thread);
+        }
+        self.handles.insert(id, Some(thread));
+        self.most = self.most.max(self.handles.len());
+    }
+
+    fn exiting(&mut self, id: u64) {
+        match self.handles.remove(&id) {
+            Some(Some(thread)) => join(thread),
+            _ => {
+                self.handles.insert(id, None);
             }
-            ThreadEvent::Exiting(id) => {
-                match self.handles.remove(&id) {
-                    Some(Some(thread)) => join(thread),
-                    _ => {
-                        self.handles.insert(id, None);
-                    }
-                }
-                let left = self.handles.len();
-                if self.most >= MANY_WORKERS && left <= self.most / REMAINING_FRACTION {
-                    self.most = left;
-                    memory::give_back_heap();
-                }
-            }
+        }
+        let left = self.handles.len();
+        if self.most >= MANY_WORKERS && left <= self.most / REMAINING_FRACTION {
+            self.most = left;
+            memory::give_back_heap();
         }
     }
 }

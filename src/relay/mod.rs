@@ -36,6 +36,8 @@ use crate::control::outcome::Outcome;
 use crate::control::shares::Shares;
 use crate::control::stop::{Abort, Stop};
 use crate::http::response;
+#[cfg(feature = "cli")]
+use crate::listener::Liveness;
 use crate::listener::{self, EvictableList, Eviction, Listening, Service, ShutdownReport};
 use crate::net::sockets::probe_every;
 use crate::tunnel::buffer::Pool;
@@ -105,6 +107,12 @@ impl Running {
     /// Ends a shutdown early, from another thread.
     pub(crate) fn abort(&self) -> Abort {
         self.listening.abort()
+    }
+
+    /// Finds out whether its threads work.
+    #[cfg(feature = "cli")]
+    pub(crate) fn liveness(&self) -> Liveness {
+        self.listening.liveness()
     }
 
     /// Stops accepting, gives open tunnels `drain` to end, resets the others, and joins every
