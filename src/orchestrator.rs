@@ -422,15 +422,19 @@ const LISTEN_REMEDY: &str =
 /// Binds the relay's address.
 pub(crate) fn bind(config: &Config) -> Result<TcpListener, Error> {
     let listen = config.listen;
-    listener::bind(listen).map_err(|error| {
-        Error::new(
-            Stage::Relay,
-            ErrorKind::AddressUnavailable,
-            format!("cannot listen on {listen}: {error}"),
-            LISTEN_REMEDY,
-        )
-        .caused_by(error)
-    })
+    let opened = config.socket.as_ref().map(|socket| socket.try_clone());
+    let socket = opened.transpose();
+    socket
+        .and_then(|opened| listener::open(opened, listen))
+        .map_err(|error| {
+            Error::new(
+                Stage::Relay,
+                ErrorKind::AddressUnavailable,
+                format!("cannot listen on {listen}: {error}"),
+                LISTEN_REMEDY,
+            )
+            .caused_by(error)
+        })
 }
 
 /// Binds and starts the relay.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::listener::ShutdownReport;
 use crossbeam_channel::{Receiver, select};
-use sd_notify::NotifyState;
 
 use super::exit_status::ExitStatus;
+use super::service_manager::ServiceManager;
 use super::setup::on_thread;
 use super::signals::Signal;
 
@@ -18,13 +18,15 @@ const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
 ///
 /// Signals for which `is_ignored` is true do not count.
 pub(crate) fn drain(
+    manager: &mut ServiceManager,
     signals: &Receiver<Signal>,
     timeout: Duration,
     abort: impl Fn(),
     is_ignored: impl Fn(Signal) -> bool,
     stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
-    notify(NotifyState::Stopping);
+    manager.stopping(timeout);
+    let ticks = manager.ticks();
     let (_, drained) = match on_thread("uproxy-drain", move || stop(timeout)) {
         Ok(started) => started,
         Err(error) => {
@@ -49,6 +51,7 @@ pub(crate) fn drain(
                 Ok(_) => {}
                 Err(_) => return outcome(drained.recv().ok()),
             },
+            recv(ticks) -> _ => manager.tick(),
             recv(drained) -> report => return outcome(report.ok()),
         }
     }
@@ -62,12 +65,5 @@ fn outcome(report: Option<ShutdownReport>) -> ExitStatus {
             ExitStatus::FAILED
         }
         None => ExitStatus::FAILED,
-    }
-}
-
-/// Notifies the service manager, if there is one.
-pub(crate) fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("cannot notify the service manager: {error}; check NOTIFY_SOCKET");
     }
 }

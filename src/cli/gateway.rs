@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use crate::embedded::start_gateway;
 use crate::gateway::{Gateway, GatewayConfig, Sessions};
 use crate::setup::capacity;
-use crossbeam_channel::RecvTimeoutError;
-use sd_notify::NotifyState;
+use crossbeam_channel::{select, tick};
 use serde::Serialize;
 use signal_hook::consts::SIGHUP;
 
-use super::drain::{drain, notify};
+use super::drain::drain;
 use super::exit_status::ExitStatus;
 use super::identity_files::RenewableFiles;
 use super::output::{fail, json_line, print};
 use super::program_options::Options;
+use super::service_manager::{Service, ServiceManager};
 use super::signals::{Signal, Signals};
+use super::socket_activation;
 
 /// How often the files of certificates are compared with what was read. Programs that renew them
 /// send no signal.
@@ -36,6 +37,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     let sessions = options.gateway.sessions.clone().unwrap_or_default();
     let drain_timeout = options.config.limits.drain_timeout;
     let capacity = capacity::of_this_process(options.config.limits.max_tunnels, false);
+    let mut manager = ServiceManager::of(&options.config.inherited);
     let mut files = RenewableFiles::of(&options.gateway);
     let gateway = match configure(options, &sessions, &mut files)
         .and_then(|config| start_gateway(config).map_err(|error| error.to_string()))
@@ -51,18 +53,25 @@ pub(crate) fn run(options: Options) -> ExitStatus {
         max_tunnels_reason: capacity.reason,
     };
     print(json_line(&ready).as_bytes());
-    notify(NotifyState::Ready);
+    manager.ready(Service {
+        address: gateway.local_addr(),
+        stats: gateway.stats_reader(),
+        liveness: gateway.liveness(),
+    });
     let mut reported = Instant::now();
+    let (ticks, renewals) = (manager.ticks(), tick(RENEWAL_INTERVAL));
     loop {
-        match signals.receiver().recv_timeout(RENEWAL_INTERVAL) {
-            Ok(signal) if signal.number == SIGHUP => {
-                reload(&gateway, &sessions);
-                files.renew(&gateway);
-            }
-            Ok(signal) if signal.is_fatal() => break,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Ok(_) => {}
-            Err(RecvTimeoutError::Timeout) => {
+        select! {
+            recv(signals.receiver()) -> signal => match signal {
+                Ok(signal) if signal.number == SIGHUP => manager.reload(|| {
+                    reload(&gateway, &sessions);
+                    files.renew(&gateway);
+                }),
+                Ok(signal) if !signal.is_fatal() => {}
+                _ => break,
+            },
+            recv(ticks) -> _ => manager.tick(),
+            recv(renewals) -> _ => {
                 files.renew(&gateway);
                 if reported.elapsed() >= REPORT_INTERVAL {
                     reported = Instant::now();
@@ -75,6 +84,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     // A drain accepts no new relays, so there is nothing to reload for.
     let is_reload = |signal: Signal| signal.number == SIGHUP;
     let status = drain(
+        &mut manager,
         signals.receiver(),
         drain_timeout,
         || abort.request(),
@@ -94,6 +104,7 @@ fn configure(
     let Options {
         config, gateway, ..
     } = options;
+    let socket = socket_activation::take(&config.inherited).map_err(|error| error.to_string())?;
     let sessions = Sessions::load(sessions).map_err(|error| error.to_string())?;
     let mut settings = GatewayConfig::new(sessions)
         .listen(gateway.listen())
@@ -104,6 +115,10 @@ fn configure(
         .intercept(config.intercept)
         .allow_private(gateway.allow_private)
         .limits(|limits| *limits = config.limits);
+    if let Some((socket, address)) = socket {
+        settings = settings.listen(address);
+        settings.socket = Some(socket);
+    }
     if let Some(identity) = files.tls()? {
         settings = settings.tls(identity);
     }

@@ -31,8 +31,10 @@ mod program_options;
 mod resolve;
 mod run;
 mod serve;
+mod service_manager;
 mod setup;
 mod signals;
+mod socket_activation;
 mod state;
 mod suggestion;
 

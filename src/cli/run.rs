@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::config::Environment;
 use crate::orchestrator::Handle;
 use crossbeam_channel::Receiver;
 use rustix::io::Errno;
@@ -45,6 +46,7 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
     let summary = config.uses_embedded_gateway();
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
+    pass_service_on(&mut child, &config.inherited);
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
@@ -58,6 +60,22 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
         ),
         SetUp::Disabled { .. } => supervise(child, name, &signals, files),
         SetUp::Interrupted(signal) => ExitStatus::of_signal(signal),
+    }
+}
+
+/// For a service manager, COMMAND is the service: it gets the variables of the unit and the sockets.
+/// The process ID of `run` would stop it from using them. `NOTIFY_SOCKET` names no process.
+fn pass_service_on(child: &mut Command, inherited: &Environment) {
+    let own = std::process::id().to_string();
+    for (name, others) in [
+        ("WATCHDOG_PID", &[][..]),
+        ("LISTEN_PID", &["LISTEN_PIDFDID"]),
+    ] {
+        if inherited.text(name) == Some(&own) {
+            for name in others.iter().chain([&name]) {
+                child.env_remove(name);
+            }
+        }
     }
 }
 

@@ -10,24 +10,29 @@ use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
 use crate::setup::capacity::{self, Capacity};
 use crate::setup::child_env::ChildEnv;
-use crossbeam_channel::Receiver;
-use sd_notify::NotifyState;
+use crossbeam_channel::{Receiver, select};
 use serde::Serialize;
 
-use super::drain::{drain, notify};
+use super::drain::drain;
 use super::env::Variables;
 use super::exit_status::ExitStatus;
 use super::output::{fail, json_line, print};
 use super::program_options::Options;
+use super::service_manager::{Service, ServiceManager};
 use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
+use super::socket_activation;
 use super::state::StateFile;
 
 /// Serves until a signal requests a stop.
 pub(crate) fn run(options: Options) -> ExitStatus {
     let Options {
-        config, require, ..
+        mut config,
+        require,
+        ..
     } = options;
+    socket_activation::apply_to(&mut config);
+    let mut manager = ServiceManager::of(&config.inherited);
     let signals = Signals::stop_requests(false);
     let drain_timeout = config.limits.drain_timeout;
     let capacity =
@@ -39,9 +44,14 @@ pub(crate) fn run(options: Options) -> ExitStatus {
             // second signal ends the drain.
             let (handle, gateway) = handle.detach_gateway();
             let _state = announce(&handle, capacity, home.as_deref());
-            notify(NotifyState::Ready);
+            manager.ready(Service {
+                address: handle.local_addr(),
+                stats: handle.stats_reader(),
+                liveness: handle.liveness(),
+            });
             let abort = handle.abort();
             let status = until_stopped(
+                &mut manager,
                 signals.receiver(),
                 drain_timeout,
                 || abort.request(),
@@ -57,8 +67,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
                 let error = format!("the proxy is required, but disabled at {stage}: {reason}");
                 return fail(&error, ExitStatus::DISABLED);
             }
-            // A service manager that waits for readiness must not wait forever.
-            notify(NotifyState::Ready);
+            manager.disabled(&format!("at {stage}: {reason}"));
             ExitStatus::SUCCESS
         }
         // The stop was requested, and no tunnel had to be cut.
@@ -116,17 +125,23 @@ fn write_state(home: &Path, line: &str) -> Option<StateFile> {
 
 /// Waits for the signal that requests a stop, then drains.
 fn until_stopped(
+    manager: &mut ServiceManager,
     signals: &Receiver<Signal>,
     drain_timeout: Duration,
     abort: impl Fn(),
     stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
 ) -> ExitStatus {
-    while let Ok(signal) = signals.recv() {
-        if signal.is_fatal() {
-            break;
+    let ticks = manager.ticks();
+    loop {
+        select! {
+            recv(signals) -> signal => match signal {
+                Ok(signal) if !signal.is_fatal() => {}
+                _ => break,
+            },
+            recv(ticks) -> _ => manager.tick(),
         }
     }
-    drain(signals, drain_timeout, abort, |_| false, stop)
+    drain(manager, signals, drain_timeout, abort, |_| false, stop)
 }
 
 /// The report about a running `serve`, with its keys in the documented order.
@@ -239,6 +254,7 @@ mod tests {
         let (sender, signals) = unbounded();
         sender.send(signal(SIGTERM)).unwrap();
         let status = until_stopped(
+            &mut ServiceManager::default(),
             &signals,
             Duration::ZERO,
             || {},
@@ -251,7 +267,13 @@ mod tests {
         };
         sender.send(signal(SIGTERM)).unwrap();
         assert_eq!(
-            until_stopped(&signals, Duration::ZERO, || {}, move |_| cut),
+            until_stopped(
+                &mut ServiceManager::default(),
+                &signals,
+                Duration::ZERO,
+                || {},
+                move |_| cut
+            ),
             ExitStatus::FAILED
         );
     }
@@ -263,6 +285,7 @@ mod tests {
         sender.send(signal(SIGTERM)).unwrap();
         sender.send(signal(SIGINT)).unwrap();
         let status = until_stopped(
+            &mut ServiceManager::default(),
             &signals,
             Duration::from_secs(60),
             || {},

@@ -1,9 +1,10 @@
 //! [`Config`] and its chained setters.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::crypto::secret::Secret;
 use crate::http::base_url::BaseUrl;
@@ -77,6 +78,8 @@ pub struct Config {
     pub(crate) system_ca: Option<PathBuf>,
     pub(crate) ca_bundle: Option<PathBuf>,
     pub(crate) listen: SocketAddr,
+    /// A socket that listens at `listen` already.
+    pub(crate) socket: Option<Arc<TcpListener>>,
     pub(crate) allow_non_loopback: bool,
     pub(crate) allow_any_user: bool,
     pub(crate) listen_credential: bool,
@@ -122,6 +125,7 @@ impl Default for Config {
             system_ca: None,
             ca_bundle: None,
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            socket: None,
             allow_non_loopback: false,
             allow_any_user: false,
             listen_credential: false,

@@ -1,6 +1,6 @@
 //! The settings of a gateway.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use super::auth::Sessions;
@@ -32,6 +32,8 @@ use crate::net::address_override::Override;
 #[non_exhaustive]
 pub struct GatewayConfig {
     pub(crate) listen: SocketAddr,
+    /// A socket that listens at `listen` already.
+    pub(crate) socket: Option<TcpListener>,
     pub(crate) allow_plaintext: bool,
     pub(crate) sessions: Sessions,
     pub(crate) tls: Option<TlsIdentity>,
@@ -51,6 +53,7 @@ impl GatewayConfig {
     pub fn new(sessions: Sessions) -> Self {
         Self {
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8443),
+            socket: None,
             allow_plaintext: false,
             sessions,
             tls: None,

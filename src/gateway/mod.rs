@@ -261,7 +261,7 @@ pub(crate) fn start(
         let remedy = "raise this user's limits on processes and open files";
         Error::new(Stage::Gateway, ErrorKind::ResourceLimit, what, remedy).caused_by(error)
     };
-    let socket = listener::bind(listen).map_err(|error| {
+    let socket = listener::open(config.socket, listen).map_err(|error| {
         let what = format!("cannot listen on {listen}: {error}");
         let remedy = "choose another address with listen (--listen)";
         Error::new(Stage::Gateway, ErrorKind::AddressUnavailable, what, remedy).caused_by(error)

@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::control::deadline::Deadline;
 use crate::control::log;
@@ -70,6 +70,20 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// The socket that another process has opened, or a new one that is bound to `address`.
+///
+/// # Errors
+/// As [`bind`].
+pub(crate) fn open(opened: Option<TcpListener>, address: SocketAddr) -> io::Result<TcpListener> {
+    let Some(socket) = opened else {
+        return bind(address);
+    };
+    // Its backlog is the choice of the process that has opened it.
+    socket.set_nonblocking(true)?;
+    SockRef::from(&socket).set_tcp_nodelay(true)?;
+    Ok(socket)
 }
 
 /// A running listener. Dropping it shuts it down with the default drain time.

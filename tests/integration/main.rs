@@ -40,6 +40,7 @@ mod readme;
 mod resources;
 mod secrets;
 mod serve;
+mod service_manager;
 mod setup_faults;
 mod silence;
 mod standby;

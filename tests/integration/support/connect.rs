@@ -57,8 +57,9 @@ pub(crate) fn request(port: u16, bytes: &[u8]) -> (TcpStream, Response) {
     (stream, response)
 }
 
+/// Reads a response head.
 #[track_caller]
-fn read_response(stream: &mut TcpStream) -> Response {
+pub(crate) fn read_response(stream: &mut TcpStream) -> Response {
     let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         let read = stream.read(&mut buffer).expect("a response");

@@ -21,7 +21,7 @@ const UNPRIVILEGED: u32 = 65534;
 
 /// Variables that a test must not inherit from the machine: proxies, CA settings, the session, this
 /// program's settings, logging.
-const NOT_INHERITED: [&str; 59] = [
+const NOT_INHERITED: [&str; 65] = [
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -63,6 +63,12 @@ const NOT_INHERITED: [&str; 59] = [
     "RUST_LOG",
     "RUST_BACKTRACE",
     "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "wss_proxy",
     "ws_proxy",
     "PERL_LWP_ENV_PROXY",

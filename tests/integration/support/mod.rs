@@ -20,7 +20,7 @@ mod websocket;
 
 use std::time::Duration;
 
-pub(crate) use connect::{Ending, connect, exchange, read_to_end, request};
+pub(crate) use connect::{Ending, connect, exchange, read_response, read_to_end, request};
 pub(crate) use delay::{Forwarded, start_delay_forwarder};
 pub(crate) use dns::{DnsQuery, DnsReply, DnsServer};
 pub(crate) use home::{SESSION, TOKEN, TempHome, temporary_directory};

@@ -180,8 +180,14 @@ impl Running {
     /// Starts the command.
     #[track_caller]
     pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self::spawn_with_input(command, Stdio::null())
+    }
+
+    /// Starts the command with this standard input.
+    #[track_caller]
+    pub(crate) fn spawn_with_input(command: &mut Command, input: impl Into<Stdio>) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -227,15 +233,17 @@ impl Running {
         self.child.id()
     }
 
+    /// Waits for the next line of standard output.
+    #[track_caller]
+    pub(crate) fn line(&self) -> String {
+        let line = self.lines.lock().unwrap().recv_timeout(TIMEOUT);
+        line.unwrap_or_else(|e| panic!("no line on standard output ({e}):\n{}", self.stderr()))
+    }
+
     /// Waits for the next line of standard output and parses it as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self
-            .lines
-            .lock()
-            .unwrap()
-            .recv_timeout(TIMEOUT)
-            .unwrap_or_else(|e| panic!("no line on standard output ({e}):\n{}", self.stderr()));
+        let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is not JSON: {e}"))
     }
 
