@@ -63,19 +63,16 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
     }
 }
 
-/// For a service manager, COMMAND is the service: it gets the variables of the unit and the sockets.
-/// The process ID of `run` would stop it from using them. `NOTIFY_SOCKET` names no process.
+/// For a service manager, COMMAND is the service: it gets the variables of the unit, and its
+/// sockets. Only those are removed that contain the process ID of `run`: with them, the command
+/// would take the others for those of another process.
 fn pass_service_on(child: &mut Command, inherited: &Environment) {
     let own = std::process::id().to_string();
-    for (name, others) in [
-        ("WATCHDOG_PID", &[][..]),
-        ("LISTEN_PID", &["LISTEN_PIDFDID"]),
-    ] {
-        if inherited.text(name) == Some(&own) {
-            for name in others.iter().chain([&name]) {
-                child.env_remove(name);
-            }
-        }
+    if inherited.text("WATCHDOG_PID") == Some(&own) {
+        child.env_remove("WATCHDOG_PID");
+    }
+    if inherited.text("LISTEN_PID") == Some(&own) {
+        child.env_remove("LISTEN_PID").env_remove("LISTEN_PIDFDID");
     }
 }
 

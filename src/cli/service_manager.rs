@@ -1,8 +1,8 @@
 //! What a service manager such as systemd expects of `serve` and `gateway`: notifications
 //! (`sd_notify(3)`), a status, and signs of life for its watchdog.
 //!
-//! Not the crate `sd-notify`: it knows no abstract socket names, and a service manager that does not
-//! read would block it.
+//! Not the crate `sd-notify`: it knows no abstract socket names, and it waits without a limit for
+//! a service manager that does not read.
 
 use std::io;
 use std::net::SocketAddr;

@@ -3,7 +3,8 @@
 //! A connection needs a slot; their number is limited. `acceptor` accepts and survives every error,
 //! `evictable` lists the connections that may be closed for others, `workers` are the threads that
 //! serve connections, `lingering_close` holds connections that were refused, `supervisor` joins all
-//! workers, and `liveness` asks whether the threads work. A [`Service`] decides what a connection means.
+//! workers, and `liveness` asks whether the threads work. A [`Service`] decides what a connection
+//! means.
 
 mod acceptor;
 mod evictable;
