@@ -1,5 +1,5 @@
-//! `serve`, `gateway` and `run` as a service manager such as systemd starts them: notifications, the
-//! watchdog, reload, and sockets that are passed on.
+//! `serve`, `gateway` and `run` as a service manager such as systemd starts them: notifications,
+//! the watchdog, reload, and sockets that are passed on.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
