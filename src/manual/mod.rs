@@ -30,6 +30,9 @@ pub mod faults {}
 #[doc = include_str!("static-binaries.md")]
 pub mod static_binaries {}
 
+#[doc = include_str!("packages.md")]
+pub mod packages {}
+
 #[doc = include_str!("changelog.md")]
 pub mod changelog {}
 
