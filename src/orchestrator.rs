@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+#[cfg(feature = "cli")]
+use crossbeam_channel::Receiver;
 use rustls_pki_types::CertificateDer;
 
 #[cfg(feature = "gateway")]
@@ -34,7 +36,7 @@ use crate::listener::Liveness;
 use crate::listener::{self, ShutdownReport};
 use crate::net::resolver::Resolver;
 use crate::net::socket_owner::UpstreamOwner;
-use crate::relay::{self, Running, Upstream};
+use crate::relay::{self, CurrentCredentials, Running, Upstream};
 use crate::setup::ca::{self, Trust};
 use crate::setup::child_env::{self, ChildEnv, proxy_url};
 use crate::setup::gate::{self, Gate};
@@ -409,7 +411,7 @@ pub(crate) fn upstream(
         parent: config.parent_for(base.authority()),
         base,
         owner,
-        credentials: Credentials { session_id, token },
+        credentials: CurrentCredentials::new(Credentials { session_id, token }),
         tls,
         resolver,
         ca_digest: None,
@@ -573,6 +575,41 @@ impl Handle {
     #[cfg(feature = "cli")]
     pub(crate) fn child_env(&self) -> &ChildEnv {
         &self.child_env
+    }
+
+    /// Uses `token` for all new connections to the upstream, for example because the old token
+    /// expires. Open tunnels continue. Standby connections that were opened with the old token are
+    /// closed at the next CONNECT, or within 45 s.
+    ///
+    /// Does not block. The buffer of `token` is taken over. It is wiped when the token is replaced
+    /// or the relay stops, and no dial uses it any more; so is the old one. A token from
+    /// [`Config::token`] also stays in that `Config` and its clones, until they are dropped.
+    ///
+    /// # Errors
+    /// The token is empty or contains a byte that is not visible ASCII. The old one stays in use.
+    ///
+    /// # Example
+    /// ```
+    /// # use upstreamproxy::{Config, start_embedded};
+    /// # let started = start_embedded(&Config::from_env());
+    /// # let relay = started.into_result()?;
+    /// relay.replace_token(String::from("the new token")).unwrap_err();
+    /// # Ok::<(), upstreamproxy::Disabled>(())
+    /// ```
+    pub fn replace_token(&self, token: String) -> Result<(), Error> {
+        self.use_token(token::given(Secret::new(token))?);
+        Ok(())
+    }
+
+    /// Uses a token that was checked. Returns whether it is another one.
+    pub(crate) fn use_token(&self, token: Secret) -> bool {
+        self.relay.replace_token(token)
+    }
+
+    /// Receives a message after the gateway has refused the token.
+    #[cfg(feature = "cli")]
+    pub(crate) fn refusals(&self) -> Receiver<()> {
+        self.relay.refusals()
     }
 
     /// The counters, as they are now.

@@ -239,6 +239,20 @@ extern "C" fn upstreamproxy_environment(proxy: Option<&Proxy>) -> *const *mut c_
     })
 }
 
+/// Replaces the session token.
+#[unsafe(no_mangle)]
+extern "C" fn upstreamproxy_replace_token(
+    proxy: Option<&Proxy>,
+    token: BytesPtr,
+    length: usize,
+) -> c_int {
+    code_of(|| {
+        let proxy = given(proxy, "proxy")?;
+        let token = given(token.bytes(length), "token")?;
+        proxy.replace_token(settings::secret(token)?)
+    })
+}
+
 /// The counters.
 #[unsafe(no_mangle)]
 extern "C" fn upstreamproxy_read_stats(

@@ -8,13 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 use super::codes::{
-    ApiError, ERROR_FORKED, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED, STATE_STOPPING, c_string,
+    ApiError, DISABLED, ERROR_FORKED, OK, STATE_DISABLED, STATE_ENABLED, STATE_STOPPED,
+    STATE_STOPPING, c_string,
 };
 use super::ffi::Array;
 use super::logging;
 use crate::config::{Config, Environment};
 use crate::control::metrics::{Stats, StatsReader};
 use crate::control::stop::Abort;
+use crate::crypto::secret::Secret;
 use crate::error::Stage;
 use crate::listener::ShutdownReport;
 use crate::orchestrator::{Handle, Started, start};
@@ -145,6 +147,18 @@ impl Proxy {
             .as_ref()
             .map(StatsReader::read)
             .unwrap_or_default()
+    }
+
+    /// Replaces the token of the relay.
+    pub(super) fn replace_token(&self, token: Secret) -> Result<c_int, ApiError> {
+        self.refuse_in_fork()?;
+        match &*self.phase() {
+            ProxyState::Enabled(relay) => {
+                relay.use_token(token);
+                Ok(OK)
+            }
+            _ => Ok(DISABLED),
+        }
     }
 
     /// Cuts every open tunnel, also during a shutdown.

@@ -25,6 +25,12 @@ pub(super) fn set(config: &mut Config, name: &[u8], value: &[u8]) -> Result<c_in
 
 /// Sets the session token.
 pub(super) fn set_token(config: &mut Config, token: &[u8]) -> Result<c_int, ApiError> {
+    config.token = Some(secret(token)?);
+    Ok(OK)
+}
+
+/// A copy of a session token.
+pub(super) fn secret(token: &[u8]) -> Result<Secret, ApiError> {
     let invalid = || {
         ApiError::new(
             ERROR_VALUE,
@@ -34,8 +40,7 @@ pub(super) fn set_token(config: &mut Config, token: &[u8]) -> Result<c_int, ApiE
     if !is_token(token) {
         return Err(invalid());
     }
-    config.token = Some(Secret::try_from(token.to_vec()).map_err(|_| invalid())?);
-    Ok(OK)
+    Secret::try_from(token.to_vec()).map_err(|_| invalid())
 }
 
 /// The environment that `NAME=VALUE` strings describe.

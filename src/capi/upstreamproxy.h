@@ -271,6 +271,12 @@ const char *upstreamproxy_env_value(const upstreamproxy *proxy, size_t index);
  * type of the argument of these functions; do not write to it. Valid until upstreamproxy_free. */
 char *const *upstreamproxy_environment(const upstreamproxy *proxy);
 
+/* Uses another session token for all new connections to the upstream: `length` bytes of visible ASCII, which are copied; wipe
+ * your own copy. Open tunnels continue. The library wipes the old token when no dial uses it any more, except for the copy in
+ * settings that upstreamproxy_config_set_token made. UPSTREAMPROXY_ERROR_VALUE if the bytes cannot be a token: the old one
+ * stays in use. UPSTREAMPROXY_DISABLED if the proxy is not enabled. It does not block. */
+int upstreamproxy_replace_token(upstreamproxy *proxy, const void *token, size_t length);
+
 /* Writes the current counters to *stats. `size` is sizeof(struct upstreamproxy_stats): a struct of an older header receives
  * the fields that it has; in a struct of a newer header, fields that the library does not know become 0. All are 0 if the
  * proxy is disabled. After a shutdown they keep their last values. */

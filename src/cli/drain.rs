@@ -67,3 +67,60 @@ fn outcome(report: Option<ShutdownReport>) -> ExitStatus {
         None => ExitStatus::FAILED,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{bounded, unbounded};
+    use signal_hook::consts::{SIGHUP, SIGINT};
+
+    use super::*;
+
+    fn signal(number: i32) -> Signal {
+        Signal {
+            number,
+            from_kernel: false,
+        }
+    }
+
+    #[test]
+    fn a_drain_in_which_all_tunnels_ended_is_success_and_one_that_cut_is_not() {
+        let (_sender, signals) = unbounded();
+        let ended = |report| {
+            drain(
+                &mut ServiceManager::default(),
+                &signals,
+                Duration::ZERO,
+                || {},
+                |_| false,
+                move |_| report,
+            )
+        };
+        assert_eq!(ended(ShutdownReport::default()), ExitStatus::SUCCESS);
+        let cut = ShutdownReport {
+            cut: 1,
+            ..ShutdownReport::default()
+        };
+        assert_eq!(ended(cut), ExitStatus::FAILED);
+    }
+
+    #[test]
+    fn a_second_signal_ends_the_drain_at_once_unless_it_is_ignored() {
+        let (sender, signals) = unbounded();
+        let (release, blocked) = bounded::<()>(0);
+        sender.send(signal(SIGHUP)).unwrap();
+        sender.send(signal(SIGINT)).unwrap();
+        let status = drain(
+            &mut ServiceManager::default(),
+            &signals,
+            Duration::from_secs(60),
+            || {},
+            |signal| signal.number == SIGHUP,
+            move |_| {
+                let _ = blocked.recv();
+                ShutdownReport::default()
+            },
+        );
+        assert_eq!(status, ExitStatus::new(130));
+        drop(release);
+    }
+}

@@ -37,6 +37,7 @@ mod signals;
 mod socket_activation;
 mod state;
 mod suggestion;
+mod token_watch;
 
 pub use crate::doctor::Step;
 pub use crate::setup::child_env::documentation;

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use crate::config::Environment;
 use crate::orchestrator::Handle;
-use crossbeam_channel::Receiver;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal as Number, WaitOptions, WaitStatus, getpid, kill_process, wait, waitpid,
@@ -26,6 +25,7 @@ use super::output::fail;
 use super::program_options::Options;
 use super::setup::{SetUp, set_up};
 use super::signals::{FORWARDED, Signal, Signals, stop_self};
+use super::token_watch::TokenWatch;
 
 /// How long tunnels of processes that COMMAND left running may continue.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,10 +47,13 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
     pass_service_on(&mut child, &config.inherited);
+    let mut token = TokenWatch::new(&config);
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             handle.apply_to(&mut child);
-            let status = supervise(child, name, &signals, files);
+            token.follow(&handle);
+            let mut next = || token.next_signal(signals.receiver(), &handle);
+            let status = supervise(child, name, &signals, &mut next, files);
             tear_down(handle, summary);
             status
         }
@@ -58,7 +61,10 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
             &format!("nothing was run: the proxy is required, but disabled at {stage}: {reason}"),
             ExitStatus::DISABLED,
         ),
-        SetUp::Disabled { .. } => supervise(child, name, &signals, files),
+        SetUp::Disabled { .. } => {
+            let mut next = || signals.receiver().recv().ok();
+            supervise(child, name, &signals, &mut next, files)
+        }
         SetUp::Interrupted(signal) => ExitStatus::of_signal(signal),
     }
 }
@@ -102,6 +108,7 @@ fn supervise(
     mut command: Command,
     name: &OsStr,
     signals: &Signals,
+    next_signal: &mut dyn FnMut() -> Option<Signal>,
     files: &InheritedLimit,
 ) -> ExitStatus {
     // Processes that outlive their parent become children of this one. So they still count as
@@ -122,7 +129,7 @@ fn supervise(
     // It is never waited for through std: all processes are reaped in one place.
     let child = Pid::from_child(&child);
     let ended = if signals.are_watched() {
-        attend(child, reaper, signals.receiver())
+        attend(child, reaper, next_signal)
     } else {
         reaper.wait_for(child)
     };
@@ -139,15 +146,19 @@ fn supervise(
 ///
 /// Only this thread reaps and signals. So a signal cannot reach another process that has the
 /// process ID of a child that was reaped.
-fn attend(child: Pid, reaper: Reaper, signals: &Receiver<Signal>) -> io::Result<WaitStatus> {
+fn attend(
+    child: Pid,
+    reaper: Reaper,
+    next_signal: &mut dyn FnMut() -> Option<Signal>,
+) -> io::Result<WaitStatus> {
     loop {
         if let Some(status) = reaper.reap(child, WaitOptions::NOHANG)? {
             return Ok(status);
         }
         // `SIGCHLD` reports that a process can be reaped.
-        match signals.recv() {
-            Ok(signal) => forward(signal, child),
-            Err(_) => return reaper.wait_for(child),
+        match next_signal() {
+            Some(signal) => forward(signal, child),
+            None => return reaper.wait_for(child),
         }
     }
 }
@@ -216,22 +227,21 @@ mod tests {
     use std::io::{BufRead, BufReader, Read};
     use std::process::Stdio;
 
-    use crossbeam_channel::{never, unbounded};
+    use crossbeam_channel::unbounded;
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
     use super::*;
 
+    fn supervised(command: Command, name: &OsStr, signals: &Signals) -> ExitStatus {
+        let mut next = || signals.receiver().recv().ok();
+        supervise(command, name, signals, &mut next, &InheritedLimit::raise())
+    }
+
     fn ended(script: &str) -> ExitStatus {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let files = InheritedLimit::raise();
-        supervise(
-            command,
-            OsStr::new("sh"),
-            &Signals::watch(&[SIGCHLD]),
-            &files,
-        )
+        supervised(command, OsStr::new("sh"), &Signals::watch(&[SIGCHLD]))
     }
 
     fn signal(number: i32, from_kernel: bool) -> Signal {
@@ -257,14 +267,7 @@ mod tests {
     #[test]
     fn a_command_that_cannot_be_run_has_its_own_status() {
         let signals = Signals::watch(&[SIGCHLD]);
-        let status = |name: &str| {
-            supervise(
-                Command::new(name),
-                OsStr::new(name),
-                &signals,
-                &InheritedLimit::raise(),
-            )
-        };
+        let status = |name: &str| supervised(Command::new(name), OsStr::new(name), &signals);
         assert_eq!(status("/nonexistent"), ExitStatus::NOT_FOUND);
         assert_eq!(status("/etc/passwd"), ExitStatus::NOT_EXECUTABLE);
         let directory = tempfile::tempdir().unwrap();
@@ -295,7 +298,8 @@ mod tests {
         let ends = Signals::watch(&[SIGCHLD]);
         let (end, supervisor_sender) = (ends.receiver().clone(), sender.clone());
         std::thread::spawn(move || end.iter().try_for_each(|end| supervisor_sender.send(end)));
-        let supervisor = std::thread::spawn(move || attend(pid, Reaper::Child, &signals));
+        let supervisor =
+            std::thread::spawn(move || attend(pid, Reaper::Child, &mut || signals.recv().ok()));
         for (number, from_kernel) in [
             (SIGTERM, false),
             (SIGINT, true),
@@ -334,7 +338,8 @@ mod tests {
             WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
         )
         .unwrap();
-        let status = attend(pid, Reaper::Child, &never()).unwrap();
+        let mut never = || panic!("it waits for a signal");
+        let status = attend(pid, Reaper::Child, &mut never).unwrap();
         assert_eq!(status.exit_status(), Some(0));
     }
 

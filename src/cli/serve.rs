@@ -1,17 +1,16 @@
 //! `serve`: set up, print one JSON line when ready, serve until a signal requests a stop.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::error::Stage;
-use crate::listener::ShutdownReport;
 use crate::orchestrator::Handle;
 use crate::setup::capacity::{self, Capacity};
 use crate::setup::child_env::ChildEnv;
-use crossbeam_channel::{Receiver, select};
 use serde::Serialize;
+use signal_hook::consts::SIGHUP;
 
 use super::drain::drain;
 use super::env::Variables;
@@ -23,6 +22,7 @@ use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
 use super::socket_activation;
 use super::state::StateFile;
+use super::token_watch::{Event, TokenWatch};
 
 /// Serves until a signal requests a stop.
 pub(crate) fn run(options: Options) -> ExitStatus {
@@ -33,7 +33,10 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     } = options;
     socket_activation::apply_to(&mut config);
     let mut manager = ServiceManager::of(&config.inherited);
-    let signals = Signals::stop_requests(false);
+    // SIGHUP means "read the token again", so it is handled even if it was ignored, as under nohup.
+    let signals = Signals::stop_requests(true);
+    let terminal = has_terminal();
+    let mut token = TokenWatch::new(&config);
     let drain_timeout = config.limits.drain_timeout;
     let capacity =
         capacity::of_this_process(config.limits.max_tunnels, config.uses_embedded_gateway());
@@ -50,11 +53,24 @@ pub(crate) fn run(options: Options) -> ExitStatus {
                 liveness: handle.liveness(),
             });
             let abort = handle.abort();
-            let status = until_stopped(
+            token.follow(&handle);
+            let ticks = manager.ticks();
+            while let Some(event) = token.next_event(signals.receiver(), &ticks, &handle) {
+                match event {
+                    Event::Tick => manager.tick(),
+                    Event::Signal(signal) if is_reload(signal) && has_terminal() == terminal => {
+                        manager.reload(|| token.reload(&handle));
+                    }
+                    Event::Signal(signal) if signal.is_fatal() => break,
+                    Event::Signal(_) => {}
+                }
+            }
+            let status = drain(
                 &mut manager,
                 signals.receiver(),
                 drain_timeout,
                 || abort.request(),
+                is_reload,
                 move |deadline| handle.shutdown(deadline),
             );
             gateway.stop();
@@ -123,25 +139,16 @@ fn write_state(home: &Path, line: &str) -> Option<StateFile> {
     }
 }
 
-/// Waits for the signal that requests a stop, then drains.
-fn until_stopped(
-    manager: &mut ServiceManager,
-    signals: &Receiver<Signal>,
-    drain_timeout: Duration,
-    abort: impl Fn(),
-    stop: impl FnOnce(Duration) -> ShutdownReport + Send + 'static,
-) -> ExitStatus {
-    let ticks = manager.ticks();
-    loop {
-        select! {
-            recv(signals) -> signal => match signal {
-                Ok(signal) if !signal.is_fatal() => {}
-                _ => break,
-            },
-            recv(ticks) -> _ => manager.tick(),
-        }
-    }
-    drain(manager, signals, drain_timeout, abort, |_| false, stop)
+/// Whether the signal requests that the token is read again: a SIGHUP that a process sends. The
+/// kernel sends it when the terminal is closed.
+fn is_reload(signal: Signal) -> bool {
+    signal.number == SIGHUP && !signal.from_kernel
+}
+
+/// Whether this process has a controlling terminal. A shell sends SIGHUP to its jobs when the
+/// terminal was closed, and then they have none.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
 }
 
 /// The report about a running `serve`, with its keys in the documented order.
@@ -186,18 +193,8 @@ fn disabled_line(stage: Stage, reason: &str) -> String {
 mod tests {
     use std::ffi::OsString;
 
-    use crossbeam_channel::{bounded, unbounded};
-    use signal_hook::consts::{SIGINT, SIGTERM};
-
     use super::*;
     use crate::setup::tool_files::ToolFile;
-
-    fn signal(number: i32) -> Signal {
-        Signal {
-            number,
-            from_kernel: false,
-        }
-    }
 
     #[test]
     fn the_ready_line_has_the_documented_form() {
@@ -247,54 +244,5 @@ mod tests {
             disabled_line(Stage::Token, "no \"file\""),
             "{\"enabled\":false,\"stage\":\"token\",\"reason\":\"no \\\"file\\\"\"}\n"
         );
-    }
-
-    #[test]
-    fn a_drain_in_which_all_tunnels_ended_is_success_and_one_that_cut_is_not() {
-        let (sender, signals) = unbounded();
-        sender.send(signal(SIGTERM)).unwrap();
-        let status = until_stopped(
-            &mut ServiceManager::default(),
-            &signals,
-            Duration::ZERO,
-            || {},
-            |_| ShutdownReport::default(),
-        );
-        assert_eq!(status, ExitStatus::SUCCESS);
-        let cut = ShutdownReport {
-            cut: 1,
-            ..ShutdownReport::default()
-        };
-        sender.send(signal(SIGTERM)).unwrap();
-        assert_eq!(
-            until_stopped(
-                &mut ServiceManager::default(),
-                &signals,
-                Duration::ZERO,
-                || {},
-                move |_| cut
-            ),
-            ExitStatus::FAILED
-        );
-    }
-
-    #[test]
-    fn a_second_signal_ends_the_drain_at_once() {
-        let (sender, signals) = unbounded();
-        let (release, blocked) = bounded::<()>(0);
-        sender.send(signal(SIGTERM)).unwrap();
-        sender.send(signal(SIGINT)).unwrap();
-        let status = until_stopped(
-            &mut ServiceManager::default(),
-            &signals,
-            Duration::from_secs(60),
-            || {},
-            move |_| {
-                let _ = blocked.recv();
-                ShutdownReport::default()
-            },
-        );
-        assert_eq!(status, ExitStatus::new(130));
-        drop(release);
     }
 }

@@ -86,7 +86,6 @@ impl ServiceManager {
     }
 
     /// Does `work`, during which the service is reloading.
-    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     pub(crate) fn reload(&mut self, work: impl FnOnce()) {
         let now = clock_gettime(ClockId::Monotonic);
         let now = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustls::ClientConfig;
 
+use super::credentials::CurrentCredentials;
 use crate::config::Limits;
 use crate::config::ParentProxy;
 use crate::control::hosts::{HostTable, OpenTunnel};
@@ -13,7 +14,6 @@ use crate::control::log::LogSource;
 use crate::control::metrics::Counters;
 use crate::control::outcome::host_of;
 use crate::control::stop::Stop;
-use crate::crypto::secret::Credentials;
 use crate::http::base_url::BaseUrl;
 use crate::http::head::ResponseHead;
 use crate::net::resolver::Resolver;
@@ -28,7 +28,7 @@ pub(crate) struct Upstream {
     /// The base URL of its endpoints.
     pub(crate) base: BaseUrl,
     /// The session ID and the token sent to the gateway.
-    pub(crate) credentials: Credentials,
+    pub(crate) credentials: CurrentCredentials,
     /// How to verify it; `None` for a plain upstream on loopback.
     pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Who may have its port; `None` if TLS verifies it.

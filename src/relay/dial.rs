@@ -6,6 +6,7 @@
 //! [RFC 6455, section 4]: https://www.rfc-editor.org/rfc/rfc6455#section-4
 
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use data_encoding::BASE64;
@@ -25,8 +26,10 @@ use crate::control::phase::Phase;
 #[cfg(feature = "cli")]
 use crate::control::rejection::Rejection;
 use crate::control::stop::Stop;
+use crate::crypto::secret::Credentials;
 use crate::crypto::{random, tls};
 use crate::http::authority::Authority;
+use crate::http::base_url::BaseUrl;
 use crate::http::head::{self, ResponseHead};
 use crate::tunnel::buffer::{Buffer, Pool};
 use crate::tunnel::conn::Conn;
@@ -70,12 +73,13 @@ pub(crate) enum DialEvent<'a> {
     Opening,
 }
 
-/// Opens a WebSocket to the gateway without a CONNECT request, to be kept on standby.
-pub(super) fn dial_ahead(context: &RelayContext) -> Result<Conn, TunnelError> {
+/// Opens a WebSocket to the gateway without a CONNECT request, to be kept on standby. Returns what
+/// identifies the credentials that it used, too.
+pub(super) fn dial_ahead(context: &RelayContext) -> Result<(Conn, Weak<Credentials>), TunnelError> {
     let mut dialer = Dialer::new(context, None);
     let (mut conn, mut received) = dialer.connect_transport()?;
     dialer.upgrade(&mut conn, &mut received)?;
-    Ok(conn)
+    Ok((conn, Arc::downgrade(&dialer.credentials)))
 }
 
 /// Dials the gateway, reports each phase to `observer`, and closes the connection. Without a target
@@ -97,6 +101,7 @@ pub(crate) fn trace(
         Stop::new().map_err(|error| rejected(TunnelError::from(error).into(), Phase::Resolve))?;
     let mut dialer = Dialer {
         upstream,
+        credentials: upstream.credentials.get(),
         limits,
         stop: &stop,
         pool: &Pool::default(),
@@ -122,6 +127,8 @@ pub(crate) fn trace(
 /// Dials the gateway once, phase by phase.
 pub(super) struct Dialer<'a> {
     upstream: &'a Upstream,
+    /// The credentials of this dial.
+    credentials: Arc<Credentials>,
     limits: &'a Limits,
     stop: &'a Stop,
     pool: &'a Pool,
@@ -140,6 +147,7 @@ impl<'a> Dialer<'a> {
     pub(super) fn new(context: &'a RelayContext, client: Option<&'a TcpStream>) -> Self {
         Self {
             upstream: &context.upstream,
+            credentials: context.upstream.credentials.get(),
             limits: &context.limits,
             stop: &context.stop,
             pool: &context.pool,
@@ -149,6 +157,11 @@ impl<'a> Dialer<'a> {
             observer: None,
             relay: Some(context),
         }
+    }
+
+    /// The credentials of this dial.
+    pub(super) fn credentials(&self) -> &Arc<Credentials> {
+        &self.credentials
     }
 
     /// Reports each phase that succeeds to `observer`.
@@ -216,14 +229,22 @@ impl<'a> Dialer<'a> {
     fn upgrade(&mut self, conn: &mut Conn, received: &mut Buffer) -> Result<(), TunnelError> {
         self.phase = Phase::Upgrade;
         let key = upgrade_key()?;
-        conn.send(&upgrade_request(self.upstream, &key))?;
+        conn.send(&upgrade_request(
+            &self.upstream.base,
+            &self.credentials,
+            &key,
+        ))?;
         let wait = self.wait_context(self.limits.connect_timeout);
         let version = drive_until(conn, received, &wait, |_, received| {
             let Some((head, len)) = head::final_response(received.filled())? else {
                 return Ok(None);
             };
             received.consume(len);
-            let version = upgraded(&head, &key)?;
+            let version = upgraded(&head, &key).inspect_err(|error| {
+                if matches!(error, TunnelError::Upgrade(UpgradeError::Unauthorized)) {
+                    self.upstream.credentials.report_refused(&self.credentials);
+                }
+            })?;
             if let Some(relay) = self.relay {
                 relay.check_ca(&head);
             }
@@ -245,7 +266,7 @@ impl<'a> Dialer<'a> {
         if !received.is_empty() {
             return Err(TunnelError::from(OpeningError::EarlyResponse).into());
         }
-        conn.send(&opening::request(target, &self.upstream.credentials))?;
+        conn.send(&opening::request(target, &self.credentials))?;
         let wait = self.wait_context(self.limits.opening_timeout);
         let response = drive_until(&mut conn, &mut received, &wait, |_, received| {
             ConnectResponse::read(received.filled())
@@ -256,6 +277,9 @@ impl<'a> Dialer<'a> {
         if response.is_success() {
             self.report(DialEvent::Opening);
             return Ok(DialedTunnel { conn, received });
+        }
+        if matches!(response.status, 401 | 407) {
+            self.upstream.credentials.report_refused(&self.credentials);
         }
         let wait = WaitContext {
             deadline: wait.deadline.min(Deadline::after(TEXT_TIMEOUT)),
@@ -301,9 +325,8 @@ fn upgrade_key() -> Result<String, TunnelError> {
 }
 
 /// The upgrade request. It contains the token, so no library that may log it writes it.
-fn upgrade_request(upstream: &Upstream, key: &str) -> Zeroizing<Vec<u8>> {
-    let base = &upstream.base;
-    let bearer = upstream.credentials.bearer();
+fn upgrade_request(base: &BaseUrl, credentials: &Credentials, key: &str) -> Zeroizing<Vec<u8>> {
+    let bearer = credentials.bearer();
     let mut head = Zeroizing::new(Vec::with_capacity(
         bearer.len() + base.ws_path().len() + 1024,
     ));

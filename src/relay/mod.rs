@@ -7,6 +7,7 @@
 
 mod access;
 mod context;
+mod credentials;
 pub(crate) mod dial;
 mod forward;
 mod origin_tls;
@@ -24,7 +25,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::{fmt, io};
 
+#[cfg(feature = "cli")]
+use crossbeam_channel::Receiver;
+
 pub(crate) use context::Upstream;
+pub(crate) use credentials::CurrentCredentials;
 #[cfg(feature = "cli")]
 pub(crate) use dial::{DialEvent, trace};
 
@@ -35,6 +40,7 @@ use crate::control::metrics::{Counters, Stats, StatsReader};
 use crate::control::outcome::Outcome;
 use crate::control::shares::Shares;
 use crate::control::stop::{Abort, Stop};
+use crate::crypto::secret::Secret;
 use crate::http::response;
 #[cfg(feature = "cli")]
 use crate::listener::Liveness;
@@ -58,8 +64,7 @@ pub(crate) struct Running {
     listening: Listening,
     log_source: LogSource,
     stats: StatsReader,
-    #[cfg(feature = "cli")]
-    hosts: HostTable,
+    context: Arc<RelayContext>,
     userinfo: Option<String>,
 }
 
@@ -98,10 +103,22 @@ impl Running {
         self.stats.clone()
     }
 
+    /// New dials use `token`. Standby connections of the old one are not used any more. Returns
+    /// whether it is another one.
+    pub(crate) fn replace_token(&self, token: Secret) -> bool {
+        self.context.upstream.credentials.replace_token(token)
+    }
+
+    /// Receives a message after the gateway has refused the current credentials.
+    #[cfg(feature = "cli")]
+    pub(crate) fn refusals(&self) -> Receiver<()> {
+        self.context.upstream.credentials.refusals()
+    }
+
     /// The counters per target host. Clones of the table stay valid after the shutdown.
     #[cfg(feature = "cli")]
     pub(crate) fn hosts(&self) -> &HostTable {
-        &self.hosts
+        &self.context.hosts
     }
 
     /// Ends a shutdown early, from another thread.
@@ -143,7 +160,17 @@ pub(crate) fn start(
     let userinfo = access.userinfo().map(str::to_owned);
     let stop = Arc::new(Stop::new()?);
     let counters = Arc::new(Counters::default());
-    let hosts = HostTable::default();
+    let context = Arc::new(RelayContext {
+        upstream,
+        log_source: log_source.clone(),
+        limits,
+        stop: Arc::clone(&stop),
+        counters: Arc::clone(&counters),
+        hosts: HostTable::default(),
+        pool: Pool::default(),
+        budget: Budget::new(cap),
+        ca_change_reported: AtomicBool::new(false),
+    });
     let relay = Arc::new(Relay {
         access,
         own_address,
@@ -151,17 +178,7 @@ pub(crate) fn start(
         tunnels: Shares::new(cap),
         standby: StandbyPool::new(limits.standby, &counters),
         origin_tls: OriginTls::new(bundle),
-        context: Arc::new(RelayContext {
-            upstream,
-            log_source: log_source.clone(),
-            limits,
-            stop: Arc::clone(&stop),
-            counters: Arc::clone(&counters),
-            hosts: hosts.clone(),
-            pool: Pool::default(),
-            budget: Budget::new(cap),
-            ca_change_reported: AtomicBool::new(false),
-        }),
+        context: Arc::clone(&context),
     });
     let stats = StatsReader::new(&counters);
     let listening = listener::start(socket, relay, cap, limits.drain_timeout, &stop, counters)?;
@@ -169,8 +186,7 @@ pub(crate) fn start(
         listening,
         log_source,
         stats,
-        #[cfg(feature = "cli")]
-        hosts,
+        context,
         userinfo,
     })
 }

@@ -10,10 +10,10 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{io, mem};
+use std::{io, mem, ptr};
 
 use rustix::event::{PollFd, PollFlags};
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -22,6 +22,7 @@ use super::context::RelayContext;
 use super::dial::dial_ahead;
 use crate::control::log;
 use crate::control::metrics::Counters;
+use crate::crypto::secret::Credentials;
 use crate::net::wait::wait;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
@@ -72,6 +73,8 @@ struct StandbyState {
 struct StandbyConn {
     conn: Conn,
     since: Instant,
+    /// Identifies the credentials of its upgrade.
+    credentials: Weak<Credentials>,
 }
 
 impl std::fmt::Debug for StandbyPool {
@@ -92,9 +95,13 @@ impl StandbyPool {
         }))
     }
 
-    /// A connection for a CONNECT that has arrived, if one is ready and appears alive. Others are
-    /// dialed to replace it. It does not block.
-    pub(super) fn take(&self, context: &Arc<RelayContext>) -> Option<Conn> {
+    /// A connection for a CONNECT that has arrived, if one is ready, appears alive, and was opened
+    /// with `credentials`. Others are dialed to replace it. It does not block.
+    pub(super) fn take(
+        &self,
+        context: &Arc<RelayContext>,
+        credentials: &Arc<Credentials>,
+    ) -> Option<Conn> {
         if self.0.limit == 0 {
             return None;
         }
@@ -106,7 +113,9 @@ impl StandbyPool {
         state.demand_times.push_back(now);
         let mut taken = None;
         while let Some(mut ready) = state.ready.pop() {
-            if ready.is_alive(context, now) {
+            if ptr::eq(ready.credentials.as_ptr(), Arc::as_ptr(credentials))
+                && ready.is_alive(context, now)
+            {
                 taken = Some(ready.conn);
                 break;
             }
@@ -188,7 +197,11 @@ impl Inner {
             let mut state = self.lock();
             state.dialing -= 1;
             match dialed {
-                Ok(conn) if !state.closed => state.ready.push(StandbyConn { conn, since: now }),
+                Ok((conn, credentials)) if !state.closed => state.ready.push(StandbyConn {
+                    conn,
+                    since: now,
+                    credentials,
+                }),
                 Ok(_) => {}
                 Err(_) => state.not_before = Some(now + PAUSE),
             }

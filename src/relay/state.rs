@@ -51,8 +51,8 @@ impl Relay {
         client: &TcpStream,
     ) -> Result<DialedTunnel, EndReason> {
         let context = &self.context;
-        if let Some(conn) = self.standby.take(context) {
-            let mut dialer = Dialer::new(context, Some(client));
+        let mut dialer = Dialer::new(context, Some(client));
+        if let Some(conn) = self.standby.take(context, dialer.credentials()) {
             // If its host has vanished, the kernel reports it within the time that a dial may take.
             conn.set_user_timeout(context.limits.connect_timeout);
             match dialer.open_tunnel(conn, Buffer::new(&context.pool), target) {

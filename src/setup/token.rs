@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
+#[cfg(feature = "cli")]
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, DEFAULT_TOKEN_FILE};
@@ -99,15 +101,7 @@ pub(crate) fn read(config: &Config) -> Result<SessionToken, Error> {
     };
     let source = TokenSource::of(config);
     match &source {
-        TokenSource::Given(token) if is_token(token.expose().as_bytes()) => {
-            Ok(SessionToken::InMemory(Secret::clone(token)))
-        }
-        TokenSource::Given(_) => Err(Error::new(
-            Stage::Token,
-            ErrorKind::InvalidData,
-            "the session token that the host passed is empty or contains a byte that is not visible ASCII",
-            "pass the bare token",
-        )),
+        TokenSource::Given(token) => given(Secret::clone(token)).map(SessionToken::InMemory),
         TokenSource::Descriptor(number) => {
             let source = source.to_string();
             let descriptor = inherited::take(*number).map_err(|error| {
@@ -127,6 +121,76 @@ pub(crate) fn read(config: &Config) -> Result<SessionToken, Error> {
     }
 }
 
+/// Reads the token again, after [`read`].
+///
+/// It does not block. A source that can be read only once is not read.
+///
+/// # Errors
+/// The source can be read only once (`SwitchedOff`), or [`read`] would fail.
+#[cfg(feature = "cli")]
+pub(crate) fn read_again(config: &Config) -> Result<SessionToken, Error> {
+    let source = TokenSource::of(config);
+    let once = || {
+        Error::new(
+            Stage::Token,
+            ErrorKind::SwitchedOff,
+            format!("{source} can be read only once"),
+            "start this program again, or use a token file with token-file (--token-file)",
+        )
+    };
+    let found = match &source {
+        TokenSource::Given(_) | TokenSource::Descriptor(_) => return Err(once()),
+        TokenSource::Path(path) => token_file::open_token(path, None)?,
+        TokenSource::Credential(path) => token_file::open_token(path, Some(Kept::Credential))?,
+    };
+    match found {
+        Found::File(file) => Ok(SessionToken::File(file)),
+        Found::Fifo(_) => Err(once()),
+    }
+}
+
+/// The file that a token file leads to which is a symbolic link.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkTarget {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+/// What the token file leads to. `None`: it is not a link, or its target does not exist.
+#[cfg(feature = "cli")]
+pub(crate) fn link_target(config: &Config) -> Option<LinkTarget> {
+    let TokenSource::Path(path) = TokenSource::of(config) else {
+        return None;
+    };
+    if !path.is_symlink() {
+        return None;
+    }
+    let target = path.metadata().ok()?;
+    Some(LinkTarget {
+        device: target.dev(),
+        inode: target.ino(),
+        modified: (target.mtime(), target.mtime_nsec()),
+    })
+}
+
+/// Checks a token that the host passed.
+///
+/// # Errors
+/// It cannot be a token.
+pub(crate) fn given(token: Secret) -> Result<Secret, Error> {
+    if is_token(token.expose().as_bytes()) {
+        return Ok(token);
+    }
+    Err(Error::new(
+        Stage::Token,
+        ErrorKind::InvalidData,
+        "the session token that the host passed is empty or contains a byte that is not visible ASCII",
+        "pass the bare token",
+    ))
+}
+
 impl SessionToken {
     /// The token.
     pub(crate) fn secret(&self) -> Secret {
@@ -144,6 +208,14 @@ impl SessionToken {
             Self::File(_) if keep => Ok("the token file is kept, as requested".to_owned()),
             Self::File(file) => file.can_burn(),
         }
+    }
+
+    /// Like [`burn`](Self::burn), for a token that was read again. A file that is never deleted is
+    /// not reported: that was done at the start.
+    #[cfg(feature = "cli")]
+    pub(crate) fn burn_again(self, keep: bool) -> Result<(), Error> {
+        let keep = keep || matches!(&self, Self::File(file) if file.kept.is_some());
+        self.burn(keep)
     }
 
     /// Deletes the token file, if there is one and it is not to be kept. See [`TokenFile::burn`].

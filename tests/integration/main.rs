@@ -48,6 +48,7 @@ mod static_binaries;
 mod stopping;
 mod stream;
 mod support;
+mod token_rotation;
 mod token_sources;
 mod tool_files;
 mod wire;

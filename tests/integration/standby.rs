@@ -207,3 +207,25 @@ fn unused_standby_connections_are_closed() {
     ends.wait_for_standby(0, 0);
     ends.stop();
 }
+
+#[test]
+fn after_a_change_of_the_token_no_standby_connection_of_the_old_one_is_used() {
+    let ends = Ends::start(4, true);
+    let open = ends.tunnel();
+    ends.wait_for_standby(1, 1);
+    let sessions = Sessions::parse("standby another-token-of-the-test").unwrap();
+    ends.gateway.replace_sessions(sessions);
+    let invalid = ends.relay.replace_token("two words".to_owned());
+    assert!(invalid.unwrap_err().to_string().contains("visible ASCII"));
+    let token = "another-token-of-the-test".to_owned();
+    ends.relay.replace_token(token).unwrap();
+    assert_echo(ends.tunnel());
+    let stats = ends.relay.stats();
+    assert_eq!((stats.standby_used, stats.refused), (0, 0));
+    // Those that replace it have the new token, and are used.
+    ends.wait_for_standby(2, 1);
+    assert_echo(ends.tunnel());
+    assert_eq!(ends.relay.stats().standby_used, 1);
+    assert_echo(open);
+    ends.stop();
+}

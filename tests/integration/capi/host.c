@@ -292,6 +292,10 @@ static void misuse(void)
     expect_error(upstreamproxy_start(config, NULL), UPSTREAMPROXY_ERROR_NULL, "proxy");
     EXPECT(upstreamproxy_start(config, &proxy) == UPSTREAMPROXY_DISABLED);
     expect_error(upstreamproxy_read_stats(proxy, NULL, sizeof stats), UPSTREAMPROXY_ERROR_NULL, "stats");
+    EXPECT(upstreamproxy_replace_token(proxy, "t", 1) == UPSTREAMPROXY_DISABLED);
+    expect_error(upstreamproxy_replace_token(NULL, "t", 1), UPSTREAMPROXY_ERROR_NULL, "proxy");
+    expect_error(upstreamproxy_replace_token(proxy, NULL, 1), UPSTREAMPROXY_ERROR_NULL, "token");
+    expect_error(upstreamproxy_replace_token(proxy, "a b", 3), UPSTREAMPROXY_ERROR_VALUE, "visible ASCII");
     expect_error(upstreamproxy_shutdown(proxy, -2, NULL, 0), UPSTREAMPROXY_ERROR_ARGUMENT, "-2 ms");
     upstreamproxy_free(proxy);
 
