@@ -70,7 +70,7 @@ struct Hosts {
 impl HostTable {
     /// Counts a tunnel to `host` that has been established.
     pub(crate) fn opened(&self, host: &str) -> OpenTunnel {
-        let row = Row::clone(locked(&self.0).row(host));
+        let row = locked(&self.0).row(host);
         {
             let mut stats = locked(&row);
             stats.open += 1;
@@ -93,7 +93,8 @@ impl HostTable {
             EndReason::Broken { .. } | EndReason::Cut | EndReason::Panicked => ended.broken = 1,
             _ => {}
         }
-        locked(locked(&self.0).row(host)).add(ended);
+        let row = locked(&self.0).row(host);
+        locked(&row).add(ended);
     }
 
     /// The counters now.
@@ -113,15 +114,16 @@ impl HostTable {
 
 impl Hosts {
     /// The row of `host`; that of the other hosts, if every row has an open tunnel.
-    fn row(&mut self, host: &str) -> &Row {
-        // The borrow checker does not accept a return of the first `get`.
-        if !self.rows.contains_key(host) {
-            if self.rows.len() >= LIMIT && !self.remove_least() {
-                return &self.other;
-            }
-            self.rows.insert(host.to_owned(), Row::default());
+    fn row(&mut self, host: &str) -> Row {
+        if let Some(row) = self.rows.get(host) {
+            return Row::clone(row);
         }
-        &self.rows[host]
+        if self.rows.len() >= LIMIT && !self.remove_least() {
+            return Row::clone(&self.other);
+        }
+        let row = Row::default();
+        self.rows.insert(host.to_owned(), Row::clone(&row));
+        row
     }
 
     /// Removes the least active host without an open tunnel. `false`: there is none.
