@@ -601,6 +601,12 @@ impl Handle {
         Ok(())
     }
 
+    /// The base URL of the upstream, and the session ID.
+    #[cfg(feature = "cli")]
+    pub(crate) fn upstream(&self) -> (String, String) {
+        self.relay.upstream()
+    }
+
     /// Uses a token that was checked. Returns whether it is another one.
     pub(crate) fn use_token(&self, token: Secret) -> bool {
         self.relay.replace_token(token)

@@ -81,7 +81,12 @@ impl Run<'_> {
             None => base.authority().clone(),
         };
         (self.report)(BenchProgress::Between {
-            upstream: base.to_string(),
+            upstream: match running {
+                Some(running) => {
+                    format!("{base} through the serve with process ID {}", running.pid)
+                }
+                None => base.to_string(),
+            },
             target: target.to_string(),
         });
 

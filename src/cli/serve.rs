@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::error::Stage;
 use crate::orchestrator::Handle;
+use crate::probe::options::RunningUpstream;
 use crate::setup::capacity::{self, Capacity};
 use crate::setup::child_env::ChildEnv;
 use serde::Serialize;
@@ -38,15 +39,15 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     let terminal = has_terminal();
     let mut token = TokenWatch::new(&config);
     let drain_timeout = config.limits.drain_timeout;
-    let capacity =
-        capacity::of_this_process(config.limits.max_tunnels, config.uses_embedded_gateway());
+    let embedded = config.uses_embedded_gateway();
+    let capacity = capacity::of_this_process(config.limits.max_tunnels, embedded);
     let home = config.inherited.home();
     match set_up(config, signals.receiver()) {
         SetUp::Enabled(handle) => {
             // An embedded gateway stops on this thread: its private directory is removed even if a
             // second signal ends the drain.
             let (handle, gateway) = handle.detach_gateway();
-            let _state = announce(&handle, capacity, home.as_deref());
+            let _state = announce(&handle, embedded, capacity, home.as_deref());
             manager.ready(Service {
                 address: handle.local_addr(),
                 stats: handle.stats_reader(),
@@ -93,7 +94,12 @@ pub(crate) fn run(options: Options) -> ExitStatus {
 
 /// Announces that the relay is ready: first the state file, then standard output, so that a reader
 /// of the line finds the file.
-fn announce(handle: &Handle, capacity: Capacity, home: Option<&Path>) -> Option<StateFile> {
+fn announce(
+    handle: &Handle,
+    embedded: bool,
+    capacity: Capacity,
+    home: Option<&Path>,
+) -> Option<StateFile> {
     let env = handle.env();
     let mut report = ReadyLine {
         enabled: true,
@@ -109,6 +115,7 @@ fn announce(handle: &Handle, capacity: Capacity, home: Option<&Path>) -> Option<
     let state = if let Some(home) = home {
         report.state = Some(StateKeys {
             relay: handle.local_addr(),
+            upstream: running_upstream(handle, embedded),
             child_env: handle.child_env(),
         });
         write_state(home, &json_line(&report))
@@ -118,6 +125,15 @@ fn announce(handle: &Handle, capacity: Capacity, home: Option<&Path>) -> Option<
     };
     print(ready.as_bytes());
     state
+}
+
+fn running_upstream(handle: &Handle, embedded: bool) -> RunningUpstream {
+    let (base_url, session_id) = handle.upstream();
+    RunningUpstream {
+        base_url,
+        session_id,
+        embedded,
+    }
 }
 
 fn write_state(home: &Path, line: &str) -> Option<StateFile> {
@@ -169,6 +185,7 @@ struct ReadyLine<'a> {
 #[derive(Serialize)]
 struct StateKeys<'a> {
     relay: SocketAddr,
+    upstream: RunningUpstream,
     #[serde(flatten)]
     child_env: &'a ChildEnv,
 }
@@ -230,10 +247,16 @@ mod tests {
         };
         report.state = Some(StateKeys {
             relay: SocketAddr::from(([127, 0, 0, 1], 7)),
+            upstream: RunningUpstream {
+                base_url: "http://127.0.0.1:8".to_owned(),
+                session_id: "s-1".to_owned(),
+                embedded: true,
+            },
             child_env: &child_env,
         });
         let state: serde_json::Value = serde_json::from_str(&json_line(&report)).unwrap();
         assert_eq!(state["files"][0], "Wgetrc");
+        assert_eq!(state["upstream"]["session_id"], "s-1");
         assert_eq!(state["port"], 7);
         assert_eq!(state["relay"], "127.0.0.1:7");
     }

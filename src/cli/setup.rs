@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::{Cancel, Config};
 use crate::error::Stage;
 use crate::orchestrator::{Handle, OwnedGateway, Started, start};
-use crate::probe::options::ProbeOptions;
+use crate::probe::options::{ProbeOptions, RunningServe};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use super::exit_status::ExitStatus;
@@ -54,10 +54,14 @@ pub(crate) fn probe<T: Send + 'static>(
     let gateway = OwnedGateway::start_for(&mut config)
         .map_err(|error| Interrupted::Failed(error.to_string()))?;
     let home = config.inherited.home().filter(|_| !own_origin);
+    let running = home.and_then(|home| state::running(&home));
+    if let Some(running) = &running {
+        running.configure(&mut config);
+    }
     let probe = ProbeOptions {
         target: options.target,
-        own_origin,
-        running: home.and_then(|home| state::running(&home)),
+        own_origin: own_origin || running.as_ref().is_some_and(RunningServe::is_embedded),
+        running,
     };
     let cancel = config.cancel.clone();
     let done = until_signal(signals.receiver(), &cancel, move || work(&config, &probe));

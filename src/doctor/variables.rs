@@ -201,6 +201,7 @@ mod tests {
         let running = RunningServe {
             pid: 7,
             relay,
+            upstream: None,
             child_env: ChildEnv {
                 proxy: format!("http://upstreamproxy:canary@{relay}"),
                 bundle: bundle.path().to_owned(),

@@ -109,6 +109,14 @@ impl Running {
         self.context.upstream.credentials.replace_token(token)
     }
 
+    /// The base URL of the upstream, and the session ID.
+    #[cfg(feature = "cli")]
+    pub(crate) fn upstream(&self) -> (String, String) {
+        let upstream = &self.context.upstream;
+        let session_id = upstream.credentials.get().session_id.clone();
+        (upstream.base.to_string(), session_id)
+    }
+
     /// Receives a message after the gateway has refused the current credentials.
     #[cfg(feature = "cli")]
     pub(crate) fn refusals(&self) -> Receiver<()> {

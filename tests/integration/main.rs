@@ -38,6 +38,7 @@ mod parent_proxy;
 mod performance_gate;
 mod readme;
 mod resources;
+mod running_serve;
 mod secrets;
 mod serve;
 mod service_manager;
