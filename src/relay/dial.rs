@@ -76,10 +76,11 @@ pub(crate) enum DialEvent<'a> {
 /// Opens a WebSocket to the gateway without a CONNECT request, to be kept on standby. Returns what
 /// identifies the credentials that it used, too.
 pub(super) fn dial_ahead(context: &RelayContext) -> Result<(Conn, Weak<Credentials>), TunnelError> {
-    let mut dialer = Dialer::new(context, None);
+    let credentials = context.upstream.credentials.get();
+    let mut dialer = Dialer::new(context, &credentials, None);
     let (mut conn, mut received) = dialer.connect_transport()?;
     dialer.upgrade(&mut conn, &mut received)?;
-    Ok((conn, Arc::downgrade(&dialer.credentials)))
+    Ok((conn, Arc::downgrade(&credentials)))
 }
 
 /// Dials the gateway, reports each phase to `observer`, and closes the connection. Without a target
@@ -101,7 +102,7 @@ pub(crate) fn trace(
         Stop::new().map_err(|error| rejected(TunnelError::from(error).into(), Phase::Resolve))?;
     let mut dialer = Dialer {
         upstream,
-        credentials: upstream.credentials.get(),
+        credentials: &upstream.credentials.get(),
         limits,
         stop: &stop,
         pool: &Pool::default(),
@@ -128,7 +129,7 @@ pub(crate) fn trace(
 pub(super) struct Dialer<'a> {
     upstream: &'a Upstream,
     /// The credentials of this dial.
-    credentials: Arc<Credentials>,
+    credentials: &'a Arc<Credentials>,
     limits: &'a Limits,
     stop: &'a Stop,
     pool: &'a Pool,
@@ -144,10 +145,14 @@ pub(super) struct Dialer<'a> {
 
 impl<'a> Dialer<'a> {
     /// A dialer that has not started, for `client`.
-    pub(super) fn new(context: &'a RelayContext, client: Option<&'a TcpStream>) -> Self {
+    pub(super) fn new(
+        context: &'a RelayContext,
+        credentials: &'a Arc<Credentials>,
+        client: Option<&'a TcpStream>,
+    ) -> Self {
         Self {
             upstream: &context.upstream,
-            credentials: context.upstream.credentials.get(),
+            credentials,
             limits: &context.limits,
             stop: &context.stop,
             pool: &context.pool,
@@ -157,11 +162,6 @@ impl<'a> Dialer<'a> {
             observer: None,
             relay: Some(context),
         }
-    }
-
-    /// The credentials of this dial.
-    pub(super) fn credentials(&self) -> &Arc<Credentials> {
-        &self.credentials
     }
 
     /// Reports each phase that succeeds to `observer`.
@@ -231,7 +231,7 @@ impl<'a> Dialer<'a> {
         let key = upgrade_key()?;
         conn.send(&upgrade_request(
             &self.upstream.base,
-            &self.credentials,
+            self.credentials,
             &key,
         ))?;
         let wait = self.wait_context(self.limits.connect_timeout);
@@ -242,7 +242,7 @@ impl<'a> Dialer<'a> {
             received.consume(len);
             let version = upgraded(&head, &key).inspect_err(|error| {
                 if matches!(error, TunnelError::Upgrade(UpgradeError::Unauthorized)) {
-                    self.upstream.credentials.report_refused(&self.credentials);
+                    self.upstream.credentials.report_refused(self.credentials);
                 }
             })?;
             if let Some(relay) = self.relay {
@@ -266,7 +266,7 @@ impl<'a> Dialer<'a> {
         if !received.is_empty() {
             return Err(TunnelError::from(OpeningError::EarlyResponse).into());
         }
-        conn.send(&opening::request(target, &self.credentials))?;
+        conn.send(&opening::request(target, self.credentials))?;
         let wait = self.wait_context(self.limits.opening_timeout);
         let response = drive_until(&mut conn, &mut received, &wait, |_, received| {
             ConnectResponse::read(received.filled())
@@ -279,7 +279,7 @@ impl<'a> Dialer<'a> {
             return Ok(DialedTunnel { conn, received });
         }
         if matches!(response.status, 401 | 407) {
-            self.upstream.credentials.report_refused(&self.credentials);
+            self.upstream.credentials.report_refused(self.credentials);
         }
         let wait = WaitContext {
             deadline: wait.deadline.min(Deadline::after(TEXT_TIMEOUT)),

@@ -51,8 +51,9 @@ impl Relay {
         client: &TcpStream,
     ) -> Result<DialedTunnel, EndReason> {
         let context = &self.context;
-        let mut dialer = Dialer::new(context, Some(client));
-        if let Some(conn) = self.standby.take(context, dialer.credentials()) {
+        let credentials = context.upstream.credentials.get();
+        if let Some(conn) = self.standby.take(context, &credentials) {
+            let mut dialer = Dialer::new(context, &credentials, Some(client));
             // If its host has vanished, the kernel reports it within the time that a dial may take.
             conn.set_user_timeout(context.limits.connect_timeout);
             match dialer.open_tunnel(conn, Buffer::new(&context.pool), target) {
@@ -80,7 +81,8 @@ impl Relay {
             DialEvent::Upgrade(_) => self.standby.record_rtt(context, since.elapsed()),
             _ => since = Instant::now(),
         };
-        let mut dialer = Dialer::new(context, Some(client)).observed_by(&mut observer);
+        let mut dialer =
+            Dialer::new(context, &credentials, Some(client)).observed_by(&mut observer);
         dialer
             .connect_all(target)
             .map_err(|error| error.end_reason(dialer.phase()))
