@@ -9,6 +9,7 @@ pub(crate) mod metrics;
 pub(crate) mod outcome;
 pub(crate) mod peer_text;
 pub(crate) mod phase;
+pub(crate) mod refusals;
 pub(crate) mod rejection;
 #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
 pub(crate) mod shares;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::log;
 use crate::control::log::LogSource;
+use crate::control::refusals::Refusals;
 use crate::control::rejection::Rejection;
 
 /// Who broke a tunnel.
@@ -69,6 +70,16 @@ pub(crate) enum EndReason {
 impl From<Rejection> for EndReason {
     fn from(rejection: Rejection) -> Self {
         Self::Rejected(Box::new(rejection))
+    }
+}
+
+impl EndReason {
+    /// Names the target in the response to a rejected request.
+    pub(crate) fn for_target(self, target: Option<&str>) -> Self {
+        match (self, target) {
+            (Self::Rejected(rejection), Some(target)) => rejection.for_target(target).into(),
+            (other, _) => other,
+        }
     }
 }
 
@@ -149,7 +160,11 @@ impl Outcome {
 
     /// Writes the log line of the connection. A connection that was neither a tunnel nor a
     /// rejection has a line at `debug` only.
-    pub(crate) fn log(&self, source: &LogSource) {
+    ///
+    /// A rejection by a relay is logged with its remedy, and as a warning if `refusals` does not
+    /// know it yet: a person who runs a tool sees only what the tool shows. A gateway has many
+    /// clients, and the relay of each reports the rejection.
+    pub(crate) fn log(&self, source: &LogSource, refusals: &mut Refusals) {
         let (who, target) = (source.name(), source.target());
         let authority = self.authority.as_deref().unwrap_or("-");
         let took = Millis(self.since.elapsed());
@@ -158,8 +173,16 @@ impl Outcome {
             (EndReason::Rejected(_), Some(peer)) => {
                 log::info!(target: target, "{who}: {authority} {}, from {peer}, {took}", self.reason);
             }
-            (EndReason::Rejected(_), None) => {
-                log::info!(target: target, "{who}: {authority} {}, {took}", self.reason);
+            (EndReason::Rejected(rejection), None) => {
+                let (to_do, remedy) = match rejection.remedy {
+                    "" => ("", ""),
+                    remedy => ("; ", remedy),
+                };
+                if refusals.is_new(authority, rejection) {
+                    log::warn!(target: target, "{who}: {authority} {}, {took}{to_do}{remedy}", self.reason);
+                } else {
+                    log::info!(target: target, "{who}: {authority} {}, {took}{to_do}{remedy}", self.reason);
+                }
             }
             (EndReason::Answered | EndReason::Abandoned, _) => {
                 log::debug!(target: target, "{who}: {authority} {}, {took}", self.reason);

@@ -21,14 +21,20 @@ pub(crate) struct Rejection {
     ///
     /// [RFC 9209, section 2.3]: https://www.rfc-editor.org/rfc/rfc9209#section-2.3
     pub(crate) proxy_status: Option<&'static str>,
-    /// What failed. It goes to the client and contains no byte of its request.
+    /// What failed. It goes to the client and contains no byte of its request; `host` does.
     pub(crate) what: Cow<'static, str>,
     /// What to do, for the client; empty if there is nothing to add.
     pub(crate) remedy: &'static str,
     /// The cause, for the log and for `doctor`. It is never sent to the client.
     pub(crate) detail: Option<String>,
     /// One more field of the response: name and value.
-    pub(crate) field: Option<(&'static str, &'static str)>,
+    pub(crate) field: Option<&'static (&'static str, &'static str)>,
+    /// The target is the cause, so that the response names its host.
+    pub(crate) about_target: bool,
+    /// The host of the target, for the client. It was parsed, so it has printable ASCII only.
+    pub(crate) host: Option<String>,
+    /// The far end does not accept the credentials of this process.
+    pub(crate) of_credentials: bool,
 }
 
 impl Rejection {
@@ -42,6 +48,9 @@ impl Rejection {
             remedy: "",
             detail: None,
             field: None,
+            about_target: false,
+            host: None,
+            of_credentials: false,
         }
     }
 
@@ -68,8 +77,33 @@ impl Rejection {
 
     /// Adds a field to the response.
     #[must_use]
-    pub(crate) fn field(mut self, name: &'static str, value: &'static str) -> Self {
-        self.field = Some((name, value));
+    pub(crate) fn field(mut self, field: &'static (&'static str, &'static str)) -> Self {
+        self.field = Some(field);
+        self
+    }
+
+    /// The target is the cause. Of a failure on the path to the gateway it is not.
+    #[must_use]
+    pub(crate) fn about_target(mut self) -> Self {
+        self.about_target = true;
+        self
+    }
+
+    /// Names the host of the target, which is `host:port`, in the response, if it is the cause.
+    #[must_use]
+    pub(crate) fn for_target(mut self, target: &str) -> Self {
+        if !self.about_target {
+            return self;
+        }
+        let host = target.rsplit_once(':').map_or(target, |(host, _)| host);
+        self.host = Some(host.to_owned());
+        self
+    }
+
+    /// The cause is that the far end does not accept the credentials of this process.
+    #[must_use]
+    pub(crate) fn of_credentials(mut self) -> Self {
+        self.of_credentials = true;
         self
     }
 

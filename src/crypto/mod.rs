@@ -6,5 +6,6 @@ pub(crate) mod random;
 #[cfg_attr(not(feature = "gateway"), allow(unreachable_pub))]
 pub(crate) mod secret;
 pub(crate) mod tls;
+pub(crate) mod tls_error;
 #[cfg(any(test, feature = "gateway"))]
 pub(crate) mod tls_server;

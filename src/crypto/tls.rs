@@ -3,7 +3,6 @@
 //! Every configuration names its provider: this code neither needs nor sets a provider for the
 //! whole process, which belongs to the host. It takes parsed certificates, and reads no files.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,11 +14,10 @@ use rustls::client::{
 };
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite};
-use rustls::{CertificateError, ClientConfig, NamedGroup, RootCertStore, SupportedCipherSuite};
+use rustls::{ClientConfig, NamedGroup, RootCertStore, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 
 use crate::control::log;
-use crate::control::peer_text;
 use crate::http::authority::Host;
 
 /// The cipher suites in the order of preference. AES-128 is first: inside a tunnel the gateway
@@ -114,40 +112,6 @@ pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, InvalidDns
     match host {
         Host::Name(name) => ServerName::try_from(name.clone()),
         Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
-    }
-}
-
-/// The reason why a server's certificate was rejected, as the rest of a sentence that begins with
-/// the certificate, and a remedy.
-pub(crate) fn certificate_flaw(error: &CertificateError) -> (Cow<'static, str>, &'static str) {
-    const CLOCK: &str =
-        "set this machine's clock if it is wrong, else report it to the upstream's operator";
-    let today = time::OffsetDateTime::now_utc().date();
-    match error {
-        CertificateError::UnknownIssuer => (
-            "was not issued by a CA that is trusted here".into(),
-            "if the upstream has its own CA, name its certificate with upstream-ca (--upstream-ca)",
-        ),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
-            format!("has expired by this machine's clock, which shows {today}").into(),
-            CLOCK,
-        ),
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
-            format!("is not valid yet by this machine's clock, which shows {today}").into(),
-            CLOCK,
-        ),
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
-            "is for another name".into(),
-            "check the host of the base URL",
-        ),
-        other => (
-            format!(
-                "is not acceptable: {}",
-                peer_text::bounded(format_args!("{other:?}"))
-            )
-            .into(),
-            "report it to the upstream's operator, or name the CA that issued it with upstream-ca (--upstream-ca)",
-        ),
     }
 }
 
@@ -288,31 +252,6 @@ pub(super) mod tests {
             digest(&certificates),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
-    }
-
-    #[test]
-    fn each_certificate_flaw_has_a_remedy() {
-        for (error, what, remedy) in [
-            (
-                CertificateError::UnknownIssuer,
-                "trusted here",
-                "upstream-ca (--upstream-ca)",
-            ),
-            (CertificateError::Expired, "has expired by", "clock"),
-            (CertificateError::NotValidYet, "is not valid yet", "clock"),
-            (CertificateError::NotValidForName, "another name", "host"),
-            (
-                CertificateError::BadSignature,
-                "BadSignature",
-                "the upstream's operator",
-            ),
-        ] {
-            let (flaw, advice) = certificate_flaw(&error);
-            assert!(
-                flaw.contains(what) && advice.contains(remedy),
-                "{flaw}; {advice}"
-            );
-        }
     }
 
     /// A handshake in memory, including tickets. Returns whether it was resumed.

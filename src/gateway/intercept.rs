@@ -17,12 +17,14 @@ use rustls::{AlertDescription, ProtocolVersion};
 use super::client_certificate::NoClientCertificate;
 use super::client_hello::{self, ClientHello, FirstBytes};
 use super::context::GatewayContext;
+use super::target_failure;
 use super::tls_alert;
 use crate::control::deadline::Deadline;
 use crate::control::log;
 use crate::control::outcome::{EndReason, Party, TunnelSummary};
 use crate::control::peer_text;
 use crate::control::phase::Phase;
+use crate::control::rejection::Rejection;
 use crate::crypto::tls;
 use crate::http::authority::{Authority, Host};
 use crate::tunnel::buffer::Buffer;
@@ -69,6 +71,7 @@ pub(super) fn begin<'a>(
             alert,
             by: Party::Client,
             why: format!("ClientHello: {reason}"),
+            rejection: None,
         },
         FirstBytes::NotTls => InterceptError::not_tls(Party::Client),
         FirstBytes::NeedMore if gateway.require_tls && pump.tls_obstacle().is_some() => {
@@ -91,12 +94,16 @@ pub(super) fn begin<'a>(
     })
 }
 
-/// Why interception failed. The client receives a TLS alert, since its tunnel is open already.
+/// Why interception failed. The client receives a TLS alert, or a response inside TLS, since its
+/// tunnel is open already.
 struct InterceptError {
-    /// The alert record for the client; empty if rustls has sent one.
+    /// The alert record for the client; empty if rustls has sent one, or if the client's TLS
+    /// handshake has begun.
     alert: Vec<u8>,
     by: Party,
     why: String,
+    /// The response for a client of HTTP, if TLS with the target has failed.
+    rejection: Option<Box<Rejection>>,
 }
 
 impl InterceptError {
@@ -105,6 +112,7 @@ impl InterceptError {
             alert: tls_alert::fatal(alert),
             by,
             why: why.into(),
+            rejection: None,
         }
     }
 
@@ -164,7 +172,17 @@ fn add_tls(
     let (tcp, ws, outbound, inbound) = pump.parts();
     let client = WatchedClient::that_may_half_close(ws.socket());
     let wait = handshake_wait(gateway, Some(client));
-    let alpn = connect(gateway, authority, hello, &wait, tcp, outbound)?;
+    let alpn = match connect(gateway, authority, hello, &wait, tcp, outbound) {
+        Ok(alpn) => alpn,
+        Err(mut error) => {
+            if let Some(rejection) = error.rejection.take()
+                && target_failure::answer(gateway, authority, hello, *rejection, ws, inbound)
+            {
+                error.alert.clear();
+            }
+            return Err(error);
+        }
+    };
     let config = gateway
         .issuer()
         .server_config(&authority.host, alpn.as_deref())
@@ -183,7 +201,11 @@ fn add_tls(
         .map_err(|error| InterceptError {
             alert: Vec::new(),
             by: Party::Client,
-            why: format!("TLS with the client failed: {error}"),
+            why: format!(
+                "TLS with the client failed: {}",
+                target_failure::cause(&error)
+            ),
+            rejection: None,
         })
 }
 
@@ -236,14 +258,20 @@ fn connect(
         Ok(alpn)
     });
     result.map_err(|error| {
-        let mut why = format!("TLS with the target failed: {error}");
+        let mut why = format!(
+            "TLS with the target failed: {}",
+            target_failure::cause(&error)
+        );
         if requested {
-            why.push_str(
-                "; it asks for a client certificate, which cannot pass an intercepting gateway: \
-                 choose patterns of intercept (--intercept) that do not match it",
-            );
+            why.push_str("; ");
+            why.push_str(target_failure::NO_CLIENT_CERTIFICATE);
         }
-        InterceptError::new(tls_alert::for_target(&error), Party::Target, why)
+        // After a stop or without a client there is no one to answer.
+        let answers = !matches!(error, TunnelError::Stopped | TunnelError::ClientLeft);
+        InterceptError {
+            rejection: answers.then(|| Box::new(target_failure::rejection(&error, requested))),
+            ..InterceptError::new(tls_alert::for_target(&error), Party::Target, why)
+        }
     })
 }
 

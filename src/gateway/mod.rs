@@ -27,6 +27,7 @@ pub(crate) mod policy;
 mod session;
 mod sessions_file;
 mod target;
+mod target_failure;
 mod tls_alert;
 pub(crate) mod upgrade;
 mod validity;
@@ -37,6 +38,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use std::{fmt, io};
 
+use rustls::AlertDescription;
 use rustls_pki_types::CertificateDer;
 
 pub use crate::http::pattern::Pattern;
@@ -367,11 +369,16 @@ impl Service for GatewayService {
     }
 
     fn busy_response(&self) -> Vec<u8> {
+        if self.0.tls().is_some() {
+            // There is no thread for a handshake, so this alert is all that a client can read. RFC
+            // 8446, section 6.2: an internal error that the peer has not caused.
+            return tls_alert::fatal(AlertDescription::InternalError);
+        }
         response::closing(
             &Rejection::new(503, Phase::Head, "the gateway has no tunnel free")
                 .remedy("try again in a moment")
                 .proxy_status("connection_limit_reached")
-                .field("Retry-After", "1"),
+                .field(&("Retry-After", "1")),
         )
     }
 

@@ -285,7 +285,7 @@ fn authorize(
     }
     let what = "the session of the opening does not have the token of the upgrade";
     Err(Rejection::new(407, Phase::Opening, what)
-        .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\""))
+        .field(&("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"")))
 }
 
 /// The rejection of a session that has as many tunnels as it may have beside the others.
@@ -294,7 +294,7 @@ fn share_used_up() -> Rejection {
     Rejection::new(503, Phase::Opening, what)
         .remedy("try again when one of them has ended")
         .proxy_status("connection_limit_reached")
-        .field("Retry-After", "1")
+        .field(&("Retry-After", "1"))
 }
 
 /// Answers the CONNECT request with a rejection, and closes the WebSocket.

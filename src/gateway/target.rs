@@ -2,6 +2,7 @@
 //!
 //! The policy checks the addresses that the lookup returned, and exactly these are dialed.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -184,7 +185,7 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
         TunnelError::Parent(ParentError::Refused(403)) => (
             403,
             "the parent proxy of the gateway does not allow this target",
-            "connection_refused",
+            "http_request_denied",
         ),
         TunnelError::Parent(ParentError::Refused(504)) => (
             504,
@@ -194,7 +195,7 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
         TunnelError::Parent(_) => (
             502,
             "the parent proxy of the gateway did not open a connection to the target",
-            "connection_refused",
+            "destination_unavailable",
         ),
         _ => match (phase, error.is_timeout()) {
             (Phase::Resolve, true) => (
@@ -208,10 +209,15 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
                 "the target did not answer in time",
                 "connection_timeout",
             ),
+            (_, false) if is_refused(error) => (
+                502,
+                "the target refused the connection",
+                "connection_refused",
+            ),
             (_, false) => (
                 502,
-                "the target refused the connection or cannot be reached",
-                "connection_refused",
+                "the target cannot be reached",
+                "destination_ip_unroutable",
             ),
         },
     };
@@ -220,11 +226,14 @@ fn not_reached(phase: Phase, error: &TunnelError) -> Rejection {
         .detail(error.to_string())
 }
 
+fn is_refused(error: &TunnelError) -> bool {
+    matches!(error, TunnelError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::lookup_error::LookupError;
-    use std::io;
 
     #[test]
     fn a_target_is_blamed_only_for_its_own_failures() {

@@ -46,7 +46,9 @@ pub(crate) fn decide(head: &RequestHead, raw: &[u8], sessions: &Sessions) -> Upg
     match head.target.as_str() {
         CA_CERT_PATH | WS_PATH if head.method != "GET" => {
             let what = "this endpoint accepts only GET";
-            UpgradeDecision::Reject(Rejection::new(405, Phase::Upgrade, what).field("Allow", "GET"))
+            UpgradeDecision::Reject(
+                Rejection::new(405, Phase::Upgrade, what).field(&("Allow", "GET")),
+            )
         }
         CA_CERT_PATH => UpgradeDecision::CaCertificates,
         WS_PATH => upgrade(head, raw, sessions).unwrap_or_else(UpgradeDecision::Reject),
@@ -76,7 +78,7 @@ fn upgrade(
         let what = "a valid session token is required";
         return Err(Rejection::new(401, Phase::Upgrade, what)
             .proxy_status("http_request_denied")
-            .field("WWW-Authenticate", "Bearer"));
+            .field(&("WWW-Authenticate", "Bearer")));
     };
     let Ok(Some((_, request))) = Request::try_parse(raw) else {
         return Err(not_an_upgrade());
@@ -106,7 +108,7 @@ fn not_an_upgrade() -> Rejection {
     Rejection::new(426, Phase::Upgrade, what)
         .remedy("send an upgrade request as in RFC 6455")
         .proxy_status("http_upgrade_failed")
-        .field("Sec-WebSocket-Version", "13")
+        .field(&("Sec-WebSocket-Version", "13"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
-//! The HTTP response to a refused request ([RFC 9110, section 15], [RFC 9209]): status,
-//! `Proxy-Status` and one line of plain text.
+//! The HTTP response to a refused request ([RFC 9110, section 15], [RFC 9209]): status with the
+//! reason, `Proxy-Status` and one line of plain text.
+//!
+//! The reason is in the status line too, because most tools show nothing else of a refused CONNECT
+//! request.
 //!
 //! [RFC 9110, section 15]: https://www.rfc-editor.org/rfc/rfc9110#section-15
 //! [RFC 9209]: https://www.rfc-editor.org/rfc/rfc9209
@@ -10,6 +13,9 @@ use crate::control::rejection::Rejection;
 
 /// Separates what failed from what to do in the text of a response.
 const SEPARATOR: &str = "; ";
+
+/// The longest reason phrase. A text and the longest name fit.
+const REASON_LIMIT: usize = 512;
 
 /// The response to `rejection`, after which the connection is closed.
 pub(crate) fn closing(rejection: &Rejection) -> Vec<u8> {
@@ -38,11 +44,19 @@ fn to_bytes(rejection: &Rejection, connection: &str) -> Vec<u8> {
         what,
         remedy,
         field,
+        host,
         detail: _,
+        of_credentials: _,
+        about_target: _,
     } = rejection;
     let separator = if remedy.is_empty() { "" } else { SEPARATOR };
-    let body = format!("{what}{separator}{remedy}\n");
-    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason_phrase(*status));
+    let subject = host.as_ref().map(|host| format!("{host}: "));
+    let subject = subject.as_deref().unwrap_or_default();
+    let body = format!("{subject}{what}{separator}{remedy}\n");
+    let mut head = format!(
+        "HTTP/1.1 {status} {}\r\n",
+        reason_phrase(what, host.as_deref())
+    );
     // Writing to a `String` cannot fail.
     if let Some(error) = proxy_status {
         let _ = write!(
@@ -62,24 +76,19 @@ fn to_bytes(rejection: &Rejection, connection: &str) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// The reason phrases of the statuses that this crate sends.
-fn reason_phrase(status: u16) -> &'static str {
-    match status {
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        407 => "Proxy Authentication Required",
-        408 => "Request Timeout",
-        426 => "Upgrade Required",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "Refused",
-    }
+/// What failed and the host of the target, in printable ASCII ([RFC 9112, section 4]), at most
+/// [`REASON_LIMIT`] bytes.
+///
+/// [RFC 9112, section 4]: https://www.rfc-editor.org/rfc/rfc9112#section-4
+fn reason_phrase(what: &str, host: Option<&str>) -> String {
+    let separator = if host.is_some() { ": " } else { "" };
+    let parts = [what, separator, host.unwrap_or_default()];
+    parts
+        .iter()
+        .flat_map(|part| part.chars())
+        .map(|c| if matches!(c, ' '..='~') { c } else { ' ' })
+        .take(REASON_LIMIT)
+        .collect()
 }
 
 #[cfg(test)]
@@ -93,7 +102,7 @@ mod tests {
             .remedy("try again")
             .proxy_status("connection_limit_reached")
             .detail("64 of 64")
-            .field("Retry-After", "1")
+            .field(&("Retry-After", "1"))
     }
 
     #[test]
@@ -115,6 +124,28 @@ mod tests {
         assert_eq!(text, "all tunnels are in use; try again\n");
         let parsed = parse_text(text.trim_end());
         assert_eq!(parsed, ("all tunnels are in use", Some("try again")));
+    }
+
+    #[test]
+    fn the_reason_and_the_host_are_in_the_status_line_and_in_the_body() {
+        let rejection = rejection().about_target().for_target("a.example:443");
+        let text = String::from_utf8(closing(&rejection)).unwrap();
+        let (line, rest) = text.split_once("\r\n").unwrap();
+        assert_eq!(line, "HTTP/1.1 503 all tunnels are in use: a.example");
+        assert!(
+            rest.ends_with("\r\n\r\na.example: all tunnels are in use; try again\n"),
+            "{rest}"
+        );
+    }
+
+    #[test]
+    fn a_reason_is_bounded_printable_ascii() {
+        let long = format!("a\r\nb\u{1b}\u{e9}{}", "x".repeat(5000));
+        let bytes = closing(&Rejection::new(502, Phase::Tls, long));
+        let line = bytes.split(|byte| *byte == b'\r').next().unwrap();
+        assert!(line.starts_with(b"HTTP/1.1 502 a  b  xx"), "{line:?}");
+        assert_eq!(line.len(), "HTTP/1.1 502 ".len() + REASON_LIMIT);
+        assert_eq!(head::response(&bytes).unwrap().unwrap().0.status, 502);
     }
 
     #[test]

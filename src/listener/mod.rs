@@ -29,6 +29,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::control::deadline::Deadline;
 use crate::control::log;
 use crate::control::metrics::Counters;
+use crate::control::refusals::Refusals;
 use crate::control::stop::{Abort, Stop};
 use crate::sys::memory;
 use acceptor::Acceptor;
@@ -208,6 +209,7 @@ pub(crate) fn start<S: Service>(
         .stack_size(memory::STACK)
         .spawn(move || acceptor.run())?;
     let supervisor = Supervisor {
+        refusals: Refusals::default(),
         log_source,
         threads,
         outcomes,

@@ -19,6 +19,7 @@ use super::report::Tally;
 use crate::control::log;
 use crate::control::log::LogSource;
 use crate::control::outcome::Outcome;
+use crate::control::refusals::Refusals;
 use crate::control::stop::Stop;
 use crate::sys::memory;
 
@@ -61,6 +62,7 @@ pub(super) struct Supervisor {
     pub(super) stop: Arc<Stop>,
     pub(super) liveness: Liveness,
     pub(super) tally: Arc<Tally>,
+    pub(super) refusals: Refusals,
     /// Dropped when the supervisor ends.
     pub(super) _supervising: Sender<Infallible>,
 }
@@ -122,15 +124,28 @@ impl Supervisor {
             }
         }
         self.report_unlogged();
+        self.report_repeated();
     }
 
-    fn write(&self, line: LogLine) {
+    fn write(&mut self, line: LogLine) {
         match line {
-            LogLine::Served(outcome) => outcome.log(&self.log_source),
+            LogLine::Served(outcome) => outcome.log(&self.log_source, &mut self.refusals),
             LogLine::Warning(what) => log::warn!(target: self.log_source.target(), "{what}"),
         }
         if self.outcomes.is_empty() {
             self.report_unlogged();
+        }
+    }
+
+    fn report_repeated(&mut self) {
+        let number = self.refusals.take_repeated();
+        if number > 0 {
+            log::warn!(
+                target: self.log_source.target(),
+                "{}: requests refused like those in the warnings before: {number}; each has a line \
+                 at the level info",
+                self.log_source.name()
+            );
         }
     }
 

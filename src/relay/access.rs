@@ -168,7 +168,7 @@ impl AccessControl {
         Rejection::new(407, Phase::Head, "this proxy requires a password")
             .remedy("use the proxy URL of HTTPS_PROXY, which contains it")
             .proxy_status("http_request_denied")
-            .field("Proxy-Authenticate", "Basic realm=\"upstreamproxy\"")
+            .field(&("Proxy-Authenticate", "Basic realm=\"upstreamproxy\""))
     }
 }
 

@@ -293,6 +293,7 @@ impl<'a> Dialer<'a> {
         let text = received.filled();
         Err(DialError::Refused {
             status: response.status,
+            error: response.error,
             text: opening::plain_text(&text[..text.len().min(expected)]),
         })
     }

@@ -21,6 +21,7 @@ use crate::control::outcome::{EndReason, Outcome, Party, TunnelSummary};
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
 use crate::crypto::tls;
+use crate::crypto::tls_error::{self, Verifier};
 use crate::http::authority::Authority;
 use crate::http::body::{Body, BodyError};
 use crate::http::forward::{self, AbsoluteTarget};
@@ -29,7 +30,7 @@ use crate::http::response;
 use crate::tunnel::buffer::Buffer;
 use crate::tunnel::conn::Conn;
 use crate::tunnel::drive::{WaitContext, WatchedClient, close_and_drain, drive_until};
-use crate::tunnel::error::{TlsError, TunnelError};
+use crate::tunnel::error::{TlsError, TunnelError, tls_status};
 use crate::tunnel::exchange::{self, Cause, ExchangeError, Exchanged, HttpPeer, Request, Traffic};
 use crate::tunnel::frame::Role;
 use crate::tunnel::pump::{Pump, PumpContext};
@@ -285,6 +286,7 @@ impl<'a> Forwarder<'a> {
     fn fail(mut self, failure: Failure, since: Instant, target: &AbsoluteTarget) -> Outcome {
         let authority = Some(target.authority.to_string());
         let (reason, answered) = failure.reason();
+        let reason = reason.for_target(authority.as_deref());
         let stop = &self.relay.context.stop;
         if let EndReason::Rejected(_) = reason {
             self.answer(&reason);
@@ -398,7 +400,8 @@ impl Failure {
             Some(proxy_status) if !answered => {
                 let rejection = Rejection::new(502, Phase::Opening, why)
                     .remedy("try again; if it happens again, report it to the origin's operator")
-                    .proxy_status(proxy_status);
+                    .proxy_status(proxy_status)
+                    .about_target();
                 (rejection.into(), false)
             }
             _ => (EndReason::Broken { by, why }, answered),
@@ -467,14 +470,16 @@ fn add_tls(
     received: &mut Buffer,
 ) -> Result<(), Failure> {
     let context = &relay.context;
-    let rejected = |what: String, remedy| {
+    let rejected = |proxy_status, what: String, remedy| {
         let rejection = Rejection::new(502, Phase::Tls, what)
             .remedy(remedy)
-            .proxy_status("tls_protocol_error");
+            .proxy_status(proxy_status)
+            .about_target();
         Failure::Ended(rejection.into())
     };
     let config = relay.origin_tls.config().map_err(|error| {
         rejected(
+            "proxy_configuration_error",
             format!("TLS with the origin is not possible: {error}"),
             "send CONNECT, and let the client verify the origin",
         )
@@ -482,7 +487,13 @@ fn add_tls(
     let connection = tls::server_name(&authority.host)
         .map_err(|_| TlsError::ServerName)
         .and_then(|name| UnbufferedClientConnection::new(config, name).map_err(TlsError::Rustls))
-        .map_err(|error| rejected(error.to_string(), "check the host of the URL"))?;
+        .map_err(|error| {
+            rejected(
+                "tls_protocol_error",
+                error.to_string(),
+                "check the host of the URL",
+            )
+        })?;
     let wait = WaitContext {
         stop: &context.stop,
         client: Some(WatchedClient::that_may_half_close(client.socket())),
@@ -501,9 +512,10 @@ fn add_tls(
     shaken.map_err(|error| match error {
         TunnelError::ClientLeft => Failure::Ended(EndReason::Abandoned),
         TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(flaw))) => {
-            let (flaw, _) = tls::certificate_flaw(&flaw);
+            let flaw = tls_error::certificate_flaw(&flaw, Verifier::ThisMachine);
             let what = format!("the certificate of the origin {flaw}");
             rejected(
+                "tls_certificate_error",
                 what,
                 "add its CA to the system's roots, if it can be trusted",
             )
@@ -511,6 +523,7 @@ fn add_tls(
         error => {
             let _ = conn.flush();
             rejected(
+                tls_status(&error),
                 format!("TLS with the origin failed: {error}"),
                 "check the scheme and port of the URL",
             )

@@ -10,9 +10,15 @@ use std::io;
 use crate::control::outcome::EndReason;
 use crate::control::phase::Phase;
 use crate::control::rejection::Rejection;
-use crate::crypto::tls;
+use crate::crypto::tls_error::{self, Verifier};
 use crate::net::socket_owner::ForeignOwner;
-use crate::tunnel::error::{ParentError, TlsError, TunnelError, UpgradeError, exhausted};
+use crate::tunnel::error::{
+    ParentError, TlsError, TunnelError, UpgradeError, exhausted, tls_status,
+};
+
+/// What to do if the gateway refuses the credentials.
+const CREDENTIALS_REMEDY: &str = "it may have expired, or the token is not the one of the session ID: start a new session with \
+     a new token";
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,8 @@ pub(crate) enum DialError {
     Refused {
         /// The status.
         status: u16,
+        /// The error type of its `Proxy-Status`.
+        error: Option<&'static str>,
         /// The text of the response, in printable ASCII; it may be empty.
         text: String,
     },
@@ -43,7 +51,11 @@ impl DialError {
     pub(super) fn rejection(&self, phase: Phase) -> Rejection {
         match self {
             Self::Path(error) => path_failed(phase, error),
-            Self::Refused { status, text } => refused_by_gateway(*status, text),
+            Self::Refused {
+                status,
+                error,
+                text,
+            } => refused_by_gateway(*status, *error, text),
         }
     }
 }
@@ -52,6 +64,7 @@ impl DialError {
 fn path_failed(phase: Phase, error: &TunnelError) -> Rejection {
     let status = match error {
         TunnelError::Stopped | TunnelError::Upgrade(UpgradeError::Busy) => 503,
+        _ if is_overload(phase, error) => 503,
         TunnelError::Io(error) if exhausted(error) => 503,
         _ if error.is_timeout() => 504,
         _ => 502,
@@ -65,14 +78,27 @@ fn path_failed(phase: Phase, error: &TunnelError) -> Rejection {
     let mut rejection = Rejection::new(status, phase, what)
         .remedy(remedy)
         .proxy_status(proxy_status);
-    if matches!(error, TunnelError::Upgrade(UpgradeError::Busy)) {
-        rejection = rejection.field("Retry-After", "1");
+    if proxy_status == "connection_limit_reached" {
+        rejection = rejection.field(&("Retry-After", "1"));
+    }
+    if matches!(error, TunnelError::Upgrade(UpgradeError::Unauthorized)) {
+        rejection = rejection.of_credentials();
     }
     if detail {
         rejection.detail(error.to_string())
     } else {
         rejection
     }
+}
+
+/// Whether the alert of the upstream is the one that a gateway of this program sends if it has no
+/// slot for another connection: it has no thread for a handshake then.
+fn is_overload(phase: Phase, error: &TunnelError) -> bool {
+    use rustls::AlertDescription::InternalError;
+    let TunnelError::Tls(TlsError::Rustls(rustls::Error::AlertReceived(alert))) = error else {
+        return false;
+    };
+    phase == Phase::Tls && *alert == InternalError
 }
 
 /// What is known about an error on the path to the gateway.
@@ -123,23 +149,12 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
             "proxy_internal_error",
         ),
         (_, TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(flaw)))) => {
-            let (flaw, remedy) = tls::certificate_flaw(flaw);
+            let remedy = tls_error::upstream_remedy(flaw);
+            let flaw = tls_error::certificate_flaw(flaw, Verifier::ThisMachine);
             let what = format!("the upstream's certificate {flaw}");
-            Explanation::new(what, remedy, "tls_certificate_error")
+            Explanation::new(what, remedy, "tls_certificate_error").complete()
         }
-        (_, TunnelError::Parent(error)) => Explanation::new(
-            error.to_string(),
-            match error {
-                ParentError::Unauthorized => {
-                    "set user and password in parent-proxy (--parent-proxy) or the inherited HTTPS_PROXY"
-                }
-                ParentError::Refused(_) => {
-                    "ask its operator to allow the upstream, or set parent-proxy (--parent-proxy)"
-                }
-            },
-            "proxy_internal_response",
-        )
-        .complete(),
+        (_, TunnelError::Parent(error)) => parent_failed(*error),
         (Phase::Resolve, _) if error.is_timeout() => new(
             "the lookup of the upstream's name took too long",
             "check DNS",
@@ -175,10 +190,17 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
             "check the network",
             "destination_ip_unroutable",
         ),
+        _ if is_overload(phase, error) => new(
+            "the upstream ended the TLS handshake with internal_error: it has no tunnel free, or a \
+             fault",
+            "try again in a moment",
+            "connection_limit_reached",
+        )
+        .complete(),
         (Phase::Tls, TunnelError::Tls(_)) => new(
             "TLS with the upstream failed",
             "check the scheme and port of the base URL",
-            "tls_protocol_error",
+            tls_status(error),
         ),
         (_, TunnelError::Upgrade(upgrade)) => upgrade_failed(phase, *upgrade),
         (_, _) if error.is_timeout() => new(
@@ -205,12 +227,23 @@ fn explain(phase: Phase, error: &TunnelError) -> Explanation {
     }
 }
 
+fn parent_failed(error: ParentError) -> Explanation {
+    let (remedy, token) = match error {
+        ParentError::Unauthorized => (
+            "set user and password in parent-proxy (--parent-proxy) or the inherited HTTPS_PROXY",
+            "proxy_configuration_error",
+        ),
+        ParentError::Refused(_) => (
+            "ask its operator to allow the upstream, or set parent-proxy (--parent-proxy)",
+            "destination_unavailable",
+        ),
+    };
+    Explanation::new(error.to_string(), remedy, token).complete()
+}
+
 fn upgrade_failed(phase: Phase, error: UpgradeError) -> Explanation {
     let (remedy, token) = match error {
-        UpgradeError::Unauthorized => (
-            "it may have expired: start a new session",
-            "http_request_denied",
-        ),
+        UpgradeError::Unauthorized => (CREDENTIALS_REMEDY, "http_request_denied"),
         UpgradeError::Page => (
             "check the base URL, and whether a login page of the network (a captive portal) answers \
              instead of the upstream",
@@ -228,43 +261,73 @@ fn upgrade_failed(phase: Phase, error: UpgradeError) -> Explanation {
 }
 
 /// The rejection for a refusal of the gateway (`manual/protocol.md`).
-fn refused_by_gateway(answered: u16, text: &str) -> Rejection {
+fn refused_by_gateway(answered: u16, error: Option<&'static str>, text: &str) -> Rejection {
     let said = if text.is_empty() {
         String::new()
     } else {
         format!(": {text}")
     };
-    let (status, what, remedy, error) = match answered {
-        403 => (
+    let (status, what, remedy, proxy_status) = match (answered, error) {
+        (403, error) => (
             403,
             Cow::from(format!(
                 "refused by the gateway{said} (policy, do not retry)"
             )),
             "ask its operator to allow this target",
-            "http_request_denied",
+            error.unwrap_or("http_request_denied"),
         ),
-        502 => (
+        (502, Some("dns_error")) => (
+            502,
+            "the target's name was not found".into(),
+            "check its name",
+            "dns_error",
+        ),
+        (502, Some("connection_refused")) => (
+            502,
+            "the target refused the connection".into(),
+            "check its name and port",
+            "connection_refused",
+        ),
+        (502, error) => (
             502,
             "the gateway could not reach the target".into(),
             "check its name and port",
-            "destination_unavailable",
+            error.unwrap_or("destination_unavailable"),
         ),
-        504 => (
+        (504, Some("dns_timeout")) => (
+            504,
+            "the lookup of the target's name took too long at the gateway".into(),
+            "try again later",
+            "dns_timeout",
+        ),
+        (504, _) => (
             504,
             "the target did not answer the gateway in time".into(),
             "try again later",
             "connection_timeout",
         ),
-        429 | 503 => (
+        (503, Some(error @ "proxy_internal_response")) => (
+            503,
+            "the gateway is stopping".into(),
+            "try again in a moment",
+            error,
+        ),
+        (503, Some(error @ "proxy_internal_error")) => (
+            503,
+            "the gateway has no descriptors, ports, threads or memory left".into(),
+            "try again in a moment",
+            error,
+        ),
+        (429 | 503, _) => (
             503,
             "the gateway has no tunnel free, or is stopping".into(),
             "try again in a moment",
             "connection_limit_reached",
         ),
-        407 => (
+        (407, _) => (
             502,
             "the gateway does not accept this session".into(),
-            "it may have ended: start a new one",
+            CREDENTIALS_REMEDY,
             "http_request_denied",
         ),
         _ => (
@@ -274,12 +337,23 @@ fn refused_by_gateway(answered: u16, text: &str) -> Rejection {
             "http_protocol_error",
         ),
     };
+    // A gateway of this program uses the same words.
+    let said = if text == what || answered == 403 {
+        ""
+    } else {
+        &said
+    };
+    let detail = format!("the gateway answered {answered}{said}");
     let mut rejection = Rejection::new(status, Phase::Opening, what)
         .remedy(remedy)
-        .proxy_status(error)
-        .detail(format!("the gateway answered {answered}{said}"));
+        .proxy_status(proxy_status)
+        .detail(detail)
+        .about_target();
     if status == 503 {
-        rejection = rejection.field("Retry-After", "1");
+        rejection = rejection.field(&("Retry-After", "1"));
+    }
+    if answered == 407 {
+        rejection = rejection.of_credentials();
     }
     rejection
 }
@@ -307,7 +381,7 @@ mod tests {
             (401, 502),
             (302, 502),
         ] {
-            let rejection = refused_by_gateway(answered, "canary");
+            let rejection = refused_by_gateway(answered, None, "canary");
             let sentence = body(&rejection);
             assert_eq!(rejection.status, status, "{answered}");
             assert_eq!(rejection.field.is_some(), status == 503, "{answered}");
@@ -344,7 +418,7 @@ mod tests {
             (
                 503,
                 Some("connection_limit_reached"),
-                Some(("Retry-After", "1"))
+                Some(&("Retry-After", "1"))
             )
         );
         let late = path_failed(Phase::Tls, &TunnelError::TimedOut(Phase::Tls));

@@ -228,7 +228,7 @@ pub(super) fn requested(
             AbsoluteTargetError::NotAbsolute => Rejection::new(405, Phase::Head, error.to_string())
                 .remedy("this port is a proxy: send CONNECT, or a request with a whole URL")
                 .proxy_status("http_request_denied")
-                .field("Allow", "CONNECT"),
+                .field(&("Allow", "CONNECT")),
             error => bad_request(error.to_string()).remedy("correct the URL"),
         })?;
         if head.lacks_host() {
@@ -261,7 +261,7 @@ fn check(authority: &Authority, own_address: SocketAddr) -> Result<(), Rejection
         let what = "the target is this proxy's own port";
         return Err(Rejection::new(403, Phase::Head, what)
             .remedy("name another target: this tunnel would be an endless loop")
-            .proxy_status("http_request_denied"));
+            .proxy_status("proxy_loop_detected"));
     }
     Ok(())
 }

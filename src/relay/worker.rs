@@ -99,7 +99,7 @@ impl Relay {
         let (request, share) = match granted {
             Ok(granted) => granted,
             Err(_) if newcomer.was_evicted() => return Err(EndReason::Abandoned),
-            Err(reason) => return Err(self.refuse(client, protocol, reason)),
+            Err(reason) => return Err(self.refuse(client, protocol, reason, authority.as_deref())),
         };
         drop(newcomer);
         let dialed = match request {
@@ -111,7 +111,7 @@ impl Relay {
         };
         let DialedTunnel { conn, received } = match dialed {
             Ok(dialed) => dialed,
-            Err(reason) => return Err(self.refuse(client, protocol, reason)),
+            Err(reason) => return Err(self.refuse(client, protocol, reason, authority.as_deref())),
         };
         let open = context.count_tunnel(authority.as_deref().unwrap_or_default());
         // The response is sent before any data of the gateway is processed, which may be invalid.
@@ -126,7 +126,14 @@ impl Relay {
 
     /// Sends the rejection, if `reason` is one, and gives the client a short time to read it, so
     /// that no reset destroys it. Returns the reason.
-    fn refuse(&self, mut client: Conn, protocol: Protocol, reason: EndReason) -> EndReason {
+    fn refuse(
+        &self,
+        mut client: Conn,
+        protocol: Protocol,
+        reason: EndReason,
+        target: Option<&str>,
+    ) -> EndReason {
+        let reason = reason.for_target(target);
         if let EndReason::Rejected(rejection) = &reason
             && client.send(&protocol.refusal(rejection)).is_ok()
         {
@@ -141,5 +148,5 @@ pub(super) fn no_tunnel_free() -> Rejection {
     Rejection::new(503, Phase::Head, "upstreamproxy has no tunnel free")
         .remedy("try again in a moment, or raise max-tunnels (--max-tunnels)")
         .proxy_status("connection_limit_reached")
-        .field("Retry-After", "1")
+        .field(&("Retry-After", "1"))
 }

@@ -249,8 +249,8 @@ function install() {
       socket.destroy(error);
     };
     const refused = (answer) => fail(failure(
-      'the proxy ' + proxy.shown + ' opened no tunnel to ' + target + ': ' + answer.line +
-        (answer.reason ? ': ' + answer.reason : ''),
+      'the proxy ' + proxy.shown + ' opened no tunnel to ' + target + ': ' +
+        (answer.reason ? answer.status + ': ' + answer.reason : answer.line),
       { statusCode: answer.status }));
 
     const opened = (rest) => {

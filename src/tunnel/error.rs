@@ -7,8 +7,8 @@ use std::io;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::chunk::DecodeError;
-use crate::control::peer_text;
 use crate::control::phase::Phase;
+use crate::crypto::tls_error;
 use crate::http::head::HeadError;
 use crate::net::lookup_error::LookupError;
 use crate::net::socket_owner::ForeignOwner;
@@ -65,7 +65,7 @@ pub(crate) enum TunnelError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// rustls reports an error; certificates that cannot be verified are among them.
-    #[error("{}", peer_text::bounded(.0))]
+    #[error("{}", tls_error::describe(.0))]
     Rustls(#[from] rustls::Error),
     #[error("no certificate can contain this host's name")]
     ServerName,
@@ -218,6 +218,21 @@ impl TunnelError {
             Self::Io(error) => error.kind() == io::ErrorKind::TimedOut,
             _ => false,
         }
+    }
+}
+
+/// The error type of `Proxy-Status` for a failed TLS handshake ([RFC 9209, section 2.3]).
+///
+/// [RFC 9209, section 2.3]: https://www.rfc-editor.org/rfc/rfc9209#section-2.3
+pub(crate) fn tls_status(error: &TunnelError) -> &'static str {
+    match error {
+        TunnelError::Tls(TlsError::Rustls(rustls::Error::InvalidCertificate(_))) => {
+            "tls_certificate_error"
+        }
+        TunnelError::Tls(TlsError::Rustls(rustls::Error::AlertReceived(_))) => "tls_alert_received",
+        TunnelError::Tls(_) => "tls_protocol_error",
+        error if error.is_timeout() => "connection_timeout",
+        _ => "connection_terminated",
     }
 }
 

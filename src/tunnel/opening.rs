@@ -49,6 +49,8 @@ pub(crate) struct ConnectResponse {
     pub(crate) len: usize,
     /// The length of the text, if the head has one.
     pub(crate) text: Option<usize>,
+    /// The error type of `Proxy-Status`, if this crate knows it.
+    pub(crate) error: Option<&'static str>,
 }
 
 impl ConnectResponse {
@@ -69,6 +71,7 @@ impl ConnectResponse {
             status: head.status,
             len,
             text: length,
+            error: head.fields.one("proxy-status").and_then(error_type),
         }))
     }
 
@@ -76,6 +79,33 @@ impl ConnectResponse {
     pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
+}
+
+/// The error types that a gateway sends in an opening ([RFC 9209, section 2.3]).
+///
+/// [RFC 9209, section 2.3]: https://www.rfc-editor.org/rfc/rfc9209#section-2.3
+const ERROR_TYPES: [&str; 11] = [
+    "connection_limit_reached",
+    "connection_refused",
+    "connection_timeout",
+    "destination_ip_prohibited",
+    "destination_ip_unroutable",
+    "destination_unavailable",
+    "dns_error",
+    "dns_timeout",
+    "http_request_denied",
+    "proxy_internal_error",
+    "proxy_internal_response",
+];
+
+/// The error type in a value of `Proxy-Status`. Others than these are ignored: only texts of this
+/// crate go to the client.
+fn error_type(value: &[u8]) -> Option<&'static str> {
+    let value = std::str::from_utf8(value).ok()?;
+    let named = value
+        .split(';')
+        .find_map(|parameter| parameter.trim().strip_prefix("error="))?;
+    ERROR_TYPES.into_iter().find(|known| *known == named)
 }
 
 /// The relay's request.
@@ -193,7 +223,8 @@ mod tests {
             ConnectResponse {
                 status: 403,
                 len: 45,
-                text: Some(5)
+                text: Some(5),
+                error: None,
             }
         );
         let interim = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -205,6 +236,24 @@ mod tests {
         );
         assert!(read("HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
         assert!(read("SSH-2.0").is_err());
+    }
+
+    #[test]
+    fn only_known_error_types_are_read_from_a_refusal() {
+        for (value, expected) in [
+            (
+                "upstreamproxy; error=dns_error; details=\"resolve\"",
+                Some("dns_error"),
+            ),
+            ("a;error=connection_refused", Some("connection_refused")),
+            ("a; error=made_up", None),
+            ("a", None),
+            ("", None),
+        ] {
+            let head = format!("HTTP/1.1 502 x\r\nProxy-Status: {value}\r\n\r\n");
+            let answer = ConnectResponse::read(head.as_bytes()).expect("no error");
+            assert_eq!(answer.expect("whole").error, expected, "{value}");
+        }
     }
 
     #[test]
@@ -258,7 +307,7 @@ mod tests {
         ) {
             let field = length.map(|n| format!("Content-Length: {n}\r\n")).unwrap_or_default();
             let mut bytes = format!("HTTP/1.1 {status} {reason}\r\n{field}\r\n").into_bytes();
-            let expected = ConnectResponse { status, len: bytes.len(), text: length };
+            let expected = ConnectResponse { status, len: bytes.len(), text: length, error: None };
             bytes.extend_from_slice(&body);
             for end in 0..=bytes.len() {
                 let answer = ConnectResponse::read(&bytes[..end]).expect("no error");

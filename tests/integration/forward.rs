@@ -587,14 +587,14 @@ fn socks_clients_receive_the_code_for_what_failed() {
     let own_port = socks_request("localhost", port);
     let closed = socks_request("127.0.0.1", 1);
     let failure = |code| [5, code, 0, 1, 0, 0, 0, 0, 0, 0];
-    let (own, unreachable, command, kind, general) =
-        (failure(2), failure(4), failure(7), failure(8), failure(1));
+    let (own, refused, command, kind, general) =
+        (failure(2), failure(5), failure(7), failure(8), failure(1));
     let greeting: (&[u8], &[u8]) = (&[5, 1, 0], &[5, 0]);
     for messages in [
         vec![(&[5_u8, 1, 2][..], &[5_u8, 0xff][..])],
         vec![(&[4, 1, 0, 80, 127, 0, 0, 1, 0], &[0, 91, 0, 0, 0, 0, 0, 0])],
         vec![greeting, (&own_port, &own)],
-        vec![greeting, (&closed, &unreachable)],
+        vec![greeting, (&closed, &refused)],
         vec![greeting, (&[5, 2, 0, 1, 127, 0, 0, 1, 0, 80], &command)],
         vec![greeting, (&[5, 3, 0, 1], &command)],
         vec![greeting, (&[5, 1, 0, 9], &kind)],
@@ -662,7 +662,7 @@ fn socks_clients_authenticate_with_the_password_of_the_proxy_url() {
     let refused = client.message(true).unwrap();
     assert_eq!(
         refused.start_line(),
-        "HTTP/1.1 407 Proxy Authentication Required"
+        "HTTP/1.1 407 this proxy requires a password"
     );
     let basic = data_encoding::BASE64.encode(userinfo.as_bytes());
     client.send(get(&format!("Proxy-Authorization: Basic {basic}\r\n")));

@@ -49,6 +49,7 @@ mod static_binaries;
 mod stopping;
 mod stream;
 mod support;
+mod target_failures;
 mod token_rotation;
 mod token_sources;
 mod tool_files;

@@ -311,7 +311,7 @@ fn a_refused_tunnel_gives_an_error_with_status_and_reason() {
         shown.starts_with("ERR_PROXY_TUNNEL 502 upstreamproxy: the proxy 127.0.0.1:"),
         "{shown}"
     );
-    let reason = " opened no tunnel to absent.invalid:443: 502 Bad Gateway: ";
+    let reason = " opened no tunnel to absent.invalid:443: 502: absent.invalid: the target's name was not found; ";
     assert!(shown.contains(reason), "{shown}");
 }
 

@@ -673,11 +673,13 @@ fn sighup_during_a_drain_of_the_gateway_ends_no_tunnel() {
 /// A complete `ClientHello`.
 fn client_hello() -> Vec<u8> {
     let provider = rustls::crypto::ring::default_provider().into();
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+    // A client that speaks HTTP/1.1 would get a response in TLS.
+    config.alpn_protocols = vec![b"h2".to_vec()];
     let mut client =
         rustls::ClientConnection::new(config.into(), IpAddr::V4(Ipv4Addr::LOCALHOST).into())
             .unwrap();

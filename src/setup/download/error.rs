@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::agent::DownloadStep;
 use crate::control::peer_text;
-use crate::crypto::tls;
+use crate::crypto::tls_error::{self, Verifier};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::http::base_url::BaseUrl;
 use crate::net::socket_owner::ForeignOwner;
@@ -114,13 +114,16 @@ fn foreign_owner(owner: ForeignOwner, base: &BaseUrl) -> Error {
 
 fn tls_failed(cause: &rustls::Error, base: &BaseUrl) -> Error {
     let (what, remedy) = if let rustls::Error::InvalidCertificate(certificate) = cause {
-        let (flaw, remedy) = tls::certificate_flaw(certificate);
-        (format!("the certificate of {base} {flaw}"), remedy)
+        let flaw = tls_error::certificate_flaw(certificate, Verifier::ThisMachine);
+        (
+            format!("the certificate of {base} {flaw}"),
+            tls_error::upstream_remedy(certificate),
+        )
     } else {
         (
             format!(
                 "the TLS handshake with {base} failed: {}",
-                peer_text::bounded(cause)
+                tls_error::describe(cause)
             ),
             "check the base URL, and whether that server uses TLS",
         )
