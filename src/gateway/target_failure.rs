@@ -1,8 +1,9 @@
 //! What the client of an intercepted connection receives if TLS with the target has failed.
 //!
-//! Most tools show an alert as `bad certificate`, and nothing about its cause. So a client that may
-//! speak HTTP/1.1 gets TLS with a certificate of the gateway, and a response with status 502 that
-//! has the cause. Nothing of its request is sent to the target.
+//! Most tools show an alert as `bad certificate`, and nothing about its cause. So a client that
+//! offers HTTP/1.1 by ALPN gets TLS with a certificate of the gateway, and a response with status
+//! 502 that has the cause. Nothing of its request is sent to the target. Any other client gets the
+//! alert: without ALPN it may speak another protocol, which has no place for the cause.
 
 use std::time::Duration;
 
@@ -89,14 +90,11 @@ pub(super) fn answer(
     ws: &mut Conn,
     inbound: &mut Buffer,
 ) -> bool {
-    let alpn = if hello.alpn.is_empty() {
-        None
-    } else if hello.alpn.iter().any(|protocol| protocol == HTTP_1_1) {
-        Some(HTTP_1_1)
-    } else {
+    if !hello.alpn.iter().any(|protocol| protocol == HTTP_1_1) {
         return false;
-    };
-    let Ok(config) = gateway.issuer().server_config(&authority.host, alpn) else {
+    }
+    let issuer = gateway.issuer();
+    let Ok(config) = issuer.server_config(&authority.host, Some(HTTP_1_1)) else {
         return false;
     };
     let Ok(connection) = UnbufferedServerConnection::new(config) else {
