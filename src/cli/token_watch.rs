@@ -75,7 +75,11 @@ impl TokenWatch {
         // Behind a closed gate no file is examined.
         let reads =
             !config.uses_embedded_gateway() && matches!(gate::check(config), Ok(Gate::Open(_)));
-        let config = reads.then(|| config.clone());
+        let config = reads.then(|| Config {
+            // An inherited socket would stay open during the drain.
+            socket: None,
+            ..config.clone()
+        });
         let link = config.as_ref().and_then(token::link_target);
         Self {
             config,
