@@ -1,21 +1,94 @@
-//! The log: standard error, one line per record. Logging never panics and never blocks without
-//! limit.
+//! The log: standard error or a file, one line per record. Logging never panics and never blocks
+//! without limit.
 //!
 //! [`may_be_shown`] drops records of other crates that could contain secrets, whatever `RUST_LOG`
 //! says.
 
-use std::io::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::SystemTime;
 
-use crate::sys::log_filter::{line, may_be_shown};
 use log::{LevelFilter, Log, Metadata, Record};
+use serde::Serialize;
 
-use super::output::stderr;
+use super::log_file::LogFile;
+use super::output::{json_line, stderr};
+use crate::config::Environment;
+use crate::sys::log_filter::{line, may_be_shown, one_line};
 
 /// The beginning of every log target of the library and the binary.
 const OWN_TARGET: &str = "upstreamproxy";
 
-/// Starts the log at `level`, unless `RUST_LOG` (here: `directives`) has valid directives.
-pub(crate) fn start(level: LevelFilter, directives: Option<&str>) {
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// `upstreamproxy: warn: text`.
+    #[default]
+    Text,
+    /// The same after the time, in UTC ([RFC 3339]).
+    ///
+    /// [RFC 3339]: https://www.rfc-editor.org/rfc/rfc3339
+    Time,
+    /// A JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// The name of each format, in the order of `ALL`.
+    pub(crate) const NAMES: &[&str] = &["text", "time", "json"];
+    const ALL: [Self; 3] = [Self::Text, Self::Time, Self::Json];
+
+    fn line(self, record: &Record<'_>) -> String {
+        let time = || humantime::format_rfc3339_millis(SystemTime::now());
+        match self {
+            Self::Text => line(record),
+            Self::Time => format!("{} {}", time(), line(record)),
+            Self::Json => json_line(&JsonRecord {
+                time: time().to_string(),
+                level: record.level().as_str().to_ascii_lowercase(),
+                target: record.target(),
+                pid: std::process::id(),
+                message: one_line(record.args()),
+            }),
+        }
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut formats = Self::NAMES.iter().zip(Self::ALL);
+        let found = formats.find(|(name, _)| **name == text);
+        found.map(|(_, format)| format).ok_or(())
+    }
+}
+
+/// A record in the format `json`.
+#[derive(Serialize)]
+struct JsonRecord<'a> {
+    time: String,
+    level: String,
+    target: &'a str,
+    pid: u32,
+    message: String,
+}
+
+/// Where the log goes, and its form.
+#[derive(Debug, Default)]
+pub(crate) struct LogOptions {
+    /// `None`: `time` in a log file and for a server, else `text`.
+    pub(crate) format: Option<LogFormat>,
+    /// `None`: standard error.
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// Starts the log at `level`, unless `RUST_LOG` has valid directives.
+///
+/// The lines of a server have the time, unless the journal adds it.
+pub(crate) fn start(options: LogOptions, level: LevelFilter, server: bool, env: &Environment) {
+    let directives = env.text("RUST_LOG");
     let mut builder = env_logger::Builder::new();
     let mut invalid = Vec::new();
     let mut has_directives = false;
@@ -32,18 +105,52 @@ pub(crate) fn start(level: LevelFilter, directives: Option<&str>) {
     if !has_directives {
         builder.filter_level(level);
     }
+    // Without its file, the log still goes somewhere, and the session goes on.
+    let mut problem = None;
+    let file = options.file.and_then(|path| {
+        let shown = path.display().to_string();
+        let opened = LogFile::open(path);
+        opened
+            .inspect_err(|error| {
+                problem = Some(format!("the log file {shown} cannot be opened: {error}"));
+            })
+            .ok()
+    });
+    let default = match file {
+        Some(_) => LogFormat::Time,
+        None if server && !is_journal(env) => LogFormat::Time,
+        None => LogFormat::Text,
+    };
+    let format = options.format.unwrap_or(default);
+    let output: Box<dyn Write + Send> = match file {
+        Some(file) => Box::new(file),
+        None => Box::new(stderr()),
+    };
     builder
-        .format(|output, record| output.write_all(line(record).as_bytes()))
+        .format(move |output, record| output.write_all(format.line(record).as_bytes()))
         .write_style(env_logger::WriteStyle::Never)
-        .target(env_logger::Target::Pipe(Box::new(stderr())));
+        .target(env_logger::Target::Pipe(output));
     let logger = builder.build();
     let highest = logger.filter();
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_ok() {
         log::set_max_level(highest);
     }
+    if let Some(problem) = problem {
+        log::warn!("{problem}; the log goes to standard error: name another file with --log-file");
+    }
     for directive in invalid {
         log::warn!("RUST_LOG: {directive} is neither a level nor TARGET=LEVEL; it is ignored");
     }
+}
+
+/// Whether standard error leads to the journal of systemd (`JOURNAL_STREAM`, systemd.exec(5)).
+fn is_journal(env: &Environment) -> bool {
+    let stream = env.text("JOURNAL_STREAM");
+    let stream = stream.and_then(|stream| stream.split_once(':'));
+    let stderr = rustix::fs::fstat(std::io::stderr());
+    stream.zip(stderr.ok()).is_some_and(|((dev, ino), stderr)| {
+        (dev.parse(), ino.parse()) == (Ok(stderr.st_dev), Ok(stderr.st_ino))
+    })
 }
 
 /// Parses one directive of `RUST_LOG`: a level, a target (all its records), or `TARGET=LEVEL`.

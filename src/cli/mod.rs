@@ -22,6 +22,7 @@ mod gateway_options;
 mod help;
 #[cfg(feature = "gateway")]
 mod identity_files;
+mod log_file;
 mod logging;
 mod manual_page;
 mod options;
@@ -43,6 +44,7 @@ pub use crate::doctor::Step;
 pub use crate::setup::child_env::documentation;
 
 use std::ffi::OsString;
+use std::mem;
 use std::process::ExitCode;
 
 use crate::config::{Environment, Subcommand};
@@ -84,10 +86,12 @@ fn execute(
         Invocation::Subcommand(arguments) => arguments,
     };
     signals::survive_file_size_limit();
-    let options = Options::resolve(&arguments, environment)?;
+    let mut options = Options::resolve(&arguments, environment)?;
     logging::start(
+        mem::take(&mut options.log),
         options.log_level(arguments.subcommand, arguments.verbosity),
-        environment.text("RUST_LOG"),
+        is_server(arguments.subcommand),
+        environment,
     );
     let files = file_limit::InheritedLimit::raise();
     Ok(match arguments.subcommand {
@@ -109,6 +113,11 @@ fn execute(
         // The parser has answered the others, and accepts only the subcommands of this build.
         _ => ExitStatus::USAGE,
     })
+}
+
+/// Whether the subcommand serves others until it is stopped.
+fn is_server(subcommand: Subcommand) -> bool {
+    matches!(subcommand, Subcommand::Serve | Subcommand::Gateway)
 }
 
 fn print_success(text: &str) -> ExitStatus {

@@ -14,15 +14,14 @@ use crate::bench::BenchPlan;
 use crate::config::parse::listen;
 #[cfg(feature = "gateway")]
 use crate::config::parse::listen_of_server;
-#[cfg(feature = "gateway")]
-use crate::config::parse::path;
-use crate::config::parse::{Reason, matching, put, put_some, switch};
+use crate::config::parse::{Reason, matching, path, put, put_some, switch};
 use crate::config::{Config, Group, Setting, Subcommand};
 use crate::http::authority::Authority;
 
 use super::env::Format;
 #[cfg(feature = "gateway")]
 use super::gateway_options::GatewayOptions;
+use super::logging::{LogFormat, LogOptions};
 
 /// The value of every option.
 #[derive(Debug, Default)]
@@ -37,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) unset: bool,
     /// The target of test tunnels.
     pub(crate) target: Option<Authority>,
+    /// Where the log goes.
+    pub(crate) log: LogOptions,
     /// Print one JSON document instead of lines.
     pub(crate) json: bool,
     /// How much `bench` measures.
@@ -66,6 +67,9 @@ const EVERY: &[Subcommand] = &[
 ];
 /// The subcommands that print a report.
 const REPORT: &[Subcommand] = &[Doctor, Bench];
+
+/// The subcommands whose log may go to a file.
+const LOGGING: &[Subcommand] = &[Run, Serve, Gateway];
 
 /// The options that are not settings of the library, in the order of help.
 pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
@@ -179,6 +183,15 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .group(Group::Interception)
         .help("allow tunnels to loopback, private and link-local addresses, for tests and home use")
         .setter(|options, value| put(&mut options.gateway.allow_private, switch(value))),
+    Setting::value("log-format", "FORMAT", LOGGING)
+        .values(LogFormat::NAMES)
+        .help("form of the log lines: text, time (text after the time in UTC), json")
+        .default("text; time in a log file, and for serve and gateway outside the journal")
+        .setter(|options, value| put_some(&mut options.log.format, log_format(value))),
+    Setting::value("log-file", "PATH", LOGGING)
+        .help("append the log to this file; one that was moved away is created again")
+        .default("standard error")
+        .setter(|options, value| put_some(&mut options.log.file, path(value))),
     letter(
         "verbose",
         'v',
@@ -200,6 +213,11 @@ const fn letter(name: &'static str, letter: char, help: &'static str) -> Setting
 
 fn format(value: &OsStr) -> Result<Format, Reason> {
     let known = format!("one of {}", Format::NAMES.join(", "));
+    matching(value, |_| true, &known)
+}
+
+fn log_format(value: &OsStr) -> Result<LogFormat, Reason> {
+    let known = format!("one of {}", LogFormat::NAMES.join(", "));
     matching(value, |_| true, &known)
 }
 

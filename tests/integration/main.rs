@@ -31,6 +31,7 @@ mod hostile_upstream;
 mod intercept;
 mod language;
 mod lifecycle;
+mod log_options;
 mod neighbours;
 mod networks;
 mod node_hook;

@@ -434,7 +434,7 @@ fn refused_credentials_are_a_warning_each_time_with_what_to_do() {
     }
     let log = relay.stop().succeeded().stderr;
     let lines = log.lines().filter(|line| {
-        line.starts_with("upstreamproxy: warn: relay: a.example:443 refused 502 in upgrade: ")
+        line.contains(" upstreamproxy: warn: relay: a.example:443 refused 502 in upgrade: ")
             && line.contains("does not accept this session's token")
             && line.ends_with("start a new session with a new token")
     });
