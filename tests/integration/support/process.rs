@@ -57,9 +57,10 @@ impl Finished {
         self.stderr
             .lines()
             .filter(|line| {
+                // After the time, in the log of a server.
                 ["upstreamproxy: warn: ", "upstreamproxy: error: "]
                     .iter()
-                    .any(|w| line.starts_with(w))
+                    .any(|level| line.contains(level))
             })
             .collect()
     }
