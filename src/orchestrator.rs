@@ -646,7 +646,6 @@ impl Handle {
 
     /// The counters per target host, which stay valid after [`shutdown`](Self::shutdown).
     #[cfg(feature = "cli")]
-    #[allow(dead_code)]
     pub(crate) fn hosts(&self) -> HostTable {
         self.relay.hosts().clone()
     }

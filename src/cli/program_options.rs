@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) config: Config,
     /// Fail closed.
     pub(crate) require: bool,
+    /// `run`: print what went through at the end.
+    pub(crate) summary: bool,
     /// The output format of `env`.
     pub(crate) format: Format,
     /// `env`: print how to undo the variables.
@@ -183,6 +185,10 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .group(Group::Interception)
         .help("allow tunnels to loopback, private and link-local addresses, for tests and home use")
         .setter(|options, value| put(&mut options.gateway.allow_private, switch(value))),
+    Setting::switch("summary", &[Run])
+        .help("print at the end how many tunnels and bytes went to each host")
+        .default("only with --embedded, and if there was more than one host")
+        .setter(|options, value| put(&mut options.summary, switch(value))),
     Setting::value("log-format", "FORMAT", LOGGING)
         .values(LogFormat::NAMES)
         .help("form of the log lines: text, time (text after the time in UTC), json")

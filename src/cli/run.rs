@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::config::Environment;
+use crate::control::hosts::{HostRows, HostStats};
 use crate::orchestrator::Handle;
 use rustix::io::Errno;
 use rustix::process::{
@@ -21,11 +22,14 @@ use signal_hook::consts::SIGCHLD;
 use super::command::{self, CommandError};
 use super::exit_status::ExitStatus;
 use super::file_limit::InheritedLimit;
-use super::output::fail;
+use super::output::{eprint_line, fail};
 use super::program_options::Options;
 use super::setup::{SetUp, set_up};
 use super::signals::{FORWARDED, Signal, Signals, stop_self};
 use super::token_watch::TokenWatch;
+
+/// How many hosts the summary names.
+const HOSTS_SHOWN: usize = 20;
 
 /// How long tunnels of processes that COMMAND left running may continue.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,7 +37,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Runs COMMAND (never empty) and returns its status.
 pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit) -> ExitStatus {
     let Options {
-        config, require, ..
+        config,
+        require,
+        summary,
+        ..
     } = options;
     let Some((name, arguments)) = command.split_first() else {
         return fail("COMMAND is missing", ExitStatus::RUN_USAGE);
@@ -43,7 +50,7 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
         Err(error) => return fail(&error.to_string(), error.status()),
     };
     let signals = Signals::watch(&[FORWARDED, &[SIGCHLD]].concat());
-    let summary = config.uses_embedded_gateway();
+    let embedded = config.uses_embedded_gateway();
     let mut child = Command::new(file);
     child.arg0(name).args(arguments);
     pass_service_on(&mut child, &config.inherited);
@@ -54,7 +61,7 @@ pub(crate) fn run(options: Options, command: &[OsString], files: &InheritedLimit
             token.follow(&handle);
             let mut next = || token.next_signal(signals.receiver(), &handle);
             let status = supervise(child, name, &signals, &mut next, files);
-            tear_down(handle, summary);
+            tear_down(handle, summary, embedded);
             status
         }
         SetUp::Disabled { stage, reason } if require => fail(
@@ -82,8 +89,10 @@ fn pass_service_on(child: &mut Command, inherited: &Environment) {
     }
 }
 
-/// Stops what set-up started. With an embedded gateway, prints how many bytes went through.
-fn tear_down(handle: Handle, summary: bool) {
+/// Stops what set-up started, and reports what went through: if `summary` was requested whatever
+/// the log level, and with an embedded gateway in the log.
+fn tear_down(handle: Handle, summary: bool, embedded: bool) {
+    let hosts = handle.hosts();
     let report = handle.shutdown(DRAIN_TIMEOUT);
     let stats = report.stats;
     if report.cut > 0 {
@@ -92,15 +101,54 @@ fn tear_down(handle: Handle, summary: bool) {
             report.cut
         );
     }
-    if summary {
-        log::info!(
-            "{} tunnel{}, {} bytes up, {} bytes down",
-            stats.tunnels,
-            if stats.tunnels == 1 { "" } else { "s" },
-            stats.bytes_up,
-            stats.bytes_down
-        );
+    if !summary && !embedded {
+        return;
     }
+    let mut lines = summary_of(&hosts.rows());
+    if !summary && lines.len() == 1 && stats.refused == 0 {
+        // One host: the last line has all of it.
+        lines.clear();
+    }
+    lines.push(format!(
+        "{}, {} bytes up, {} bytes down",
+        tunnels(stats.tunnels),
+        stats.bytes_up,
+        stats.bytes_down
+    ));
+    for line in lines {
+        if summary {
+            eprint_line(&line);
+        } else {
+            log::info!("{line}");
+        }
+    }
+}
+
+/// A line for each of the most active hosts, and one for all others.
+fn summary_of(hosts: &HostRows) -> Vec<String> {
+    let (shown, rest) = hosts.rows.split_at(hosts.rows.len().min(HOSTS_SHOWN));
+    let line = |name: &str, row: &HostStats| {
+        let refused = match row.refused {
+            0 => String::new(),
+            refused => format!(", {refused} refused"),
+        };
+        let (up, down) = (row.bytes_up, row.bytes_down);
+        let opened = tunnels(row.tunnels);
+        format!("{name}: {opened}, {up} B up, {down} B down{refused}")
+    };
+    let mut lines: Vec<_> = shown.iter().map(|(host, row)| line(host, row)).collect();
+    let mut others = hosts.other;
+    for (_, row) in rest {
+        others.add(*row);
+    }
+    if others != HostStats::default() {
+        lines.push(line("other hosts", &others));
+    }
+    lines
+}
+
+fn tunnels(count: u64) -> String {
+    format!("{count} tunnel{}", if count == 1 { "" } else { "s" })
 }
 
 /// Starts the child and waits until it ends.

@@ -30,7 +30,7 @@ pub(crate) struct HostStats {
 }
 
 impl HostStats {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.open += other.open;
         self.tunnels += other.tunnels;
         self.refused += other.refused;

@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use serde_json::Value;
 
-use crate::support::{EchoServer, GatewayProcess, TempHome, finish, upstreamproxy};
+use crate::support::{
+    CannedServer, EchoServer, GatewayProcess, TempHome, finish, need_tool, upstreamproxy,
+};
 use crate::support::{RelayProcess, connect};
 
 /// Whether the line begins with a time such as `2026-01-31T12:00:00.000Z`.
@@ -128,4 +130,54 @@ fn without_its_log_file_the_log_goes_to_standard_error_and_the_session_goes_on()
         let warning = format!("warn: the log file {path} cannot be opened: ");
         assert!(finished.stderr.contains(&warning), "{finished:#?}");
     }
+}
+
+#[test]
+fn run_prints_what_went_to_each_host() {
+    if !need_tool("curl") {
+        return;
+    }
+    let (home, origin) = (
+        TempHome::new(),
+        CannedServer::answering("200 OK", b"plain\n"),
+    );
+    let gateway = GatewayProcess::start(
+        &home,
+        &[
+            "--resolve",
+            &format!("one.test:{}:127.0.0.1", origin.port()),
+        ],
+    );
+    let urls = format!(
+        "curl -sS http://one.test:{0}/ http://one.test:{0}/; curl -sS http://two.invalid/; true",
+        origin.port()
+    );
+    let summary = |options: &[&str]| {
+        let mut command = upstreamproxy(&home);
+        home.session(command.arg("run").args(options), &gateway.base_url());
+        let finished = finish(command.args(["--", "sh", "-c", &urls])).succeeded();
+        let lines = finished.stderr.lines().map(str::to_owned);
+        lines
+            .filter(|line| line.contains(" tunnel"))
+            .collect::<Vec<_>>()
+    };
+    // Whatever the log level.
+    let lines = summary(&["--summary", "-qq"]);
+    let [one, two, all] = &lines[..] else {
+        panic!("{lines:#?}");
+    };
+    assert!(
+        one.starts_with("upstreamproxy: one.test: 2 tunnels, "),
+        "{one}"
+    );
+    assert_eq!(
+        two,
+        "upstreamproxy: two.invalid: 0 tunnels, 0 B up, 0 B down, 1 refused"
+    );
+    assert!(
+        all.starts_with("upstreamproxy: 2 tunnels, ") && all.ends_with(" bytes down"),
+        "{all}"
+    );
+    fs::write(home.token_file(), crate::support::TOKEN).unwrap();
+    assert_eq!(summary(&[]), [""; 0]);
 }

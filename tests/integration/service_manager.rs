@@ -164,7 +164,16 @@ fn the_gateway_reports_a_reload_before_and_after_it() {
         let ready = manager.next();
         assert_eq!(ready[0], "READY=1");
         assert!(ready[1].starts_with("STATUS=Listening on 127.0.0.1:"));
-        assert!(gateway.stderr().contains("the sessions were read again"));
+        // Standard error is another pipe, which may be read later.
+        let since = std::time::Instant::now();
+        while !gateway.stderr().contains("the sessions were read again") {
+            assert!(
+                since.elapsed() < crate::support::TIMEOUT,
+                "{}",
+                gateway.stderr()
+            );
+            std::thread::yield_now();
+        }
     }
     gateway.signal(Signal::TERM);
     assert_eq!(manager.next()[0], "STOPPING=1");
