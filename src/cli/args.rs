@@ -186,6 +186,7 @@ fn parse_flags(
                 {
                     arguments.words.push(word);
                 }
+                (Arg::Value(word), Words::Service(_)) => arguments.words.push(word),
                 (other, _) => {
                     return Err(UsageError::new(
                         subcommand,
@@ -232,7 +233,7 @@ fn check_words(arguments: Arguments) -> Result<Invocation, UsageError> {
             let about = about.map_err(|what| UsageError::new(subcommand, what))?;
             Ok(Invocation::Help(about, Detail::Long))
         }
-        (_, Words::OneOf(known))
+        (_, Words::OneOf(known) | Words::Service(known))
             if !word.is_some_and(|word| known.iter().any(|one| word == one)) =>
         {
             let what = format!("one of these words is needed: {}", known.join(", "));

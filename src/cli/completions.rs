@@ -168,7 +168,7 @@ fn fish() -> String {
 fn known_words(words: Words) -> Vec<&'static str> {
     match words {
         Words::None | Words::Command => Vec::new(),
-        Words::OneOf(known) => known.to_vec(),
+        Words::OneOf(known) | Words::Service(known) => known.to_vec(),
         Words::Subcommand => PAGES.iter().map(|page: &Page| page.name).collect(),
     }
 }

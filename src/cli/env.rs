@@ -206,7 +206,7 @@ fn delimiter_for(text: &str) -> String {
 
 /// The value of an `Environment=` line in double quotes (systemd.syntax(7)): escapes as in C, and
 /// `%` begins a specifier.
-fn escape_for_systemd(text: &str) -> String {
+pub(super) fn escape_for_systemd(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {
         match c {

@@ -39,6 +39,7 @@ mod socket_activation;
 mod state;
 mod suggestion;
 mod token_watch;
+mod unit;
 
 pub use crate::doctor::Step;
 pub use crate::setup::child_env::documentation;
@@ -108,6 +109,7 @@ fn execute(
         },
         #[cfg(feature = "gateway")]
         Subcommand::Gateway => gateway::run(options),
+        Subcommand::Unit => unit::run(&arguments.words)?,
         Subcommand::Completions => print_success(&completions::script(&arguments.words)),
         Subcommand::Man => print_success(&manual_page::page()),
         // The parser has answered the others, and accepts only the subcommands of this build.

@@ -135,6 +135,24 @@ pub(crate) const PAGES: &[Page] = &[
         ],
     },
     Page {
+        subcommand: Subcommand::Unit,
+        name: "unit",
+        arguments: SERVICE_ARGUMENTS,
+        words: Words::Service(SERVICES),
+        purpose: "print a systemd unit for `serve` or `gateway`, with the options after --",
+        exit_statuses: "0 success; 1 a path is not UTF-8; 2 usage",
+        examples: &[
+            (
+                "unit serve",
+                "a unit for the relay, with comments on what to adapt",
+            ),
+            (
+                "unit serve -- --base-url https://HOST:8443 --session-id session-1",
+                "with these options of serve",
+            ),
+        ],
+    },
+    Page {
         subcommand: Subcommand::Completions,
         name: "completions",
         arguments: "bash|zsh|fish",
@@ -212,9 +230,21 @@ pub(crate) enum Words {
     Command,
     /// Exactly one of these words.
     OneOf(&'static [&'static str]),
+    /// Exactly one of these subcommands, then its options.
+    Service(&'static [&'static str]),
     /// The name of a subcommand, or nothing.
     Subcommand,
 }
+
+/// The subcommands that run as a service.
+#[cfg(feature = "gateway")]
+const SERVICES: &[&str] = &["serve", "gateway"];
+#[cfg(not(feature = "gateway"))]
+const SERVICES: &[&str] = &["serve"];
+#[cfg(feature = "gateway")]
+const SERVICE_ARGUMENTS: &str = "serve|gateway [-- OPTION...]";
+#[cfg(not(feature = "gateway"))]
+const SERVICE_ARGUMENTS: &str = "serve [-- OPTION...]";
 
 impl Page {
     /// How it is used, in one line.

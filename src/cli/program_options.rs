@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 #[cfg(feature = "bench")]
 use std::time::Duration;
 
-use Subcommand::{Bench, Ca, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Version};
+use Subcommand::{
+    Bench, Ca, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Unit, Version,
+};
 
 #[cfg(feature = "bench")]
 use crate::bench::BenchPlan;
@@ -62,6 +64,7 @@ const EVERY: &[Subcommand] = &[
     Doctor,
     Bench,
     Gateway,
+    Unit,
     Completions,
     Man,
     Help,

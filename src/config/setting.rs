@@ -29,6 +29,8 @@ pub(crate) enum Subcommand {
     Gateway,
     /// Print the completions of a shell.
     Completions,
+    /// Print a systemd unit.
+    Unit,
     /// Print the manual page.
     Man,
     /// Print help.

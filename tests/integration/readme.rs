@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
-const SUBCOMMANDS: [&str; 11] = [
+const SUBCOMMANDS: [&str; 12] = [
     "run",
     "serve",
     "env",
@@ -13,6 +13,7 @@ const SUBCOMMANDS: [&str; 11] = [
     "doctor",
     "bench",
     "gateway",
+    "unit",
     "completions",
     "man",
     "help",
