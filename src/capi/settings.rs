@@ -77,7 +77,8 @@ mod tests {
             .filter(|line| line.starts_with("| `--") && line.contains("| run serve "))
             .filter_map(|line| line.split(['`', ' ']).nth(2))
             .map(|option| option.trim_start_matches("--"))
-            .filter(|&option| option != "require")
+            // Options of the program.
+            .filter(|option| !["require", "log-format", "log-file"].contains(option))
             .chain(["harden"])
             .collect();
         let mut known: Vec<&str> = Config::setting_names().collect();

@@ -227,13 +227,18 @@ mod tests {
         ("idle-timeout", "3s", "4s", |c| {
             format!("{:?}", c.limits.idle_timeout)
         }),
+        // The test below compares the options of the log in every row.
+        ("log-format", "json", "text", |_| String::new()),
+        ("log-file", "/a", "/b", |_| String::new()),
     ];
 
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_default() {
         for (name, first, second, seen) in ROWS {
-            let seen =
-                |line: &str, variables: Variables<'_>| seen(&options(line, variables).config);
+            let seen = |line: &str, variables: Variables<'_>| {
+                let options = options(line, variables);
+                format!("{} {:?}", seen(&options.config), options.log)
+            };
             let variable = Opt::long(Subcommand::Serve, name).unwrap().variable();
             let default = seen("serve", &[]);
             let inherited = seen("serve", &[(&variable, second)]);

@@ -107,15 +107,11 @@ impl Template {
 
 /// Whether the service will accept its arguments.
 fn check(arguments: &[OsString]) -> Result<(), UsageError> {
-    match parse(arguments.iter().cloned())? {
-        Invocation::Subcommand(arguments) => {
-            Options::resolve(&arguments, &Environment::default()).map(|_| ())
-        }
-        _ => {
-            let what = "--help and --version are no options of a service";
-            Err(UsageError::new(Subcommand::Unit, what))
-        }
-    }
+    let Invocation::Subcommand(arguments) = parse(arguments.iter().cloned())? else {
+        let what = "--help and --version are no options of a service";
+        return Err(UsageError::new(Subcommand::Unit, what));
+    };
+    Options::resolve(&arguments, &Environment::default()).map(|_| ())
 }
 
 /// The value of `ExecStart=`. Every word is quoted for systemd (systemd.syntax(7),

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::{
     EchoServer, Ending, Finished, GatewayProcess, RelayProcess, Running, SESSION, TIMEOUT, TOKEN,
-    TempHome, binary, connect, exchange, read_response, upstreamproxy,
+    TempHome, binary, connect, exchange, finish, need_tool, read_response, upstreamproxy,
 };
 
 /// The service manager's end of `NOTIFY_SOCKET`.
@@ -371,4 +371,43 @@ fn the_command_of_run_is_the_service_and_gets_the_units_variables_and_sockets() 
     // The relay inside is the service.
     assert_eq!(ready["port"], address.port());
     running.stop();
+}
+
+#[test]
+fn systemd_accepts_the_units_that_are_printed() {
+    if !need_tool("systemd-analyze") {
+        return;
+    }
+    let home = TempHome::new();
+    for kind in ["serve", "gateway"] {
+        let unit = finish(upstreamproxy(&home).args(["unit", kind]))
+            .succeeded()
+            .text();
+        assert!(unit.contains("\nWatchdogSec="), "{unit}");
+        let file = home.write(&format!("upstreamproxy-{kind}.service"), &unit, 0o644);
+        let verified = finish(home.command("systemd-analyze").arg("verify").arg(file));
+        assert!(
+            verified.status.success() && verified.stderr.is_empty(),
+            "{verified:#?}"
+        );
+    }
+    let options = [
+        "unit",
+        "gateway",
+        "--",
+        "--listen",
+        ":1",
+        "--max-tunnels",
+        "7",
+    ];
+    let unit = finish(upstreamproxy(&home).args(options))
+        .succeeded()
+        .text();
+    assert!(
+        unit.contains(" --listen 127.0.0.1:1 --max-tunnels 7\n"),
+        "{unit}"
+    );
+    let options = ["unit", "gateway", "--", "--max-tunnels", "none"];
+    let wrong = finish(upstreamproxy(&home).args(options));
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:#?}");
 }
