@@ -396,7 +396,7 @@ fn systemd_accepts_the_units_that_are_printed() {
         "gateway",
         "--",
         "--listen",
-        ":1",
+        "127.0.0.1:1",
         "--max-tunnels",
         "7",
     ];
