@@ -3,6 +3,7 @@
 //!
 //! It has no thread. The thread that waits for signals also waits for the events here.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
@@ -32,7 +33,8 @@ pub(crate) struct TokenWatch {
     refused_at: Option<Instant>,
     /// The earliest time of the next attempt after a refusal.
     retry_at: Instant,
-    state: TokenState,
+    /// Shared with the thread that answers `status`.
+    state: Arc<Mutex<TokenState>>,
     /// The last failure to read a changed secret, which is reported once.
     reported: Option<String>,
 }
@@ -57,7 +59,6 @@ pub(crate) enum TokenState {
 
 impl TokenState {
     /// Its name in the output of `status`.
-    #[allow(dead_code)] // Printed by `status`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ReadAtStart => "read at start",
@@ -87,7 +88,7 @@ impl TokenWatch {
             refusals: never(),
             refused_at: None,
             retry_at: now,
-            state: TokenState::ReadAtStart,
+            state: Arc::new(Mutex::new(TokenState::ReadAtStart)),
             reported: None,
         }
     }
@@ -100,9 +101,8 @@ impl TokenWatch {
     }
 
     /// When and why the token was last read.
-    #[allow(dead_code)] // Printed by `status`.
-    pub(crate) fn state(&self) -> TokenState {
-        self.state
+    pub(crate) fn state(&self) -> Arc<Mutex<TokenState>> {
+        Arc::clone(&self.state)
     }
 
     /// The next signal, as in [`next_event`](Self::next_event).
@@ -182,7 +182,7 @@ impl TokenWatch {
                 log::info!("the gateway refused the token; another one was read");
             }
             Some(result) => {
-                self.state = TokenState::Refused;
+                self.set_state(TokenState::Refused);
                 match result {
                     Err(error) if !is_expected(&error) => self.report(&error),
                     _ => log::debug!("the gateway refused the token, and there is no other one"),
@@ -216,10 +216,14 @@ impl TokenWatch {
             *link = current;
         }
         if changed {
-            self.state = TokenState::Replaced;
+            self.set_state(TokenState::Replaced);
         }
         self.reported = None;
         Some(Ok(changed))
+    }
+
+    fn set_state(&self, state: TokenState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Warns of a failure that repeats at every attempt.

@@ -47,6 +47,7 @@ mod setup_faults;
 mod silence;
 mod standby;
 mod static_binaries;
+mod status;
 mod stopping;
 mod stream;
 mod support;
