@@ -81,7 +81,12 @@ type Change = (String, Option<OsString>);
 
 /// Prints the variables. `NO_PROXY` is merged with that of the calling shell.
 pub(crate) fn run(format: Format, environment: &Environment) -> ExitStatus {
-    let Some((_, running)) = state::find(environment) else {
+    let Some(home) = environment.home() else {
+        eprint_line("HOME is not an absolute path; set it to find the running serve");
+        return ExitStatus::FAILED;
+    };
+    let Some(running) = state::running(&home) else {
+        eprint_line("no serve is running under this HOME; start one with `upstreamproxy serve`");
         return ExitStatus::FAILED;
     };
     let variables = running.variables(environment).into_iter();

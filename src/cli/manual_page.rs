@@ -68,8 +68,6 @@ pub(crate) fn page() -> String {
     );
     item(&mut text, "~/.ccr/upstreamproxy.json");
     line(&mut text, "the state of a running serve");
-    item(&mut text, "~/.ccr/upstreamproxy.sock");
-    line(&mut text, "the socket on which it answers status");
     text
 }
 

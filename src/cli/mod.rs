@@ -37,8 +37,6 @@ mod setup;
 mod signals;
 mod socket_activation;
 mod state;
-mod status;
-mod status_socket;
 mod suggestion;
 mod token_watch;
 mod unit;
@@ -102,8 +100,6 @@ fn execute(
         Subcommand::Serve => serve::run(options),
         Subcommand::Env if options.unset => env::unset(options.format, environment),
         Subcommand::Env => env::run(options.format, environment),
-        Subcommand::Status => status::run(options.json, environment),
-        Subcommand::Stop => status::stop(environment),
         Subcommand::Ca => ca::run(&options.config),
         Subcommand::Doctor => doctor::run(options),
         #[cfg(feature = "bench")]

@@ -66,30 +66,6 @@ pub(crate) const PAGES: &[Page] = &[
         ],
     },
     Page {
-        subcommand: Subcommand::Status,
-        name: "status",
-        arguments: "[options]",
-        words: Words::None,
-        purpose: "print upstream, tunnels, bytes and hosts of the running `serve`",
-        exit_statuses: "0 success; 1 no serve is running, or it does not answer; 2 usage",
-        examples: &[
-            ("status", "one line for each host"),
-            ("status --json", "the same, for programs"),
-        ],
-    },
-    Page {
-        subcommand: Subcommand::Stop,
-        name: "stop",
-        arguments: "",
-        words: Words::None,
-        purpose: "send SIGTERM to the running `serve`, wait until it has ended",
-        exit_statuses: "0 it has ended; 1 no serve is running, or it did not end within its drain timeout and 5 s; 2 usage",
-        examples: &[(
-            "stop",
-            "tunnels may continue for the drain timeout of serve",
-        )],
-    },
-    Page {
         subcommand: Subcommand::Ca,
         name: "ca",
         arguments: "[options]",

@@ -7,8 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use Subcommand::{
-    Bench, Ca, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Status, Stop, Unit,
-    Version,
+    Bench, Ca, Completions, Doctor, Env, Gateway, Help, Man, Run, Serve, Unit, Version,
 };
 
 #[cfg(feature = "bench")]
@@ -61,8 +60,6 @@ const EVERY: &[Subcommand] = &[
     Run,
     Serve,
     Env,
-    Status,
-    Stop,
     Ca,
     Doctor,
     Bench,
@@ -108,7 +105,7 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .help("target of the test tunnels")
         .default("the host of the base URL; with --embedded, a server inside this process")
         .setter(|options, value| put_some(&mut options.target, target(value))),
-    Setting::switch("json", &[Doctor, Bench, Status])
+    Setting::switch("json", REPORT)
         .help("print one JSON document at the end instead of lines")
         .setter(|options, value| put(&mut options.json, switch(value))),
     #[cfg(feature = "bench")]

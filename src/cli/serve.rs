@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::error::Stage;
 use crate::orchestrator::Handle;
@@ -24,7 +23,6 @@ use super::setup::{SetUp, set_up};
 use super::signals::{Signal, Signals};
 use super::socket_activation;
 use super::state::StateFile;
-use super::status_socket::{Answers, StatusSocket};
 use super::token_watch::{Event, TokenWatch};
 
 /// Serves until a signal requests a stop.
@@ -49,15 +47,7 @@ pub(crate) fn run(options: Options) -> ExitStatus {
             // An embedded gateway stops on this thread: its private directory is removed even if a
             // second signal ends the drain.
             let (handle, gateway) = handle.detach_gateway();
-            let answers = Answers {
-                started: Instant::now(),
-                relay: handle.local_addr(),
-                upstream: running_upstream(&handle, embedded),
-                token: token.state(),
-                stats: handle.stats_reader(),
-                hosts: handle.hosts(),
-            };
-            let _state = announce(&handle, capacity, drain_timeout, home.as_deref(), answers);
+            let _state = announce(&handle, embedded, capacity, home.as_deref());
             manager.ready(Service {
                 address: handle.local_addr(),
                 stats: handle.stats_reader(),
@@ -102,21 +92,14 @@ pub(crate) fn run(options: Options) -> ExitStatus {
     }
 }
 
-/// By what other processes find this one. The socket is removed before the name is free.
-struct Found {
-    _socket: Option<StatusSocket>,
-    _state: StateFile,
-}
-
 /// Announces that the relay is ready: first the state file, then standard output, so that a reader
 /// of the line finds the file.
 fn announce(
     handle: &Handle,
+    embedded: bool,
     capacity: Capacity,
-    drain_timeout: Duration,
     home: Option<&Path>,
-    answers: Answers,
-) -> Option<Found> {
+) -> Option<StateFile> {
     let env = handle.env();
     let mut report = ReadyLine {
         enabled: true,
@@ -132,14 +115,10 @@ fn announce(
     let state = if let Some(home) = home {
         report.state = Some(StateKeys {
             relay: handle.local_addr(),
-            upstream: answers.upstream.clone(),
-            drain_timeout_ms: u64::try_from(drain_timeout.as_millis()).unwrap_or(u64::MAX),
+            upstream: running_upstream(handle, embedded),
             child_env: handle.child_env(),
         });
-        write_state(home, &json_line(&report)).map(|state| Found {
-            _socket: open_socket(&state, answers),
-            _state: state,
-        })
+        write_state(home, &json_line(&report))
     } else {
         log::warn!("HOME is not an absolute path; `env` cannot find this serve");
         None
@@ -155,14 +134,6 @@ fn running_upstream(handle: &Handle, embedded: bool) -> RunningUpstream {
         session_id,
         embedded,
     }
-}
-
-fn open_socket(state: &StateFile, answers: Answers) -> Option<StatusSocket> {
-    let opened = StatusSocket::open(state.path(), answers);
-    let failed = |error| {
-        log::warn!("cannot open the status socket: {error}; `status` and `stop` have no effect");
-    };
-    opened.map_err(failed).ok()
 }
 
 fn write_state(home: &Path, line: &str) -> Option<StateFile> {
@@ -215,8 +186,6 @@ struct ReadyLine<'a> {
 struct StateKeys<'a> {
     relay: SocketAddr,
     upstream: RunningUpstream,
-    /// For `stop`.
-    drain_timeout_ms: u64,
     #[serde(flatten)]
     child_env: &'a ChildEnv,
 }
@@ -283,7 +252,6 @@ mod tests {
                 session_id: "s-1".to_owned(),
                 embedded: true,
             },
-            drain_timeout_ms: 10_000,
             child_env: &child_env,
         });
         let state: serde_json::Value = serde_json::from_str(&json_line(&report)).unwrap();

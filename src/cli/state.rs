@@ -11,12 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::config::Environment;
 use crate::probe::options::RunningServe;
 use crate::sys::files;
 use crate::sys::owned_name::{OwnedName, is_owned, numbered};
-
-use super::output::eprint_line;
 
 /// How many `serve` processes under one HOME can be found.
 const NAMES: u32 = 64;
@@ -25,34 +22,11 @@ const SIZE_LIMIT: usize = 1 << 20;
 
 /// The first `serve` that runs under `home`.
 pub(crate) fn running(home: &Path) -> Option<RunningServe> {
-    running_file(home).map(|(_, state)| state)
-}
-
-fn running_file(home: &Path) -> Option<(PathBuf, RunningServe)> {
     (1..=NAMES).find_map(|number| {
         let path = numbered(&path(home), number);
         let state = read(&path)?;
-        is_owned(&path).then_some((path, state))
+        is_owned(&path).then_some(state)
     })
-}
-
-/// Whether the process `pid` still owns the state file `path`. It removes the file before it frees
-/// the name.
-pub(crate) fn is_running(path: &Path, pid: u32) -> bool {
-    is_owned(path) && read(path).is_none_or(|state| state.pid == pid)
-}
-
-/// The state file of the running `serve`, and its content. If there is none, this is reported.
-pub(crate) fn find(environment: &Environment) -> Option<(PathBuf, RunningServe)> {
-    let Some(home) = environment.home() else {
-        eprint_line("HOME is not an absolute path; set it to find the running serve");
-        return None;
-    };
-    let found = running_file(&home);
-    if found.is_none() {
-        eprint_line("no serve is running under this HOME; start one with `upstreamproxy serve`");
-    }
-    found
 }
 
 /// A state file of this process. Dropping it removes the file and frees the name.

@@ -3,7 +3,6 @@
 //!
 //! It has no thread. The thread that waits for signals also waits for the events here.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
@@ -33,8 +32,7 @@ pub(crate) struct TokenWatch {
     refused_at: Option<Instant>,
     /// The earliest time of the next attempt after a refusal.
     retry_at: Instant,
-    /// Shared with the thread that answers `status`.
-    state: Arc<Mutex<TokenState>>,
+    state: TokenState,
     /// The last failure to read a changed secret, which is reported once.
     reported: Option<String>,
 }
@@ -59,6 +57,7 @@ pub(crate) enum TokenState {
 
 impl TokenState {
     /// Its name in the output of `status`.
+    #[allow(dead_code)] // Printed by `status`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ReadAtStart => "read at start",
@@ -88,7 +87,7 @@ impl TokenWatch {
             refusals: never(),
             refused_at: None,
             retry_at: now,
-            state: Arc::new(Mutex::new(TokenState::ReadAtStart)),
+            state: TokenState::ReadAtStart,
             reported: None,
         }
     }
@@ -101,8 +100,9 @@ impl TokenWatch {
     }
 
     /// When and why the token was last read.
-    pub(crate) fn state(&self) -> Arc<Mutex<TokenState>> {
-        Arc::clone(&self.state)
+    #[allow(dead_code)] // Printed by `status`.
+    pub(crate) fn state(&self) -> TokenState {
+        self.state
     }
 
     /// The next signal, as in [`next_event`](Self::next_event).
@@ -182,7 +182,7 @@ impl TokenWatch {
                 log::info!("the gateway refused the token; another one was read");
             }
             Some(result) => {
-                self.set_state(TokenState::Refused);
+                self.state = TokenState::Refused;
                 match result {
                     Err(error) if !is_expected(&error) => self.report(&error),
                     _ => log::debug!("the gateway refused the token, and there is no other one"),
@@ -216,14 +216,10 @@ impl TokenWatch {
             *link = current;
         }
         if changed {
-            self.set_state(TokenState::Replaced);
+            self.state = TokenState::Replaced;
         }
         self.reported = None;
         Some(Ok(changed))
-    }
-
-    fn set_state(&self, state: TokenState) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Warns of a failure that repeats at every attempt.

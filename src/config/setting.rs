@@ -19,10 +19,6 @@ pub(crate) enum Subcommand {
     Serve,
     /// Print the variables of the running `serve`.
     Env,
-    /// Print the counters of the running `serve`.
-    Status,
-    /// Stop the running `serve`.
-    Stop,
     /// Print the CA certificates of the upstream.
     Ca,
     /// Check every stage and report problems.

@@ -7,9 +7,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-#[cfg(feature = "cli")]
-use serde::{Deserialize, Serialize};
-
 use crate::control::outcome::{EndReason, Outcome};
 
 /// The most hosts with a row.
@@ -17,7 +14,6 @@ const LIMIT: usize = 256;
 
 /// What a relay has carried to one host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(Deserialize, Serialize))]
 pub(crate) struct HostStats {
     /// Tunnels that are open now.
     pub(crate) open: u64,

@@ -202,7 +202,6 @@ mod tests {
             pid: 7,
             relay,
             upstream: None,
-            drain_timeout_ms: 0,
             child_env: ChildEnv {
                 proxy: format!("http://upstreamproxy:canary@{relay}"),
                 bundle: bundle.path().to_owned(),

@@ -22,9 +22,6 @@ pub(crate) struct RunningServe {
     /// Its upstream; `None` in the state file of an older version.
     #[serde(default)]
     pub upstream: Option<RunningUpstream>,
-    /// Its drain timeout; 0 in the state file of an older version.
-    #[serde(default)]
-    pub drain_timeout_ms: u64,
     /// What its variables are made of. The proxy URL may contain a password.
     #[serde(flatten)]
     pub child_env: ChildEnv,

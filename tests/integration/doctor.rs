@@ -111,9 +111,7 @@ fn snapshot(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
             let content = if found.is_file() {
                 fs::read(&path).unwrap()
             } else {
-                if found.is_dir() {
-                    pending.push(path.clone());
-                }
+                pending.push(path.clone());
                 Vec::new()
             };
             all.insert(path, (found.mode(), times.0, times.1, content));

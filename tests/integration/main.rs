@@ -47,7 +47,6 @@ mod setup_faults;
 mod silence;
 mod standby;
 mod static_binaries;
-mod status;
 mod stopping;
 mod stream;
 mod support;

@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::{TempHome, finish, upstreamproxy};
 
 const README: &str = include_str!("../../README.md");
-const SUBCOMMANDS: [&str; 14] = [
+const SUBCOMMANDS: [&str; 12] = [
     "run",
     "serve",
     "env",
-    "status",
-    "stop",
     "ca",
     "doctor",
     "bench",

@@ -146,10 +146,9 @@ fn many_tunnels_with_every_kind_of_end_leak_no_threads_descriptors_or_memory() {
     }
     // Memory that is retained after the first half is retained after the second.
     let before = pids.map(resident);
-    // `status` needs one thread and one descriptor of serve.
     let idle = ResourceCounts {
-        threads: 5,
-        descriptors: 17,
+        threads: 4,
+        descriptors: 16,
     };
     churn(repetitions(800, 8000));
     for (pid, before) in pids.into_iter().zip(before) {
