@@ -8,11 +8,12 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use upstreamproxy::{Config, start_embedded};
+use upstreamproxy::{Config, start, start_embedded};
 
 use crate::support::{
     Ending, ResourceCounts, TempHome, TestCa, connect, exchange, finish_within, pattern,
@@ -109,6 +110,35 @@ fn echo_all(mut stream: TcpStream) -> std::io::Result<()> {
         match stream.read(&mut buffer)? {
             0 => return stream.shutdown(Shutdown::Write),
             read => stream.write_all(&buffer[..read])?,
+        }
+    }
+}
+
+#[test]
+fn one_configuration_serves_many_starts_and_keeps_the_exceptions_of_the_host() {
+    let home = TempHome::new();
+    let roots = home.write("roots.pem", TestCa::new("the only root").pem, 0o644);
+    let embedded = [
+        ("UPSTREAMPROXY_EMBEDDED", "1"),
+        ("NO_PROXY", "environment.test"),
+    ];
+    let mut without_environment = Config::default();
+    without_environment.set("embedded", "true").unwrap();
+    for config in [
+        Config::from_environment(embedded.into_iter().collect()),
+        without_environment,
+    ] {
+        let config = config.system_ca(&roots).harden(false);
+        for _ in 0..3 {
+            let relay = start(&config).into_result().unwrap();
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", "echo $NO_PROXY"])
+                .env("NO_PROXY", "host.test");
+            relay.apply_to(&mut command);
+            let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+            assert!(printed.contains("host.test"), "{printed}");
+            relay.shutdown(Duration::from_secs(10));
         }
     }
 }
