@@ -253,3 +253,28 @@ fn an_nss_database_takes_the_ca_of_the_upstream() {
         "{shown}"
     );
 }
+
+#[test]
+fn every_child_can_read_the_files_beside_the_bundle_whatever_the_umask_is() {
+    let home = TempHome::new();
+    let origin = HttpsOrigin::start(NAME);
+    let script = "umask 0777 && exec \"$0\" \"$@\"";
+    let mut command = home.command("sh");
+    command.args(["-c", script]).arg(crate::support::binary());
+    command
+        .args(["run", "--embedded", "--upstream-ca"])
+        .arg(origin.ca_file());
+    let list = "find \"$SSL_CERT_FILE\"* ! -name '*.lock' -printf '%y %m %f\\n'";
+    let listed = finish(command.args(["--", "sh", "-c", list]))
+        .succeeded()
+        .text();
+    assert!(listed.lines().count() > 3, "{listed}");
+    for line in listed.lines() {
+        let expected = if line.starts_with('d') {
+            "d 755 "
+        } else {
+            "f 644 "
+        };
+        assert!(line.starts_with(expected), "{listed}");
+    }
+}
