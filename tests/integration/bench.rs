@@ -220,9 +220,7 @@ fn a_signal_ends_bench_at_once_and_it_reports_what_was_measured() {
     let mut command = upstreamproxy(&home);
     command.args(["bench", "--embedded", "--json", "--seconds", "30"]);
     let running = Running::spawn(&mut command);
-    while !running.stderr().contains("set-up x1, direct") {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    running.wait_for_log("set-up x1, direct", 1);
     running.signal(Signal::INT);
     let finished = running.wait();
     assert_eq!(finished.status.code(), Some(130), "{finished:#?}");

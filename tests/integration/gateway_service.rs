@@ -466,9 +466,7 @@ fn a_gateway_that_starts_again_with_another_ca_is_reported_by_relay_and_doctor()
 /// Sends SIGHUP, and waits for `line` in the log of the gateway.
 fn reload(gateway: &GatewayProcess, line: &str) {
     gateway.running.signal(Signal::HUP);
-    while !gateway.running.stderr().contains(line) {
-        thread::yield_now();
-    }
+    gateway.running.wait_for_log(line, 1);
 }
 
 #[test]

@@ -316,9 +316,7 @@ fn without_descriptors_the_relay_waits_and_continues_when_some_are_free() {
     assert_serves(relay.port(), &target);
     let before = ResourceCounts::of(relay.running.pid());
     let crowd: Vec<_> = (0..100).map(|_| open_connection(relay.port())).collect();
-    while !relay.running.stderr().contains("cannot accept connections") {
-        thread::yield_now();
-    }
+    relay.running.wait_for_log("cannot accept connections", 1);
     assert_idle(relay.running.pid());
     drop(crowd);
     assert_serves(relay.port(), &target);

@@ -155,7 +155,7 @@ fn the_gateway_reports_a_reload_before_and_after_it() {
         .env("NOTIFY_SOCKET", name);
     let (gateway, _) = Running::ready(&mut command);
     manager.wait_for("READY=1");
-    for _ in 0..2 {
+    for round in 1..=2 {
         gateway.signal(Signal::HUP);
         let reloading = manager.next();
         assert_eq!(reloading[0], "RELOADING=1");
@@ -164,16 +164,7 @@ fn the_gateway_reports_a_reload_before_and_after_it() {
         let ready = manager.next();
         assert_eq!(ready[0], "READY=1");
         assert!(ready[1].starts_with("STATUS=Listening on 127.0.0.1:"));
-        // Standard error is another pipe, which may be read later.
-        let since = std::time::Instant::now();
-        while !gateway.stderr().contains("the sessions were read again") {
-            assert!(
-                since.elapsed() < crate::support::TIMEOUT,
-                "{}",
-                gateway.stderr()
-            );
-            std::thread::yield_now();
-        }
+        gateway.wait_for_log("the sessions were read again", round);
     }
     gateway.signal(Signal::TERM);
     assert_eq!(manager.next()[0], "STOPPING=1");

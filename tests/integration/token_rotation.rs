@@ -7,26 +7,22 @@ use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::{
-    EchoServer, GatewayProcess, RelayProcess, Running, SESSION, TIMEOUT, TOKEN, TempHome, connect,
+    EchoServer, GatewayProcess, RelayProcess, Running, SESSION, TOKEN, TempHome, connect,
     upstreamproxy,
 };
 
 const NEW_TOKEN: &str = "the-second-token-of-the-test";
 
-/// Waits until `running` has logged `expected` `times` times.
+/// A relay that keeps the token of `volume`.
 #[track_caller]
-fn wait_for_lines(running: &Running, expected: &str, times: usize) {
-    let until = Instant::now() + TIMEOUT;
-    while running.stderr().matches(expected).count() < times {
-        assert!(Instant::now() < until, "{expected:?}: {}", running.stderr());
-        thread::sleep(Duration::from_millis(5));
-    }
+fn relay_of(home: &TempHome, gateway: &GatewayProcess, volume: &SecretVolume) -> RelayProcess {
+    let token = volume.token();
+    let options = ["--keep-token", "--token-file", token.to_str().unwrap()];
+    RelayProcess::start(home, &gateway.base_url(), &options)
 }
 
 /// The gateway accepts only `token` from now on.
@@ -35,7 +31,7 @@ fn change_session(home: &TempHome, gateway: &GatewayProcess, token: &str) {
     let times = gateway.running.stderr().matches("were read again").count();
     home.write("sessions", format!("{SESSION} {token}\n"), 0o600);
     gateway.running.signal(Signal::HUP);
-    wait_for_lines(&gateway.running, "were read again", times + 1);
+    gateway.running.wait_for_log("were read again", times + 1);
 }
 
 #[track_caller]
@@ -87,7 +83,7 @@ fn after_sighup_serve_uses_a_new_token_file_and_deletes_it() {
     let (mut tunnel, _) = connect(relay.port(), &target.authority());
 
     relay.running.signal(Signal::HUP);
-    wait_for_lines(&relay.running, "the old token is kept", 1);
+    relay.running.wait_for_log("the old token is kept", 1);
     assert!(relay.running.stderr().contains("does not exist"));
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
 
@@ -95,11 +91,11 @@ fn after_sighup_serve_uses_a_new_token_file_and_deletes_it() {
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 502);
     home.write_token("two words");
     relay.running.signal(Signal::HUP);
-    wait_for_lines(&relay.running, "not visible ASCII", 1);
+    relay.running.wait_for_log("not visible ASCII", 1);
 
     home.write_token(NEW_TOKEN);
     relay.running.signal(Signal::HUP);
-    wait_for_lines(&relay.running, "the token was read again", 1);
+    relay.running.wait_for_log("the token was read again", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     assert!(!home.token_file().exists(), "the new file is deleted too");
     assert_echoes(&mut tunnel);
@@ -113,14 +109,13 @@ fn a_mounted_secret_that_changes_is_read_again() {
     let gateway = GatewayProcess::start(&home, &[]);
     let volume = SecretVolume::new(&home);
     let token = volume.token();
-    let options = ["--keep-token", "--token-file", token.to_str().unwrap()];
-    let relay = RelayProcess::start(&home, &gateway.base_url(), &options);
+    let relay = relay_of(&home, &gateway, &volume);
     let (mut tunnel, answer) = connect(relay.port(), &target.authority());
     assert_eq!(answer.status, 200);
     change_session(&home, &gateway, NEW_TOKEN);
     volume.replace(NEW_TOKEN);
     // No tunnel fails: the change alone is noticed.
-    wait_for_lines(&relay.running, "the token file has changed", 1);
+    relay.running.wait_for_log("the token file has changed", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     assert_eq!(fs::read_to_string(&token).unwrap(), NEW_TOKEN, "it is kept");
     assert_echoes(&mut tunnel);
@@ -136,13 +131,12 @@ fn a_mounted_secret_that_is_broken_keeps_the_old_token_and_warns_once() {
     let gateway = GatewayProcess::start(&home, &[]);
     let volume = SecretVolume::new(&home);
     let token = volume.token();
-    let options = ["--keep-token", "--token-file", token.to_str().unwrap()];
-    let relay = RelayProcess::start(&home, &gateway.base_url(), &options);
+    let relay = relay_of(&home, &gateway, &volume);
     volume.replace("");
-    wait_for_lines(&relay.running, "the old token is kept", 1);
+    relay.running.wait_for_log("the old token is kept", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     fs::write(&token, NEW_TOKEN).unwrap();
-    wait_for_lines(&relay.running, "the token file has changed", 1);
+    relay.running.wait_for_log("the token file has changed", 1);
     let finished = relay.stop().succeeded();
     assert_eq!(finished.warnings().len(), 1, "{finished:#?}");
     assert!(finished.warnings()[0].contains("is empty"), "{finished:#?}");
@@ -156,7 +150,7 @@ fn a_token_that_the_gateway_refuses_is_read_again() {
     change_session(&home, &gateway, NEW_TOKEN);
     home.write_token(NEW_TOKEN);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 502);
-    wait_for_lines(&relay.running, "another one was read", 1);
+    relay.running.wait_for_log("another one was read", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     assert!(!home.token_file().exists());
     assert_no_token(&relay.stop().succeeded().stderr);
@@ -180,7 +174,7 @@ fn run_renews_the_token_for_its_child() {
     assert_eq!(connect(port, &target.authority()).1.status, 200);
     change_session(&home, &gateway, NEW_TOKEN);
     volume.replace(NEW_TOKEN);
-    wait_for_lines(&running, "the token", 1);
+    running.wait_for_log("the token", 1);
     assert_eq!(connect(port, &target.authority()).1.status, 200);
     running.signal(Signal::TERM);
     let finished = running.wait();
@@ -201,7 +195,7 @@ fn a_source_that_can_be_read_only_once_is_reported() {
         .stdin(Stdio::null());
     let relay = RelayProcess::from(home.session(&mut command, &gateway.base_url()));
     relay.running.signal(Signal::HUP);
-    wait_for_lines(&relay.running, "can be read only once", 1);
+    relay.running.wait_for_log("can be read only once", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     let finished = relay.stop().succeeded();
     assert!(
@@ -218,7 +212,7 @@ fn an_embedded_gateway_ignores_sighup() {
     let mut command = upstreamproxy(&home);
     let relay = RelayProcess::from(command.args(["serve", "--embedded"]));
     relay.running.signal(Signal::HUP);
-    wait_for_lines(&relay.running, "SIGHUP has no effect", 1);
+    relay.running.wait_for_log("SIGHUP has no effect", 1);
     assert_eq!(connect(relay.port(), &target.authority()).1.status, 200);
     relay.stop().succeeded();
 }

@@ -253,6 +253,17 @@ impl Running {
         self.stderr.lock().unwrap().clone()
     }
 
+    /// Waits until `text` occurs `times` times on standard error. It is read by a thread, so it may
+    /// be behind other channels.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, text: &str, times: usize) {
+        let since = Instant::now();
+        while self.stderr().matches(text).count() < times {
+            assert!(since.elapsed() < TIMEOUT, "{text:?}: {}", self.stderr());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
