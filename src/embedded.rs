@@ -1,10 +1,10 @@
 //! Starting a gateway: inside the process of a relay, with a session, a token and a CA of its own,
 //! or as a server for others.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::crypto::secret::{Credentials, Secret};
 use crate::error::{Error, ErrorKind, Stage};
 use crate::gateway::{self, Gateway, GatewayConfig, Sessions};
 use crate::setup::{capacity, hardening, roots};
-use crate::sys::memory;
+use crate::sys::{files, memory};
 
 /// How long the gateway's ends of tunnels get to finish after the relay has stopped.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -181,8 +181,7 @@ impl PrivateDirectory {
         // Created, never reused: if another user has created this name first, this fails.
         // Processes of other users may belong to the session and read the bundle by its name. The
         // token file has a mode of its own.
-        DirBuilder::new().mode(0o711).create(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o711))?;
+        files::create_directory(&path, 0o711)?;
         Ok(Self(path))
     }
 

@@ -3,9 +3,9 @@
 //! `ca` decides what it contains. Under one home directory the first live process owns the plain
 //! name, the others take a numbered name beside it (`manual/operations.md`).
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, accessat};
@@ -132,11 +132,9 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
 
 /// Creates the directory. An existing one, or a link to one, is used unchanged.
 fn create_directory(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-        // mkdir(2) applies the umask to the mode.
-        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE)),
+    match files::create_directory(directory, DIRECTORY_MODE) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+        done => done,
     }
 }
 
@@ -156,7 +154,7 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
 mod tests {
     use super::*;
     use std::ffi::OsString;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::Command;
     use tempfile::TempDir;
 

@@ -4,10 +4,10 @@
 //! them. No file contains a secret. A file that cannot be written is only a warning: its tool works
 //! without it where no upstream intercepts TLS.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
@@ -197,11 +197,9 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Creates a directory that only this user can write to. PHP runs code that its settings name, so
 /// a directory of another user is not used.
 fn create_directory(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        // mkdir(2) applies the umask to the mode.
-        Ok(()) => return fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE)),
+    match files::create_directory(path, DIRECTORY_MODE) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        done => return done,
     }
     let found = fs::symlink_metadata(path)?;
     let uid = rustix::process::geteuid().as_raw();

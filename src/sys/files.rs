@@ -5,11 +5,11 @@
 //! secrets.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
@@ -91,6 +91,16 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> 
 /// As [`replace`], and returns only when the content is on the disk.
 pub(crate) fn replace_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     Replacement { mode, sync: true }.write(path, content)
+}
+
+/// Creates a directory with exactly this mode, and only this one.
+///
+/// # Errors
+/// `AlreadyExists`, whatever has that name.
+pub(crate) fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(path)?;
+    // mkdir(2) applies the umask to the mode.
+    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// `path` with a further extension: `ca-bundle.crt.lock` for `ca-bundle.crt`.

@@ -128,20 +128,20 @@ pub(crate) fn unacknowledged_bytes(socket: &TcpStream) -> usize {
     output_queue(socket, libc::TIOCOUTQ)
 }
 
-/// The number of those that were not sent at all. On Linux, `SIOCOUTQNSD`.
+/// The number of those that were not sent at all, on Linux (`SIOCOUTQNSD`); elsewhere all of them.
 pub(crate) fn unsent_bytes(socket: &TcpStream) -> usize {
     #[cfg(target_os = "linux")]
-    const REQUEST: libc::Ioctl = 0x894b;
+    return output_queue(socket, 0x894b);
     #[cfg(not(target_os = "linux"))]
-    const REQUEST: libc::c_ulong = libc::TIOCOUTQ;
-    output_queue(socket, REQUEST)
+    return unacknowledged_bytes(socket);
 }
 
-fn output_queue(
-    socket: &TcpStream,
-    #[cfg(target_os = "linux")] request: libc::Ioctl,
-    #[cfg(not(target_os = "linux"))] request: libc::c_ulong,
-) -> usize {
+#[cfg(target_os = "linux")]
+type Request = libc::Ioctl;
+#[cfg(not(target_os = "linux"))]
+type Request = libc::c_ulong;
+
+fn output_queue(socket: &TcpStream, request: Request) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: `socket` is an open descriptor, and each of these requests writes one int, to
     // `bytes`.
