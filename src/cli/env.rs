@@ -4,7 +4,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
-use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
@@ -49,7 +48,7 @@ impl Format {
         "docker",
         "systemd",
     ];
-    const ALL: [Self; 8] = [
+    pub(super) const ALL: &[Self] = &[
         Self::Sh,
         Self::Fish,
         Self::PowerShell,
@@ -63,16 +62,6 @@ impl Format {
     /// Whether a variable can be removed in this format.
     pub(crate) fn can_unset(self) -> bool {
         matches!(self, Self::Sh | Self::Fish | Self::PowerShell | Self::Json)
-    }
-}
-
-impl FromStr for Format {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut formats = Self::NAMES.iter().zip(Self::ALL);
-        let found = formats.find(|(name, _)| **name == text);
-        found.map(|(_, format)| format).ok_or(())
     }
 }
 

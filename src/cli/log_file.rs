@@ -4,7 +4,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -28,19 +28,19 @@ impl LogFile {
     ///
     /// # Errors
     /// It cannot be opened, or is no regular file.
-    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
             // A FIFO without a reader would block the start.
             .custom_flags(open_flags(OFlags::NONBLOCK))
-            .open(&path)?;
+            .open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
         Ok(Self {
-            path,
+            path: path.to_owned(),
             file,
             checked: Instant::now(),
         })
@@ -58,7 +58,7 @@ impl LogFile {
             _ => false,
         };
         // If that fails, the old file is better than none.
-        if !same && let Ok(other) = Self::open(self.path.clone()) {
+        if !same && let Ok(other) = Self::open(&self.path) {
             *self = other;
         }
     }

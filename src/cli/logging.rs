@@ -4,9 +4,8 @@
 //! [`may_be_shown`] drops records of other crates that could contain secrets, whatever `RUST_LOG`
 //! says.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -37,31 +36,25 @@ pub(crate) enum LogFormat {
 impl LogFormat {
     /// The name of each format, in the order of `ALL`.
     pub(crate) const NAMES: &[&str] = &["text", "time", "json"];
-    const ALL: [Self; 3] = [Self::Text, Self::Time, Self::Json];
+    pub(super) const ALL: &[Self] = &[Self::Text, Self::Time, Self::Json];
 
-    fn line(self, record: &Record<'_>) -> String {
+    fn write(self, output: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
         let time = || humantime::format_rfc3339_millis(SystemTime::now());
         match self {
-            Self::Text => line(record),
-            Self::Time => format!("{} {}", time(), line(record)),
-            Self::Json => json_line(&JsonRecord {
-                time: time().to_string(),
-                level: record.level().as_str().to_ascii_lowercase(),
-                target: record.target(),
-                pid: std::process::id(),
-                message: one_line(record.args()),
-            }),
+            Self::Text => {}
+            Self::Time => write!(output, "{} ", time())?,
+            Self::Json => {
+                let record = JsonRecord {
+                    time: time().to_string(),
+                    level: record.level().as_str().to_ascii_lowercase(),
+                    target: record.target(),
+                    pid: std::process::id(),
+                    message: one_line(record.args()),
+                };
+                return output.write_all(json_line(&record).as_bytes());
+            }
         }
-    }
-}
-
-impl FromStr for LogFormat {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut formats = Self::NAMES.iter().zip(Self::ALL);
-        let found = formats.find(|(name, _)| **name == text);
-        found.map(|(_, format)| format).ok_or(())
+        output.write_all(line(record).as_bytes())
     }
 }
 
@@ -105,29 +98,23 @@ pub(crate) fn start(options: LogOptions, level: LevelFilter, server: bool, env: 
     if !has_directives {
         builder.filter_level(level);
     }
-    // Without its file, the log still goes somewhere, and the session goes on.
-    let mut problem = None;
-    let file = options.file.and_then(|path| {
-        let shown = path.display().to_string();
-        let opened = LogFile::open(path);
-        opened
-            .inspect_err(|error| {
-                problem = Some(format!("the log file {shown} cannot be opened: {error}"));
-            })
-            .ok()
-    });
-    let default = match file {
-        Some(_) => LogFormat::Time,
-        None if server && !is_journal(env) => LogFormat::Time,
-        None => LogFormat::Text,
+    let (file, problem) = match options.file.as_deref().map(LogFile::open).transpose() {
+        Ok(file) => (file, None),
+        // The log still goes somewhere, and the session goes on.
+        Err(error) => (None, Some(error)),
     };
-    let format = options.format.unwrap_or(default);
+    let with_time = file.is_some() || (server && !is_journal(env));
+    let format = options.format.unwrap_or(if with_time {
+        LogFormat::Time
+    } else {
+        LogFormat::Text
+    });
     let output: Box<dyn Write + Send> = match file {
         Some(file) => Box::new(file),
         None => Box::new(stderr()),
     };
     builder
-        .format(move |output, record| output.write_all(format.line(record).as_bytes()))
+        .format(move |output, record| format.write(output, record))
         .write_style(env_logger::WriteStyle::Never)
         .target(env_logger::Target::Pipe(output));
     let logger = builder.build();
@@ -135,8 +122,12 @@ pub(crate) fn start(options: LogOptions, level: LevelFilter, server: bool, env: 
     if log::set_boxed_logger(Box::new(Filtered(logger))).is_ok() {
         log::set_max_level(highest);
     }
-    if let Some(problem) = problem {
-        log::warn!("{problem}; the log goes to standard error: name another file with --log-file");
+    if let (Some(error), Some(path)) = (problem, options.file) {
+        log::warn!(
+            "the log file {} cannot be opened: {error}; the log goes to standard error: name \
+             another file with --log-file",
+            path.display()
+        );
     }
     for directive in invalid {
         log::warn!("RUST_LOG: {directive} is neither a level nor TARGET=LEVEL; it is ignored");

@@ -16,7 +16,7 @@ use crate::bench::BenchPlan;
 use crate::config::parse::listen;
 #[cfg(feature = "gateway")]
 use crate::config::parse::listen_of_server;
-use crate::config::parse::{Reason, matching, path, put, put_some, switch};
+use crate::config::parse::{Reason, expected, matching, path, put, put_some, switch, text};
 use crate::config::{Config, Group, Setting, Subcommand};
 use crate::http::authority::Authority;
 
@@ -92,7 +92,12 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
              (for --env-file) or systemd (for a drop-in)",
         )
         .default("sh")
-        .setter(|options, value| put(&mut options.format, format(value))),
+        .setter(|options, value| {
+            put(
+                &mut options.format,
+                named(value, Format::NAMES, Format::ALL),
+            )
+        }),
     Setting::switch("unset", &[Env])
         .flag_only()
         .help(
@@ -196,7 +201,12 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .values(LogFormat::NAMES)
         .help("form of the log lines: text, time (text after the time in UTC), json")
         .default("text; time in a log file, and for serve and gateway outside the journal")
-        .setter(|options, value| put_some(&mut options.log.format, log_format(value))),
+        .setter(|options, value| {
+            put_some(
+                &mut options.log.format,
+                named(value, LogFormat::NAMES, LogFormat::ALL),
+            )
+        }),
     Setting::value("log-file", "PATH", LOGGING)
         .help("append the log to this file; one that was moved away is created again")
         .default("standard error")
@@ -220,14 +230,14 @@ const fn letter(name: &'static str, letter: char, help: &'static str) -> Setting
         .help(help)
 }
 
-fn format(value: &OsStr) -> Result<Format, Reason> {
-    let known = format!("one of {}", Format::NAMES.join(", "));
-    matching(value, |_| true, &known)
-}
-
-fn log_format(value: &OsStr) -> Result<LogFormat, Reason> {
-    let known = format!("one of {}", LogFormat::NAMES.join(", "));
-    matching(value, |_| true, &known)
+/// The one of `values` whose name is the text.
+fn named<T: Copy>(value: &OsStr, names: &[&str], values: &[T]) -> Result<T, Reason> {
+    let text = text(value)?;
+    let mut known = names.iter().zip(values);
+    let found = known.find(|(name, _)| **name == text);
+    found
+        .map(|(_, value)| *value)
+        .ok_or_else(|| expected(&format!("one of {}", names.join(", "))))
 }
 
 fn target(value: &OsStr) -> Result<Authority, Reason> {
