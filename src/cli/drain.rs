@@ -75,13 +75,6 @@ mod tests {
 
     use super::*;
 
-    fn signal(number: i32) -> Signal {
-        Signal {
-            number,
-            from_kernel: false,
-        }
-    }
-
     #[test]
     fn a_drain_in_which_all_tunnels_ended_is_success_and_one_that_cut_is_not() {
         let (_sender, signals) = unbounded();
@@ -107,8 +100,8 @@ mod tests {
     fn a_second_signal_ends_the_drain_at_once_unless_it_is_ignored() {
         let (sender, signals) = unbounded();
         let (release, blocked) = bounded::<()>(0);
-        sender.send(signal(SIGHUP)).unwrap();
-        sender.send(signal(SIGINT)).unwrap();
+        sender.send(Signal::of_process(SIGHUP)).unwrap();
+        sender.send(Signal::of_process(SIGINT)).unwrap();
         let status = drain(
             &mut ServiceManager::default(),
             &signals,

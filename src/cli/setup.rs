@@ -169,13 +169,6 @@ mod tests {
 
     use super::*;
 
-    fn signal(number: i32) -> Signal {
-        Signal {
-            number,
-            from_kernel: false,
-        }
-    }
-
     #[test]
     fn work_that_ends_returns_its_result() {
         let done = until_signal(&never(), &Cancel::default(), || 7);
@@ -187,12 +180,12 @@ mod tests {
         let (sender, signals) = unbounded();
         let (release, blocked) = bounded::<()>(0);
         let cancel = Cancel::default();
-        sender.send(signal(SIGWINCH)).unwrap();
-        sender.send(signal(SIGTERM)).unwrap();
+        sender.send(Signal::of_process(SIGWINCH)).unwrap();
+        sender.send(Signal::of_process(SIGTERM)).unwrap();
         let left = until_signal(&signals, &cancel, move || {
             let _ = blocked.recv();
         });
-        assert_eq!(left, Err(Interrupted::Signal(signal(SIGTERM))));
+        assert_eq!(left, Err(Interrupted::Signal(Signal::of_process(SIGTERM))));
         assert!(cancel.is_requested());
         drop(release);
     }
@@ -207,7 +200,7 @@ mod tests {
         }
         let (sender, signals) = unbounded();
         let (dropped, was_dropped) = unbounded();
-        sender.send(signal(SIGTERM)).unwrap();
+        sender.send(Signal::of_process(SIGTERM)).unwrap();
         let left = until_signal(&signals, &Cancel::default(), move || Up(dropped));
         assert!(matches!(left, Err(Interrupted::Signal(_))));
         assert_eq!(was_dropped.try_recv(), Ok(()));

@@ -45,6 +45,15 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
+    /// One that a process sent.
+    #[cfg(test)]
+    pub(crate) fn of_process(number: i32) -> Self {
+        Self {
+            number,
+            from_kernel: false,
+        }
+    }
+
     /// Whether its default action ends the process.
     pub(crate) fn is_fatal(self) -> bool {
         !matches!(self.number, SIGWINCH | SIGCONT | SIGTSTP | SIGCHLD)

@@ -32,7 +32,6 @@ pub(crate) struct TokenWatch {
     refused_at: Option<Instant>,
     /// The earliest time of the next attempt after a refusal.
     retry_at: Instant,
-    state: TokenState,
     /// The last failure to read a changed secret, which is reported once.
     reported: Option<String>,
 }
@@ -42,29 +41,6 @@ pub(crate) enum Event {
     Signal(Signal),
     /// Of the channel of ticks.
     Tick,
-}
-
-/// When and why the token was last read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TokenState {
-    /// At the start.
-    ReadAtStart,
-    /// Later, successfully.
-    Replaced,
-    /// The gateway has refused it, and there is no other one.
-    Refused,
-}
-
-impl TokenState {
-    /// Its name in the output of `status`.
-    #[allow(dead_code)] // Printed by `status`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ReadAtStart => "read at start",
-            Self::Replaced => "replaced",
-            Self::Refused => "refused by the gateway",
-        }
-    }
 }
 
 impl TokenWatch {
@@ -87,7 +63,6 @@ impl TokenWatch {
             refusals: never(),
             refused_at: None,
             retry_at: now,
-            state: TokenState::ReadAtStart,
             reported: None,
         }
     }
@@ -97,12 +72,6 @@ impl TokenWatch {
         if self.config.is_some() {
             self.refusals = handle.refusals();
         }
-    }
-
-    /// When and why the token was last read.
-    #[allow(dead_code)] // Printed by `status`.
-    pub(crate) fn state(&self) -> TokenState {
-        self.state
     }
 
     /// The next signal, as in [`next_event`](Self::next_event).
@@ -181,13 +150,8 @@ impl TokenWatch {
             Some(Ok(true)) => {
                 log::info!("the gateway refused the token; another one was read");
             }
-            Some(result) => {
-                self.state = TokenState::Refused;
-                match result {
-                    Err(error) if !is_expected(&error) => self.report(&error),
-                    _ => log::debug!("the gateway refused the token, and there is no other one"),
-                }
-            }
+            Some(Err(error)) if !is_expected(&error) => self.report(&error),
+            Some(_) => log::debug!("the gateway refused the token, and there is no other one"),
         }
     }
 
@@ -214,9 +178,6 @@ impl TokenWatch {
         }
         if let (Some((link, _)), Some(current)) = (&mut self.link, link) {
             *link = current;
-        }
-        if changed {
-            self.state = TokenState::Replaced;
         }
         self.reported = None;
         Some(Ok(changed))
