@@ -195,7 +195,7 @@ pub(crate) const PROGRAM_OPTIONS: &[Setting<Options>] = &[
         .setter(|options, value| put(&mut options.gateway.allow_private, switch(value))),
     Setting::switch("summary", &[Run])
         .help("print at the end how many tunnels and bytes went to each host")
-        .default("only with --embedded, and if there was more than one host")
+        .default("only with --embedded, if there was more than one host or a refusal")
         .setter(|options, value| put(&mut options.summary, switch(value))),
     Setting::value("log-format", "FORMAT", LOGGING)
         .values(LogFormat::NAMES)
